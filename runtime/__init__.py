@@ -1,0 +1,32 @@
+"""Run Lotus bundles: depth, disparity and surface normals from one photograph, without torch.
+
+>>> from runtime import LotusEngine
+>>> with LotusEngine("engines/disparity-d") as engine:
+...     engine("photo.jpg").save("out/")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.engine import LotusEngine, Verification
+    from runtime.errors import LotusError
+    from runtime.prediction import Prediction
+
+__all__ = ["LotusEngine", "LotusError", "Prediction", "Verification"]
+
+_HOME = {
+    "LotusEngine": "runtime.engine",
+    "LotusError": "runtime.errors",
+    "Prediction": "runtime.prediction",
+    "Verification": "runtime.engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: a Jetson that only finishes a bundle (NumPy + TensorRT) needs runtime.manifest, not Pillow.
+    if name not in _HOME:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

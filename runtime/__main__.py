@@ -1,0 +1,147 @@
+"""Command line: `python -m runtime predict|verify|info` (installed: `lotus-edge`)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from runtime.engine import LotusEngine
+from runtime.errors import ImageError, LotusError
+from runtime.manifest import Manifest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Exit status: 0 done, 1 an error (or an image that could not be used), 2 wrong usage."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except LotusError as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lotus-edge", description="Predict with Lotus bundles.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="predict for images or folders of images")
+    predict.add_argument("bundle", type=Path)
+    predict.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="an image, or a folder (with subfolders)"
+    )
+    predict.add_argument("--output", type=Path, required=True, metavar="DIR")
+    predict.add_argument("--backend", help="default: the bundle's target")
+    predict.add_argument("--seed", type=int, help="noise seed of mode G; default: the bundle's")
+    predict.set_defaults(run=_predict)
+
+    verify = commands.add_parser("verify", help="check the files and run the golden sample on this machine")
+    verify.add_argument("bundle", type=Path)
+    verify.add_argument("--backend", help="default: the bundle's target")
+    verify.set_defaults(run=_verify)
+
+    info = commands.add_parser("info", help="what a bundle says about itself")
+    info.add_argument("bundle", type=Path)
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    images = _with_names(list(_expand(arguments.images, arguments.output)))
+    bad: list[str] = []
+    with LotusEngine(arguments.bundle, arguments.backend) as engine:
+        for number, (path, name) in enumerate(images, start=1):
+            start = time.perf_counter()
+            try:
+                saved = engine(path, seed=arguments.seed).save(arguments.output / name.parent, name.name)
+                outcome = f"{time.perf_counter() - start:.2f} s -> {saved[-1]}"
+            except ImageError as error:
+                bad.append(str(error))
+                outcome = f"FAILED: {error}"
+            _say(f"[{number}/{len(images)}] {path}  {outcome}")
+    if bad:
+        _say(f"{len(bad)} of {len(images)} images could not be used:", *(f"  {reason}" for reason in bad))
+    return 1 if bad else 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    with LotusEngine(arguments.bundle, arguments.backend) as engine:
+        result = engine.verify()
+    for bucket, error in result.errors.items():
+        _print(f"{bucket}: {error:.2e} off the PyTorch reference (tolerance {result.tolerance:g}, {result.backend})")
+    _print(f"{arguments.bundle}: files and golden are right on this machine")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    manifest = Manifest.load(arguments.bundle)
+    built = manifest.engine
+    measured = [f"{run.max_abs_error:.2e} ({run.backend})" for run in manifest.golden.measured]
+    rows = {
+        "name": manifest.name,
+        "checkpoint": f"{manifest.checkpoint.id} (sha256 {manifest.checkpoint.sha256[:12]})",
+        "mode": manifest.mode.upper(),
+        **{f"output {task}": meaning for task, meaning in manifest.outputs.items()},
+        "target": f"{manifest.target}, {manifest.precision}, ONNX opset {manifest.opset}",
+        "engine": f"{built.flavour} {built.version}, for {built.compute_capability or 'any device'}"
+        if built
+        else "none",
+        "buckets": ", ".join(str(bucket) for bucket in manifest.buckets),
+        "golden": f"tolerance {manifest.golden.tolerance:g}; at build {', '.join(measured) or 'not run'}",
+        "size": f"{sum(file.bytes for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files",
+        "tools": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
+        "built": f"{manifest.created} by `{manifest.command}`",
+    }
+    for key, value in rows.items():
+        _print(f"{key:<18}{value}")
+    return 0
+
+
+def _expand(paths: list[Path], output: Path) -> Iterator[tuple[Path, Path]]:
+    """Pairs (image, name without suffix, relative to the output folder). Folders are walked; `output` is left out."""
+    known = set(Image.registered_extensions())
+    for path in paths:
+        if not path.is_dir():
+            yield path, Path(path.stem)
+            continue
+        inside = path.resolve() in output.resolve().parents  # an earlier run's results are not images to predict
+        for image in sorted(path.rglob("*")):
+            if image.suffix.lower() in known and not (inside and image.resolve().is_relative_to(output.resolve())):
+                yield image, image.relative_to(path).with_suffix("")
+
+
+def _with_names(images: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """Make names unique, so that no result overwrites another: `a.jpg` beside `a.png` become `a-jpg` and `a-png`."""
+    if not images:
+        raise ImageError("no images found in what was given")
+    count = Counter(name for _, name in images)
+    named = [
+        (path, name if count[name] == 1 else name.with_name(f"{name.name}-{path.suffix[1:]}")) for path, name in images
+    ]
+    again = [name for name, number in Counter(name for _, name in named).items() if number > 1]
+    if again:
+        raise ImageError(f"several images would be written as {again[0]}; predict them into separate --output folders")
+    return named
+
+
+def _say(*lines: str) -> None:
+    """Progress and errors go to stderr."""
+    for line in lines:
+        sys.stderr.write(f"{line}\n")
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""ONNX Runtime, on the CPU or on CUDA (with IO binding). `option` is the execution provider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.session import Arrays, Session, Shapes
+from runtime.errors import BackendError
+
+_ERRORS_ONLY = 3  # log severity
+
+
+class BackendSession(Session):
+    """Runs `bucket.graph`. Threads: ONNX Runtime's default, one for each physical core; sequential execution."""
+
+    _session: Any = None
+
+    def _open(self) -> Shapes:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        path = self.folder / self.bucket.graph
+        if self.option not in ort.get_available_providers():
+            raise BackendError(
+                f"this onnxruntime has no {self.option}; it has {ort.get_available_providers()}. "
+                "`pip install onnxruntime-gpu` brings CUDA; backend='onnxruntime' uses the CPU."
+            )
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=[self.option])
+        except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} cannot open {path}: {error}\n"
+                "`python -m runtime verify` tells whether the file is damaged."
+            ) from error
+        # ONNX Runtime falls back to the CPU with a log line when a provider's libraries are missing; we do not.
+        if self._session.get_providers()[0] != self.option:
+            raise BackendError(
+                f"ONNX Runtime could not start {self.option} (driver or libraries missing) and offers "
+                f"{self._session.get_providers()}; ask for backend='onnxruntime' to use the CPU"
+            )
+        return {node.name: tuple(node.shape) for node in (*self._session.get_inputs(), *self._session.get_outputs())}
+
+    def _run(self, inputs: Arrays) -> Arrays:
+        names = list(self.output_shapes)
+        try:
+            if self.option == "CUDAExecutionProvider":
+                return self._run_bound(inputs)
+            return dict(zip(names, self._session.run(names, inputs), strict=True))
+        except Exception as error:  # as above
+            raise BackendError(f"ONNX Runtime failed on bucket {self.bucket}: {error}") from error
+
+    def _run_bound(self, inputs: Arrays) -> Arrays:
+        """Copy once to the device and once back; outputs are allocated on the device."""
+        import onnxruntime as ort
+
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0))
+        for name in self.output_shapes:
+            binding.bind_output(name, "cuda")
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self.output_shapes, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _close(self) -> None:
+        self._session = None

@@ -1,0 +1,80 @@
+"""What every backend has in common: one opened bucket, inputs and outputs checked in one place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BackendError, DamagedBundleError
+from runtime.manifest import Bucket, Manifest
+
+Arrays: TypeAlias = dict[str, NDArray[np.float32]]
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
+
+
+class Session(ABC):
+    """One bucket of a bundle, opened by one backend.
+
+    A backend fills three hooks: `_open` (load the file, return the shapes the vendor reports, inputs and outputs in one
+    dict), `_run` (float32 arrays in, float32 arrays out, both by tensor name) and `_close`. `option` is the backend's
+    entry in `BACKENDS`. Vendor errors leave the hooks as BackendError, with the vendor's words.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, bucket: Bucket, option: str) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.bucket = bucket
+        self.option = option
+        self.input_shapes: Shapes = manifest.input_shapes(bucket)
+        self.output_shapes: Shapes = manifest.output_shapes(bucket)
+        expected = self.input_shapes | self.output_shapes
+        try:
+            found = self._open()
+            if found != expected:
+                raise DamagedBundleError(
+                    f"the model of bucket {bucket} in {folder} has tensors {found}, the manifest says {expected}. "
+                    "Copy or build the bundle again."
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Run once. Raises: BackendError for wrong inputs, a failing vendor call or a non-finite answer."""
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if shapes != self.input_shapes or any(array.dtype != np.float32 for array in inputs.values()):
+            raise BackendError(f"bucket {self.bucket} takes float32 {self.input_shapes}, found {shapes}")
+        outputs = self._run(inputs)
+        for name, array in outputs.items():
+            if not np.isfinite(array).all():
+                raise BackendError(
+                    f"the output {name!r} of bucket {self.bucket} holds NaN or infinite values: this engine or device "
+                    f"cannot run this bundle in {self.manifest.precision}. Run `python -m runtime verify` on it."
+                )
+        return outputs
+
+    def close(self) -> None:
+        """Release what the vendor holds; safe to call twice."""
+        self._close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _open(self) -> Shapes: ...
+
+    @abstractmethod
+    def _run(self, inputs: Arrays) -> Arrays: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...

@@ -1,0 +1,189 @@
+"""Open a bundle, predict, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import BACKENDS, session_class
+from runtime.backends.session import Arrays, Session
+from runtime.errors import BackendError, DamagedBundleError, ImageError, VerificationError
+from runtime.image import ImageLike, Resize, choose_bucket, fit_to_bucket, load, normalise, restore
+from runtime.manifest import Bucket, Manifest
+from runtime.prediction import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """A golden run on this machine: largest absolute difference from the PyTorch reference, by bucket."""
+
+    backend: str
+    tolerance: float
+    errors: dict[str, float]
+
+
+class LotusEngine:
+    """A bundle, opened.
+
+    `backend=None` takes what the manifest names as its target; there is no silent fall-back. Buckets are opened on
+    first use and stay open until `close()`. Not safe for use by several threads at once.
+
+    Raises: BundleError for a bundle that cannot be used, BackendError when the backend is missing.
+
+    >>> with LotusEngine("engines/disparity-d") as engine:
+    ...     disparity = engine("photo.jpg").values
+    """
+
+    def __init__(self, path: str | os.PathLike[str], backend: str | None = None) -> None:
+        self.folder = Path(path)
+        self.manifest = Manifest.load(self.folder)
+        self.backend = backend if backend is not None else self.manifest.target
+        self._session_class = session_class(self.backend)
+        self._sessions: dict[Bucket, Session] = {}
+        self._closed = False
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is a Sequence too; the first match is the right one
+        self,
+        image: ImageLike,
+        seed: int | None = None,
+        noise: NDArray[np.float32] | None = None,
+        resize: Resize | None = "bilinear",
+    ) -> Prediction: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Sequence[ImageLike],
+        seed: int | None = None,
+        noise: NDArray[np.float32] | None = None,
+        resize: Resize | None = "bilinear",
+    ) -> list[Prediction]: ...
+
+    def __call__(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        seed: int | None = None,
+        noise: NDArray[np.float32] | None = None,
+        resize: Resize | None = "bilinear",
+    ) -> Prediction | list[Prediction]:
+        """Predict for one image (path, PIL image, uint8 RGB array [H,W,3]) or for each image of a list.
+
+        `seed` draws the noise of mode G (None: the manifest's `noise_seed`); `noise` float32 [1,C,h/8,w/8] of the
+        bucket replaces it. `resize` brings the map back to the image's size ("bilinear", or "nearest" as the reference
+        does); None leaves it at the size the image has inside its bucket.
+
+        Raises: ImageError for an unusable image or noise, BackendError when the backend fails.
+        """
+        if isinstance(image, str | os.PathLike | np.ndarray) or not isinstance(image, Sequence):
+            return self._predict(image, seed, noise, resize)
+        return [self._predict(one, seed, noise, resize) for one in image]
+
+    def verify(self) -> Verification:
+        """Check all checksums, then run the golden of every bucket on this machine and compare.
+
+        Raises: DamagedBundleError, VerificationError, BackendError.
+        """
+        self.manifest.check_contents(self.folder)
+        tolerance = self.manifest.golden.tolerance
+        errors = {str(bucket): self._golden_error(bucket) for bucket in self.manifest.buckets}
+        if not max(errors.values()) <= tolerance:
+            raise VerificationError(
+                f"{self.folder} on backend {self.backend!r} is off the PyTorch reference by {errors} (largest absolute "
+                f"difference by bucket); its tolerance is {tolerance:g}. Do not use it on this machine: update the "
+                "driver or the inference library, build the bundle here, or take another backend."
+            )
+        return Verification(backend=self.backend, tolerance=tolerance, errors=errors)
+
+    def close(self) -> None:
+        """Release every opened bucket; safe to call twice."""
+        self._closed = True
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
+    def __enter__(self) -> LotusEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _predict(
+        self, image: ImageLike, seed: int | None, noise: NDArray[np.float32] | None, resize: Resize | None
+    ) -> Prediction:
+        if resize not in ("bilinear", "nearest", None):
+            raise ImageError(f"resize must be 'bilinear', 'nearest' or None, found {resize!r}")
+        rgb = load(image)
+        bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
+        fitted, fit = fit_to_bucket(rgb, bucket)
+        feeds = {"image": normalise(fitted, self.manifest.preprocess)} | self._noise(bucket, seed, noise)
+        output = self._session(bucket)(feeds)[self.manifest.task.name][0]
+        values = restore(output, fit, resize)
+        if self.manifest.task.channels == 1:
+            return Prediction(task=self.manifest.task.name, values=values[0])
+        return Prediction(task=self.manifest.task.name, values=_unit(values.transpose(1, 2, 0)))
+
+    def _noise(self, bucket: Bucket, seed: int | None, noise: NDArray[np.float32] | None) -> Arrays:
+        shape = self.manifest.input_shapes(bucket).get("noise")
+        if shape is None:
+            if noise is not None:
+                raise ImageError("this bundle is of mode D and takes no noise")
+            return {}
+        if noise is None:
+            return {"noise": draw_noise(self.manifest.noise_seed if seed is None else seed, shape)}
+        if noise.shape != shape or not np.isfinite(noise).all():
+            raise ImageError(f"bucket {bucket} takes finite noise of shape {list(shape)}, found {list(noise.shape)}")
+        return {"noise": np.ascontiguousarray(noise, dtype=np.float32)}
+
+    def _session(self, bucket: Bucket) -> Session:
+        if self._closed:
+            raise BackendError(f"the engine of {self.folder} is closed; open the bundle again")
+        if bucket not in self._sessions:
+            option = BACKENDS[self.backend].option
+            self._sessions[bucket] = self._session_class(self.folder, self.manifest, bucket, option)
+        return self._sessions[bucket]
+
+    def _golden_error(self, bucket: Bucket) -> float:
+        golden = read_golden(self.folder, self.manifest, bucket)
+        feeds = {"image": normalise(golden["image"], self.manifest.preprocess)}
+        feeds |= {name: golden[name] for name in golden if name == "noise"}
+        answer = self._session(bucket)(feeds)
+        return max(float(np.abs(answer[task][0] - golden[task]).max()) for task in self.manifest.tasks)
+
+
+def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal float32 of `shape` from NumPy's counter-based Philox: the same on every machine and backend.
+
+    Raises: ImageError for a negative or non-integer seed.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ImageError(f"a seed is a non-negative integer, found {seed!r}")
+    return np.random.Generator(np.random.Philox(seed)).standard_normal(shape, dtype=np.float32)
+
+
+def read_golden(folder: Path, manifest: Manifest, bucket: Bucket) -> dict[str, NDArray[Any]]:
+    """The golden of one bucket: `image` uint8 [H,W,3], `noise` (mode G), and each task's float32 [C,H,W].
+
+    Raises: DamagedBundleError.
+    """
+    path = folder / manifest.golden.file
+    names = ["image", *manifest.tasks] + (["noise"] if manifest.mode == "g" else [])
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[f"{name}_{bucket}"] for name in names}
+    except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged archives
+        raise DamagedBundleError(f"cannot read the golden {path}: {error}. Build the bundle again.") from error
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[H,W,3] scaled to unit length; a zero vector stays zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(length, np.float32(1e-6)), dtype=np.float32)

@@ -1,0 +1,51 @@
+"""The errors a caller can meet. Every message says what was asked, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class LotusError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class BundleError(LotusError):
+    """A bundle cannot be used."""
+
+
+class SchemaError(BundleError):
+    """The manifest is missing, unreadable, of another schema, or says something impossible."""
+
+
+class UnsafePathError(BundleError):
+    """A path in the manifest leads outside the bundle."""
+
+
+class DamagedBundleError(BundleError):
+    """A file of the bundle is missing, has another size or another content than the manifest says."""
+
+
+class UnfinishedBundleError(BundleError):
+    """The bundle carries the graph for a target whose engine has still to be built on the device."""
+
+
+class BackendError(LotusError):
+    """A backend refused to open or run a graph; the vendor's own words are in the message."""
+
+
+class BackendMissingError(BackendError):
+    """The named backend is unknown, or its package is not installed."""
+
+
+class ForeignEngineError(BackendError):
+    """An engine was built by another flavour or version, or for another device, than the one at hand."""
+
+
+class ImageError(LotusError):
+    """An input image (or noise tensor) cannot be used."""
+
+
+class VerificationError(LotusError):
+    """The golden sample's answer differs from the PyTorch reference beyond the bundle's tolerance."""
+
+
+class OutputError(LotusError):
+    """A result cannot be written."""
