@@ -45,7 +45,7 @@ class Prediction:
         low, high = float(self.values.min()), float(self.values.max())
         unit = (self.values.astype(np.float64) - low) / max(high - low, 1e-12)
         index = np.rint((1 - unit if task.reverse_colors else unit) * 255).astype(np.intp)
-        colors: NDArray[np.uint8] = np.take(_spectral_table(), index, axis=0)
+        colors: NDArray[np.uint8] = _spectral_table()[index]
         return colors
 
     def save(self, folder: str | os.PathLike[str], name: str = "prediction") -> list[Path]:
