@@ -1,0 +1,143 @@
+"""Training samples: rendered scenes cached on disk, cropped, flipped and recoloured into (image, map) pairs.
+
+Images and maps are float32 [3, H, W] in [-1, 1], as the autoencoder takes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from tiny.render import LOTUS_AXES, TRAIN_FIRST_SEED, render
+
+SCENE_COUNT = 3200
+SCENE_SIZE = 256
+_CHUNK = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """The rendered training set, as memory maps."""
+
+    images: np.ndarray  # uint8 [N, 256, 256, 3]
+    depth: np.ndarray  # float16 [N, 256, 256], metres
+    normals: np.ndarray  # int8 [N, 256, 256, 3], 127 is 1; camera frame
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load_scenes(folder: Path) -> Scenes:
+    """Open the cached training scenes, rendering them on two processes the first time."""
+    arrays = {
+        "images": (np.uint8, (SCENE_COUNT, SCENE_SIZE, SCENE_SIZE, 3)),
+        "depth": (np.float16, (SCENE_COUNT, SCENE_SIZE, SCENE_SIZE)),
+        "normals": (np.int8, (SCENE_COUNT, SCENE_SIZE, SCENE_SIZE, 3)),
+    }
+    final, partial = folder / "scenes", folder / "scenes.partial"
+    if not final.exists():
+        partial.mkdir(parents=True, exist_ok=True)
+        for name, (dtype, shape) in arrays.items():
+            np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+        with ProcessPoolExecutor(2) as pool:
+            list(pool.map(_render_chunk, [partial] * (SCENE_COUNT // _CHUNK), range(0, SCENE_COUNT, _CHUNK)))
+        os.replace(partial, final)
+    return Scenes(**{name: np.load(final / f"{name}.npy", mmap_mode="r") for name in arrays})
+
+
+def _render_chunk(folder: Path, first: int) -> None:
+    images, depth, normals = (np.load(folder / f"{n}.npy", mmap_mode="r+") for n in ("images", "depth", "normals"))
+    for i in range(first, first + _CHUNK):
+        rendered = render(TRAIN_FIRST_SEED + i, SCENE_SIZE, SCENE_SIZE)
+        images[i], depth[i] = rendered.image, rendered.depth
+        normals[i] = np.round(rendered.normals * 127)
+
+
+def disparity_map(depth: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """1 / z, scaled so that its 2nd and 98th percentiles are -1 and 1, near is large; float32 [H, W, 3]."""
+    return _normalise(1 / np.asarray(depth, np.float32))
+
+
+def depth_map(depth: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """z, scaled so that its 2nd and 98th percentiles are -1 and 1, near is small; float32 [H, W, 3]."""
+    return _normalise(np.asarray(depth, np.float32))
+
+
+def normal_map(depth: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Camera-frame normals turned to x right, y up, z towards the camera; float32 [H, W, 3]."""
+    return np.asarray(normals, np.float32) * LOTUS_AXES
+
+
+TASKS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "disparity": disparity_map,
+    "depth": depth_map,
+    "normal": normal_map,
+}
+"""Each task's target from depth [H, W] in metres and camera-frame unit normals [H, W, 3]."""
+
+
+def image_map(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] to float32 [H, W, 3] in [-1, 1]."""
+    return np.asarray(image, np.float32) / 127.5 - 1
+
+
+def draw_pair(
+    scenes: Scenes, rng: np.random.Generator, task: str, size: tuple[int, int], share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random scene as an augmented image and the task's map of the same view, each [3, *size].
+
+    The view is a window that spans `share` of the scene's edge, at a random place.
+    """
+    index = int(rng.integers(len(scenes)))
+    aspect = size[0] / size[1]
+    height = int(share * SCENE_SIZE * min(1, aspect))
+    width = int(share * SCENE_SIZE * min(1, 1 / aspect))
+    top, left = rng.integers(SCENE_SIZE - height + 1), rng.integers(SCENE_SIZE - width + 1)
+    window = (index, slice(top, top + height), slice(left, left + width))
+    image = np.asarray(scenes.images[window])
+    depth, normals = scenes.depth[window], scenes.normals[window].astype(np.float32) / 127
+    if rng.random() < 0.5:
+        image, depth = image[:, ::-1], depth[:, ::-1]
+        normals = normals[:, ::-1] * np.array([-1, 1, 1], np.float32)
+    target = TASKS[task](depth, normals)
+    return _recolour(_resize(image_map(image), size), rng), _resize(target, size)
+
+
+def stack_pairs(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and maps of several pairs, each [N, 3, H, W]."""
+    images, maps = zip(*pairs, strict=True)
+    return torch.stack(images), torch.stack(maps)
+
+
+def _normalise(values: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(values, [2, 98])
+    scaled = np.clip(2 * (values - low) / max(high - low, 1e-6) - 1, -1, 1).astype(np.float32)
+    return np.repeat(scaled[..., None], 3, axis=2)
+
+
+def _resize(values: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    planes = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+    if planes.shape[1:] == size:
+        return planes
+    return F.interpolate(planes[None], size=size, mode="bilinear", antialias=True)[0]
+
+
+def _recolour(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """What cameras and light do to a picture: white balance, exposure, saturation, contrast, gamma, blur."""
+    if rng.random() < 0.2:
+        return image
+    grey = image.mean(0, keepdim=True)
+    image = grey + (image - grey) * rng.uniform(0.3, 1.4)
+    gain = torch.from_numpy(np.exp(rng.normal(0, 0.08, (3, 1, 1)) + rng.normal(0, 0.15)).astype(np.float32))
+    unit = ((image + 1) / 2 * gain).clamp(0, 1) ** float(np.exp(rng.normal(0, 0.25)))
+    unit = 0.5 + (unit - 0.5) * rng.uniform(0.7, 1.25)
+    if rng.random() < 0.3:
+        unit = F.avg_pool2d(F.pad(unit[None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[0]
+    return unit.clamp(0, 1) * 2 - 1

@@ -1,0 +1,128 @@
+"""The networks of the tiny Lotus, and the diffusers folder that they are stored in.
+
+Stable Diffusion 2's layout with small widths: everything that an exporter or a loader meets in a released Lotus checkpoint
+is here too, the text encoder aside, in whose place the folder holds the constant it would have answered.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+PROMPT_CHANNELS = 32
+TIMESTEP = 999
+MODES = {"d": 4, "g": 8}
+"""Channels that the UNet takes: the image latent alone, or with as many of noise behind it."""
+PREDICT, RECONSTRUCT = (torch.tensor([np.sin(a), np.sin(b), np.cos(a), np.cos(b)]) for a, b in ((1, 0), (0, 1)))
+"""Lotus's task embeddings [4]: the dense map, and the image itself (the paper's detail preserver)."""
+
+
+@dataclass(kw_only=True)
+class TinyLotus:
+    """A checkpoint in memory. Images and maps are [N, 3, H, W] in [-1, 1], latents [N, 4, H/8, W/8]."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    prompt: torch.Tensor  # [1, 77, C]
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Scaled posterior means."""
+        return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images or maps of scaled latents, not clamped."""
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
+
+    def predict_latents(
+        self, latents: torch.Tensor, noise: torch.Tensor | None = None, task: torch.Tensor = PREDICT
+    ) -> torch.Tensor:
+        """The one pass of the UNet: `noise` for mode G only, `task` [4] or [N, 4] of PREDICT and RECONSTRUCT."""
+        if noise is not None:
+            latents = torch.cat([latents, noise], dim=1)
+        count = len(latents)
+        task = task.to(latents).expand(count, 4)
+        return self.unet(latents, TIMESTEP, self.prompt.expand(count, -1, -1), class_labels=task).sample
+
+    def __call__(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Maps of images, in [0, 1]: Lotus's whole path, before the mean over channels that depth and disparity take."""
+        decoded = self.decode(self.predict_latents(self.encode(images), noise))
+        return (decoded / 2 + 0.5).clamp(0, 1)
+
+
+def new_vae(seed: int) -> AutoencoderKL:
+    """An untrained autoencoder, 0.86 M parameters."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 48, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=256,
+    )
+
+
+def new_unet(seed: int, mode: str) -> UNet2DConditionModel:
+    """An untrained UNet, 4.4 M parameters; `mode` is a key of MODES."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=MODES[mode],
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(64, 64, 96, 96),
+        layers_per_block=1,
+        attention_head_dim=[2, 2, 3, 3],  # heads, as in SD2's config: diffusers kept the misnomer
+        cross_attention_dim=PROMPT_CHANNELS,
+        use_linear_projection=True,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=4,
+    )
+
+
+def new_prompt() -> torch.Tensor:
+    """The constant that stands for the encoded empty prompt, [1, 77, C], exact in fp16."""
+    values = np.random.default_rng(np.random.Philox(77)).standard_normal((1, 77, PROMPT_CHANNELS))
+    return torch.from_numpy(values.astype(np.float16).astype(np.float32))
+
+
+def save_checkpoint(model: TinyLotus, folder: Path) -> None:
+    """Write the diffusers folder, weights in fp16."""
+    model.unet.half().save_pretrained(folder / "unet")
+    model.vae.half().save_pretrained(folder / "vae")
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="sample",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    save_file({"prompt_embedding": model.prompt.half().contiguous()}, folder / "prompt_embedding.safetensors")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    model.unet.float(), model.vae.float()
+
+
+def load_checkpoint(folder: Path) -> TinyLotus:
+    """Read a diffusers folder into fp32 networks, ready for inference."""
+    return TinyLotus(
+        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae").float().eval(),
+        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet").float().eval(),
+        prompt=load_file(folder / "prompt_embedding.safetensors")["prompt_embedding"].float(),
+    )

@@ -1,0 +1,458 @@
+"""Procedural scenes with exact depth and normals, ray-cast in NumPy.
+
+A scene is drawn from a seed: a room, or a ground plane under a sky, with boxes, spheres and cylinders on it. The same seed
+gives the same scene at every size. Everything random is drawn in `make_scene`, sensor noise aside.
+
+Conventions
+- World: y is up, the floor is y = 0, metres.
+- Camera frame: x right, y down, z forward (OpenCV). `depth` is planar: the z coordinate, not the length of the ray.
+- `normals` are unit vectors in the camera frame that face the camera, so a wall seen head-on has (0, 0, -1).
+  The maps that the tiny Lotus learns have x right, y up, z towards the camera: `normals * LOTUS_AXES`, and the usual
+  rgb = (n + 1) / 2 paints that wall (0.5, 0.5, 1).
+- The sky is a plane at `Style.far` metres, facing the camera, so that depth is finite everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+TRAIN_FIRST_SEED = 1_000_000
+"""Training renders this seed and those above it, never one below."""
+HELD_OUT_SEEDS = range(200)
+"""Evaluation renders these and no others."""
+LOTUS_AXES = np.array([1, -1, -1], np.float32)
+"""Multiplies camera-frame normals into the axes of the predicted normal maps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """What `make_scene` may draw from: a style is a row of `STYLES`, not a branch of code."""
+
+    backgrounds: tuple[str, ...]  # of "room", "outdoor"
+    shapes: tuple[str, ...] = ("box", "box", "sphere", "cylinder")  # a repeated name is drawn more often
+    textures: tuple[str, ...] = ("plain", "plain", "checker", "stripe", "smooth", "smooth", "white")
+    solids: tuple[int, int] = (3, 11)  # fewest, most
+    exposure: tuple[float, float] = (0.5, 1.0)
+    far: float = 80.0  # metres
+
+
+STYLES = {
+    "mixed": Style(backgrounds=("room", "room", "outdoor")),
+    "room": Style(backgrounds=("room",)),
+    "outdoor": Style(backgrounds=("outdoor",)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Colours are linear RGB in [0, 1]; `scale` is the texture's period in metres."""
+
+    texture: str
+    colours: np.ndarray  # [2, 3]
+    scale: float
+    offset: np.ndarray  # [2], metres
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solid:
+    """A convex body, rotated around the vertical axis. A sphere's radius is half[0], a cylinder's are half[0] and half[1]."""
+
+    shape: str  # "box", "sphere" or "cylinder"
+    centre: np.ndarray  # [3], metres
+    half: np.ndarray  # [3], metres
+    yaw: float  # radians
+    material: Material
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """`rotation` has the camera's right, down and forward axes in world coordinates as columns."""
+
+    position: np.ndarray  # [3], metres
+    rotation: np.ndarray  # [3, 3]
+    fov: float  # radians, across the longer edge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Light:
+    """A lamp at `position`; the sun is a lamp that is very far away."""
+
+    position: np.ndarray  # [3], metres
+    colour: np.ndarray  # [3]
+    ambient: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything that a picture is computed from; `room` is None outdoors."""
+
+    seed: int
+    room: np.ndarray | None  # [3]: width, height, length in metres; x and z are centred on 0
+    surfaces: tuple[Material, ...]  # of the floor, then of the walls and ceiling (or the sky)
+    solids: tuple[Solid, ...]
+    camera: Camera
+    light: Light
+    noise: np.ndarray  # [256, 256] smooth noise in [0, 1], tileable; textures and clouds read it
+    exposure: float
+    sensor_noise: float
+    far: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """A picture and its ground truth; conventions in the module's docstring."""
+
+    image: np.ndarray  # uint8 [H, W, 3]
+    depth: np.ndarray  # float32 [H, W], metres
+    normals: np.ndarray  # float32 [H, W, 3]
+    intrinsics: np.ndarray  # float32 [3, 3], pixels; the centre of the first pixel is (0.5, 0.5)
+
+
+def render(seed: int, height: int, width: int, style: str = "mixed") -> Rendered:
+    """Draw the scene of a seed and picture it. `style` is a key of `STYLES`."""
+    return render_scene(make_scene(seed, STYLES[style]), height, width)
+
+
+def make_scene(seed: int, style: Style) -> Scene:
+    """Draw a scene from a seed."""
+    rng = np.random.default_rng(np.random.Philox(seed))
+    indoors = str(rng.choice(style.backgrounds)) == "room"
+    room = np.array([rng.uniform(3, 9), rng.uniform(2.3, 3.6), rng.uniform(3, 10)]) if indoors else None
+    camera = _draw_camera(rng, room)
+    solids = []
+    for _ in range(rng.integers(style.solids[0], style.solids[1] + 1)):
+        solid = _draw_solid(rng, style, room, camera)
+        if not _is_close(solid, camera.position):
+            solids.append(solid)
+    return Scene(
+        seed=seed,
+        room=room,
+        surfaces=tuple(_draw_material(rng, style, 1.0 if indoors else 3.0) for _ in range(4)),
+        solids=tuple(solids),
+        camera=camera,
+        light=_draw_light(rng, room),
+        noise=_draw_noise(rng),
+        exposure=rng.uniform(*style.exposure),
+        sensor_noise=rng.uniform(0, 0.02),
+        far=style.far,
+    )
+
+
+def render_scene(scene: Scene, height: int, width: int) -> Rendered:
+    """Picture a scene: one ray through each pixel's centre, one more from where it ends to the light."""
+    camera = scene.camera
+    focal = np.float32(0.5 * max(height, width) / np.tan(camera.fov / 2))
+    y, x = np.meshgrid(
+        (np.arange(height, dtype=np.float32) + np.float32(0.5 - height / 2)) / focal,
+        (np.arange(width, dtype=np.float32) + np.float32(0.5 - width / 2)) / focal,
+        indexing="ij",
+    )
+    # The camera-frame z of a direction is 1, so the ray's parameter is the planar depth.
+    directions = camera.rotation.astype(np.float32) @ np.stack([x.ravel(), y.ravel(), np.ones(x.size, np.float32)])
+    origin = camera.position.astype(np.float32)[:, None]
+    depth, surface = _cast(scene, origin, directions)
+    points = origin + depth * directions
+    normals, albedo = _shade_surfaces(scene, surface, points, directions, depth / focal)
+    lit = surface != _SKY
+    radiance = albedo.copy()
+    radiance[:, lit] *= _illuminate(scene, points[:, lit], normals[:, lit])
+    camera_normals = camera.rotation.astype(np.float32).T @ normals
+    camera_normals[:, ~lit] = np.array([[0], [0], [-1]], np.float32)
+    return Rendered(
+        image=_expose(scene, radiance).T.reshape(height, width, 3),
+        depth=depth.reshape(height, width),
+        normals=np.ascontiguousarray(camera_normals.T).reshape(height, width, 3),
+        intrinsics=np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- drawing
+
+
+def _draw_camera(rng: np.random.Generator, room: np.ndarray | None) -> Camera:
+    yaw, roll = rng.uniform(-np.pi, np.pi), np.radians(rng.normal(0, 2))
+    if room is None:
+        position = np.array([0, rng.uniform(1.0, 4.0), 0])
+        pitch = np.radians(rng.uniform(-20, 8))
+    else:
+        # Away from the wall that is looked at, so that most of the room is in view.
+        x, z = -rng.uniform(0, 0.8, 2) * (room[[0, 2]] / 2 - 0.3) * np.array([np.sin(yaw), np.cos(yaw)])
+        position = np.array([x, rng.uniform(0.7, room[1] - 0.5), z])
+        pitch = np.radians(rng.uniform(-30, 12))
+    forward = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
+    right = np.array([np.cos(yaw), 0, -np.sin(yaw)])
+    down = -np.array([-np.sin(yaw) * np.sin(pitch), np.cos(pitch), -np.cos(yaw) * np.sin(pitch)])
+    right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
+    return Camera(position=position, rotation=np.stack([right, down, forward], 1), fov=np.radians(rng.uniform(45, 80)))
+
+
+def _draw_solid(rng: np.random.Generator, style: Style, room: np.ndarray | None, camera: Camera) -> Solid:
+    """A solid in front of the camera: on the floor, in the air, or (a thin box) on a wall."""
+    shape = str(rng.choice(style.shapes))
+    size = 1.0 if room is not None else np.exp(rng.uniform(0, 1.6))
+    half = size * np.exp(rng.uniform(np.log(0.12), np.log(0.7), 3))
+    if shape != "box":
+        half[2] = half[0]
+    if shape == "sphere":
+        half[1] = half[0]
+    bearing = np.arctan2(*camera.rotation[[0, 2], 2]) + rng.uniform(-0.55, 0.55) * camera.fov
+    nearest, farthest = (0.9, 6.0) if room is not None else (2.0, 40.0)
+    distance = np.exp(rng.uniform(np.log(nearest), np.log(farthest))) + half.max()
+    centre = camera.position + distance * np.array([np.sin(bearing), 0, np.cos(bearing)])
+    floats = rng.random() < 0.2
+    centre[1] = half[1] + (rng.uniform(0, 1.2 * size) if floats else 0)
+    yaw = rng.uniform(-np.pi, np.pi)
+    if room is not None:
+        reach = room[[0, 2]] / 2
+        if shape == "box" and rng.random() < 0.25:  # cupboards, pictures, doors
+            side = rng.integers(2)
+            half[[0, 2]] = np.where([side == 0, side == 1], 0.05 + 0.2 * rng.random(), half[[0, 2]] * 1.3)
+            centre[2 * side] = np.copysign(reach[side], centre[2 * side])
+            yaw = 0.0
+        centre[[0, 2]] = np.clip(centre[[0, 2]], -reach, reach)
+        centre[1] = min(centre[1], room[1] - half[1])
+    return Solid(shape=shape, centre=centre, half=half, yaw=yaw, material=_draw_material(rng, style, 0.4 * size))
+
+
+def _is_close(solid: Solid, position: np.ndarray) -> bool:
+    """Whether the solid's bounding sphere comes within 0.3 m of the position, which may be inside."""
+    radius = np.linalg.norm(solid.half) if solid.shape != "sphere" else solid.half[0]
+    return bool(np.linalg.norm(solid.centre - position) < radius + 0.3)
+
+
+def _draw_material(rng: np.random.Generator, style: Style, size: float) -> Material:
+    base = np.clip(rng.uniform(0.08, 0.9) + rng.normal(0, 0.18, 3) * rng.random(), 0.03, 0.97)
+    other = np.clip(base * rng.uniform(0.25, 0.85) + rng.normal(0, 0.1, 3), 0.02, 0.97)
+    return Material(
+        texture=str(rng.choice(style.textures)),
+        colours=np.stack([base, other]).astype(np.float32),
+        scale=size * np.exp(rng.uniform(np.log(0.15), np.log(1.0))),
+        offset=rng.uniform(0, 50, 2),
+    )
+
+
+def _draw_light(rng: np.random.Generator, room: np.ndarray | None) -> Light:
+    if room is None:
+        azimuth, elevation = rng.uniform(-np.pi, np.pi), np.radians(rng.uniform(20, 75))
+        toward = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
+        position = 1e4 * toward
+    else:
+        position = np.array([*rng.uniform(-0.4, 0.4, 2), rng.uniform(0.8, 0.97)])[[0, 2, 1]] * room
+    return Light(position=position, colour=1 + rng.normal(0, 0.06, 3), ambient=rng.uniform(0.25, 0.55))
+
+
+def _draw_noise(rng: np.random.Generator) -> np.ndarray:
+    """Tileable noise whose spectrum falls with frequency, float32 [256, 256] in [0, 1]."""
+    spectrum = np.fft.rfft2(rng.standard_normal((256, 256), np.float32))
+    frequency = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)[None])
+    field = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / 256) ** rng.uniform(1.0, 1.8))
+    return np.clip(0.5 + (field - field.mean()) / (4 * field.std()), 0, 1).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------- intersection
+
+_FLOOR, _SKY, _FIRST_SOLID = 0, 3, 4
+"""Surface numbers: `_FLOOR`, 1 for walls, 2 for the ceiling, `_SKY`, then the solids in order."""
+
+
+def _cast(scene: Scene, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Depth float32 [N] and surface number int8 [N] of the first hit of each ray [3, N]."""
+    if scene.room is None:
+        with np.errstate(divide="ignore"):
+            ground = -origin[1] / directions[1]
+        hits_ground = (ground > 0) & (ground < scene.far)
+        depth = np.where(hits_ground, ground, np.float32(scene.far))
+        surface = np.where(hits_ground, _FLOOR, _SKY).astype(np.int8)
+    else:
+        half = (scene.room / 2).astype(np.float32)[:, None]
+        centre = np.array([[0], [half[1, 0]], [0]], np.float32)
+        with np.errstate(divide="ignore"):
+            leave = (np.copysign(half, directions) + centre - origin) / directions
+        depth = leave.min(0)
+        surface = np.where(leave[1] <= depth, np.where(directions[1] < 0, _FLOOR, 2), 1).astype(np.int8)
+    for number, solid in enumerate(scene.solids, _FIRST_SOLID):
+        enter, leave = _interval(solid, origin, directions)
+        hit = (enter < leave) & (enter > 0) & (enter < depth)
+        depth[hit] = enter[hit]
+        surface[hit] = number
+    return depth, surface
+
+
+def _interval(solid: Solid, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the rays enter and leave the solid; enter >= leave for a miss. Arrays [N] from [3, N] (or [3, 1])."""
+    o = _to_local(solid, origin - solid.centre.astype(np.float32)[:, None])
+    d = _to_local(solid, directions)
+    half = solid.half.astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if solid.shape == "sphere":
+            return _roots((d * d).sum(0), (o * d).sum(0), (o * o).sum(0) - half[0] ** 2)
+        if solid.shape == "box":
+            inverse = 1 / d
+            to_centre, reach = -o * inverse, np.abs(half[:, None] * inverse)
+            return (to_centre - reach).max(0), (to_centre + reach).min(0)
+        flat_o, flat_d = o[::2], d[::2]
+        enter, leave = _roots(
+            (flat_d * flat_d).sum(0), (flat_o * flat_d).sum(0), (flat_o * flat_o).sum(0) - half[0] ** 2
+        )
+        to_centre, reach = -o[1] / d[1], np.abs(half[1] / d[1])
+        return np.maximum(enter, to_centre - reach), np.minimum(leave, to_centre + reach)
+
+
+def _roots(a: np.ndarray, half_b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both roots of a t^2 + 2 half_b t + c; NaN, which compares as a miss, where there is none."""
+    root = np.sqrt(half_b * half_b - a * c)
+    return (-half_b - root) / a, (root - half_b) / a
+
+
+def _to_local(solid: Solid, vectors: np.ndarray) -> np.ndarray:
+    """World vectors [3, N] in the solid's own axes."""
+    return _yaw_matrix(solid.yaw).T @ vectors
+
+
+def _yaw_matrix(yaw: float) -> np.ndarray:
+    c, s = np.cos(yaw), np.sin(yaw)
+    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]], np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------ shading
+
+
+def _shade_surfaces(
+    scene: Scene, surface: np.ndarray, points: np.ndarray, directions: np.ndarray, pixel: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """World normals and albedo, both float32 [3, N]; `pixel` is a pixel's width in metres at the point."""
+    normals, albedo = np.zeros_like(points), np.empty_like(points)
+    for number in np.unique(surface):
+        index = np.flatnonzero(surface == number)
+        p, ray = points[:, index], directions[:, index]
+        if number == _SKY:
+            albedo[:, index] = _sky_colour(scene, ray)
+            continue
+        if number >= _FIRST_SOLID:
+            solid = scene.solids[number - _FIRST_SOLID]
+            material, local = solid.material, _to_local(solid, p - solid.centre.astype(np.float32)[:, None])
+            local_normals = _solid_normals(solid, local)
+            uv = _surface_coordinates(solid.shape, local, local_normals)
+            normal = _yaw_matrix(solid.yaw) @ local_normals
+        else:
+            material, normal = scene.surfaces[number], _background_normals(scene, number, p)
+            uv = _surface_coordinates("box", p, normal)
+        normals[:, index] = normal
+        slant = -(normal * ray).sum(0) / np.sqrt((ray * ray).sum(0))
+        footprint = pixel[index] / (np.maximum(slant, 0.05) * np.float32(material.scale))
+        albedo[:, index] = _texture(scene.noise, material, uv, footprint)
+    return normals, albedo
+
+
+def _background_normals(scene: Scene, number: int, points: np.ndarray) -> np.ndarray:
+    normals = np.zeros_like(points)
+    if number != 1:
+        normals[1] = 1 if number == _FLOOR else -1
+    else:
+        half = (scene.room / 2).astype(np.float32)
+        on_x = np.abs(points[0]) / half[0] > np.abs(points[2]) / half[2]
+        normals[0] = np.where(on_x, -np.sign(points[0]), 0)
+        normals[2] = np.where(on_x, 0, -np.sign(points[2]))
+    return normals
+
+
+def _solid_normals(solid: Solid, local: np.ndarray) -> np.ndarray:
+    """Outward normals of surface points, both [3, N] in the solid's own axes."""
+    half = solid.half.astype(np.float32)
+    if solid.shape == "sphere":
+        return local / np.sqrt((local * local).sum(0))
+    normals = np.zeros_like(local)
+    if solid.shape == "box":
+        axis = (np.abs(local) / half[:, None]).argmax(0)[None]
+        np.put_along_axis(normals, axis, np.sign(np.take_along_axis(local, axis, 0)), 0)
+        return normals
+    radius = np.hypot(local[0], local[2])
+    cap = np.abs(local[1]) / half[1] > radius / half[0]
+    normals[::2] = np.where(cap, 0, local[::2] / radius)
+    normals[1] = np.where(cap, np.sign(local[1]), 0)
+    return normals
+
+
+def _surface_coordinates(shape: str, local: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Texture coordinates in metres, float32 [2, N]."""
+    x, y, z = local
+    flat = np.abs(normals[1]) > 0.7
+    if shape == "box":
+        return np.stack([np.where(np.abs(normals[0]) > 0.7, z, x), np.where(flat, z, y)])
+    around = np.arctan2(x, z) * np.hypot(x, z).max(initial=0)
+    if shape == "sphere":
+        return np.stack([around, y])
+    return np.stack([np.where(flat, x, around), np.where(flat, z, y)])
+
+
+def _texture(noise: np.ndarray, material: Material, uv: np.ndarray, footprint: np.ndarray) -> np.ndarray:
+    """Albedo float32 [3, N]; the pattern fades to its mean where a pixel spans half a period or more, against aliasing."""
+    u, v = (uv + material.offset.astype(np.float32)[:, None]) / np.float32(material.scale)
+    match material.texture:
+        case "plain":
+            weight = np.full_like(u, 0.0)
+        case "checker":
+            weight = ((np.floor(u) + np.floor(v)) % 2).astype(np.float32)
+        case "stripe":
+            weight = np.floor(u) % 2
+        case "smooth":
+            weight = _lookup(noise, u * 32, v * 32)
+        case "white":
+            weight = _hash(np.floor(u * 6), np.floor(v * 6))
+        case unknown:
+            raise ValueError(f"unknown texture {unknown!r}; known: plain, checker, stripe, smooth, white")
+    weight = 0.5 + (weight - 0.5) * np.clip(1.5 - 2 * footprint, 0, 1)
+    first, second = material.colours[:, :, None]
+    return first + weight * (second - first)
+
+
+def _lookup(noise: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Bilinear samples of a periodic map at coordinates in texels."""
+    size = noise.shape[0]
+    u0, v0 = np.floor(u), np.floor(v)
+    fu, fv = u - u0, v - v0
+    i, j = v0.astype(np.int32) % size, u0.astype(np.int32) % size
+    i1, j1 = (i + 1) % size, (j + 1) % size
+    upper = noise[i, j] * (1 - fu) + noise[i, j1] * fu
+    lower = noise[i1, j] * (1 - fu) + noise[i1, j1] * fu
+    return upper * (1 - fv) + lower * fv
+
+
+def _hash(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each pair of whole numbers, the same on every machine."""
+    mixed = u.astype(np.int64) * 73856093 ^ v.astype(np.int64) * 19349663
+    mixed = (mixed ^ (mixed >> 13)) * 1274126177
+    return ((mixed >> 8) & 0xFFFF).astype(np.float32) / 65536
+
+
+def _sky_colour(scene: Scene, directions: np.ndarray) -> np.ndarray:
+    x, y, z = directions / np.sqrt((directions * directions).sum(0))
+    zenith = np.array([[0.25], [0.45], [0.85]], np.float32)
+    haze = np.array([[0.8], [0.85], [0.92]], np.float32)
+    height = np.clip(y, 0, 1) ** np.float32(0.5)
+    clouds = np.clip(2 * _lookup(scene.noise, 60 * x / (y + 0.15), 60 * z / (y + 0.15)) - 0.8, 0, 1)
+    sky = haze + (zenith - haze) * height
+    return sky + (1 - sky) * clouds * height * 0.9
+
+
+def _illuminate(scene: Scene, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Light that falls on surface points [3, N], float32 [3, N]: ambient, plus Lambert's term where the lamp is seen."""
+    light = scene.light
+    start = points + np.float32(2e-3) * normals
+    toward = light.position.astype(np.float32)[:, None] - start
+    cosine = np.maximum((normals * toward).sum(0) / np.sqrt((toward * toward).sum(0)), 0)
+    for solid in scene.solids:
+        enter, leave = _interval(solid, start, toward)
+        cosine[(enter < leave) & (leave > 0) & (enter < 1)] = 0
+    # A little light from above, so that faces in shadow still differ by their direction.
+    ambient = light.ambient * (1 + 0.25 * normals[1])
+    return ambient + light.colour.astype(np.float32)[:, None] * cosine
+
+
+def _expose(scene: Scene, radiance: np.ndarray) -> np.ndarray:
+    """Linear radiance [3, N] to display values, uint8 [3, N], with the sensor's noise."""
+    display = np.clip(radiance * np.float32(scene.exposure), 0, 1) ** np.float32(1 / 2.2)
+    grain = np.random.default_rng(np.random.Philox(key=scene.seed + 1)).standard_normal(display.shape, np.float32)
+    return np.clip((display + np.float32(scene.sensor_noise) * grain) * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -1,0 +1,187 @@
+"""Train the tiny Lotus: the shared autoencoder once, then one UNet for each task and mode.
+
+    python -m tiny.train vae
+    python -m tiny.train unet --task disparity --mode d
+    python -m tiny.train evaluate --checkpoint tiny/checkpoints/disparity-d --sheet sheet.png
+
+Training is bounded by wall time, and the learning rate follows the share of it that is spent. A killed run goes on from its
+last saved state when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tiny.data import TASKS, Scenes, draw_pair, load_scenes, stack_pairs
+from tiny.evaluate import evaluate
+from tiny.models import MODES, PREDICT, RECONSTRUCT, TinyLotus, new_prompt, new_unet, new_vae, save_checkpoint
+from tiny.state import Training
+
+HERE = Path(__file__).parent
+CACHE = HERE / "cache"
+VAE_BATCHES = ((128, 128, 3), (128, 192, 2), (128, 128, 3), (256, 256, 1))
+"""Height, width and pairs of the steps in turn. Small views are cheap; large ones keep the group statistics honest."""
+MAP_SHARES = {"disparity": 0.4, "normal": 0.35, "depth": 0.25}
+"""How often the autoencoder sees each kind of map; every map comes with its image."""
+KL_WEIGHT = 3e-4
+EDGE_WEIGHT = 0.5
+UNET_BATCHES = ((256, 256, 10), (192, 256, 14), (256, 256, 10), (320, 256, 8), (192, 192, 18), (256, 256, 10))
+DECODED_BATCHES = ((256, 256, 6), (192, 256, 8), (256, 256, 6), (320, 256, 5))
+"""As VAE_BATCHES, for the UNet's two stages: the loss on latents, then the loss on decoded maps."""
+LATENT_STAGE = 0.55
+"""The first stage's share of a UNet's training time."""
+RECONSTRUCTION_SHARE = 0.25
+
+
+def train_vae(minutes: float, seed: int = 1) -> None:
+    """Train the shared autoencoder on images and on every task's maps; the result is the EMA in cache/vae."""
+    scenes = load_scenes(CACHE)
+    vae = new_vae(seed)
+    training = Training(vae, CACHE / "vae.safetensors", minutes=minutes, peak_rate=1.5e-3)
+
+    def loss_of(step: int) -> tuple[torch.Tensor, int]:
+        rng = _step_rng(seed, step)
+        height, width, count = VAE_BATCHES[step % len(VAE_BATCHES)]
+        kinds = rng.choice(list(MAP_SHARES), count, p=list(MAP_SHARES.values()))
+        # Small batches show small windows, so that textures keep the size that they have in a whole picture.
+        low, high = (0.4, 0.75) if height < 256 else (0.6, 1)
+        pairs = [draw_pair(scenes, rng, str(kind), (height, width), rng.uniform(low, high)) for kind in kinds]
+        target = torch.cat(stack_pairs(pairs))
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(target).latent_dist
+            decoded = vae.decode(posterior.sample()).sample.float()
+        return _map_loss(decoded, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel(), len(target)
+
+    _run(training, loss_of, lambda: _save_vae(training, scenes, seed))
+
+
+def train_unet(task: str, mode: str, minutes: float, output: Path, seed: int = 2) -> None:
+    """Train one UNet against the frozen autoencoder of cache/vae and write the checkpoint's folder."""
+    scenes = load_scenes(CACHE)
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(CACHE / "vae").float().requires_grad_(False).eval()
+    model = TinyLotus(vae=vae, unet=new_unet(seed, mode), prompt=new_prompt())
+    training = Training(model.unet, CACHE / f"{task}-{mode}.safetensors", minutes=minutes, peak_rate=8e-4)
+
+    def loss_of(step: int) -> tuple[torch.Tensor, int]:
+        rng = _step_rng(seed, step)
+        decoded_stage = training.spent >= LATENT_STAGE
+        batches = DECODED_BATCHES if decoded_stage else UNET_BATCHES
+        height, width, count = batches[step % len(batches)]
+        shares = np.where(rng.random(count) < 0.5, 1, rng.uniform(0.5, 1, count))
+        images, target = stack_pairs([draw_pair(scenes, rng, task, (height, width), share) for share in shares])
+        reconstruct = torch.from_numpy(rng.random(count) < RECONSTRUCTION_SHARE)
+        target = torch.where(reconstruct[:, None, None, None], images, target)
+        switch = torch.where(reconstruct[:, None], RECONSTRUCT, PREDICT).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents = model.encode(images).float()
+            noise = _noise_like(latents, rng) if mode == "g" else None
+            predicted = model.predict_latents(latents, noise, switch).float()
+            if decoded_stage:
+                loss = _map_loss(model.decode(predicted).float(), target)
+            else:
+                with torch.no_grad():
+                    wanted = model.encode(target).float()
+                loss = nn.functional.smooth_l1_loss(predicted, wanted, beta=0.5)
+        return loss, count
+
+    def save() -> None:
+        with training.averaged():
+            save_checkpoint(model, output)
+
+    _run(training, loss_of, save)
+
+
+def _run(training: Training, loss_of: Callable[[int], tuple[torch.Tensor, int]], save: Callable[[], None]) -> None:
+    """Step until the time is spent; show progress, and save state and result about every two minutes."""
+    training.restore()
+    shown = saved = time.monotonic()
+    losses: list[float] = []
+    images = 0
+    while training.spent < 1:
+        loss, count = loss_of(training.step)
+        training.apply(loss)
+        losses.append(float(loss.detach()))
+        images += count
+        now = time.monotonic()
+        if now - shown > 10:
+            left = training.seconds * (1 - training.spent)
+            mean, rate = sum(losses) / len(losses), images / (now - shown)
+            print(
+                f"step {training.step}  loss {mean:.4f}  {rate:.1f} images/s  {left / 60:.1f} min left", file=sys.stderr
+            )
+            shown, losses, images = now, [], 0
+        if now - saved > 120:
+            training.save()
+            save()
+            saved = now
+    training.save()
+    save()
+
+
+def _save_vae(training: Training, scenes: Scenes, seed: int) -> None:
+    """Write the averaged autoencoder with the scaling factor that gives its latents unit deviation."""
+    vae = training.network
+    rng = _step_rng(seed, -1)
+    names = list(TASKS)
+    pairs = [draw_pair(scenes, rng, names[i % len(names)], (256, 256), 1.0) for i in range(24)]
+    with training.averaged(), torch.no_grad():
+        deviation = vae.encode(torch.cat(stack_pairs(pairs))).latent_dist.mode().std()
+        vae.register_to_config(scaling_factor=round(1 / float(deviation), 5))
+        vae.save_pretrained(CACHE / "vae")
+
+
+def _map_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 on values and on their differences to the right and below, which is what keeps edges."""
+    difference = decoded - target
+    across, down = difference.diff(dim=-1), difference.diff(dim=-2)
+    return difference.abs().mean() + EDGE_WEIGHT * (across.abs().mean() + down.abs().mean())
+
+
+def _noise_like(latents: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(latents.shape, np.float32))
+
+
+def _step_rng(seed: int, step: int) -> np.random.Generator:
+    """A stream of its own for each step, so that a resumed run draws what an unbroken one would have drawn."""
+    return np.random.default_rng([seed, step + 1])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m tiny.train", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    vae = commands.add_parser("vae", help="the shared autoencoder")
+    vae.add_argument("--minutes", type=float, default=36, help="wall time to spend, over all resumed runs")
+    unet = commands.add_parser("unet", help="one checkpoint; needs the autoencoder")
+    unet.add_argument("--task", choices=TASKS, required=True)
+    unet.add_argument("--mode", choices=MODES, required=True)
+    unet.add_argument("--minutes", type=float, default=36, help="wall time to spend, over all resumed runs")
+    unet.add_argument("--output", type=Path, help="default: tiny/checkpoints/TASK-MODE")
+    check = commands.add_parser("evaluate", help="accuracy on held-out scenes")
+    check.add_argument("--checkpoint", type=Path, required=True)
+    check.add_argument("--sheet", type=Path, help="PNG to write: image, truth and prediction of some scenes")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(2)
+    if options.command == "vae":
+        train_vae(options.minutes)
+    elif options.command == "unet":
+        output = options.output or HERE / "checkpoints" / f"{options.task}-{options.mode}"
+        train_unet(options.task, options.mode, options.minutes, output)
+    else:
+        json.dump(evaluate(options.checkpoint, CACHE, options.sheet), sys.stdout, indent=2)
+
+
+if __name__ == "__main__":
+    main()
