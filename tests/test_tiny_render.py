@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from tiny.render import HELD_OUT_SEEDS, LOTUS_AXES, STYLES, TRAIN_FIRST_SEED, Solid, make_scene, render, render_scene
+from tiny.render import LOTUS_AXES, render, render_scene
+from tiny.scene import HELD_OUT_SEEDS, STYLES, TRAIN_FIRST_SEED, Solid, make_scene
 
 
 def test_the_same_seed_gives_the_same_picture_and_another_seed_another():

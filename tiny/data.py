@@ -5,7 +5,6 @@ Images and maps are float32 [3, H, W] in [-1, 1], as the autoencoder takes them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from tiny.render import LOTUS_AXES, TRAIN_FIRST_SEED, render
+from tiny.render import LOTUS_AXES, render
+from tiny.scene import TRAIN_FIRST_SEED
 
 SCENE_COUNT = 3200
 SCENE_SIZE = 256
@@ -48,7 +48,7 @@ def load_scenes(folder: Path) -> Scenes:
             np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         with ProcessPoolExecutor(2) as pool:
             list(pool.map(_render_chunk, [partial] * (SCENE_COUNT // _CHUNK), range(0, SCENE_COUNT, _CHUNK)))
-        os.replace(partial, final)
+        partial.rename(final)
     return Scenes(**{name: np.load(final / f"{name}.npy", mmap_mode="r") for name in arrays})
 
 

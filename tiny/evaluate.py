@@ -1,7 +1,7 @@
 """Accuracy of a checkpoint on held-out scenes, beside the best constant prediction.
 
-Depth and disparity are aligned to the truth by least squares (a scale and a shift for each picture), as Lotus's evaluation
-does; disparity in disparity space, then clipped at 1e-3 and inverted.
+Depth and disparity are aligned to the truth by least squares (a scale and a shift for each picture), as in Lotus's
+evaluation; disparity in disparity space, then clipped at 1e-3 and inverted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from PIL import Image
 
 from tiny.data import SCENE_SIZE, TASKS, image_map, load_scenes
 from tiny.models import load_checkpoint
-from tiny.render import HELD_OUT_SEEDS, Rendered, render
+from tiny.render import Rendered, render
+from tiny.scene import HELD_OUT_SEEDS
 
 _MEAN_SCENES = 256
 _SHEET_COLUMNS = 12
@@ -79,7 +80,7 @@ def write_sheet(path: Path, scenes: list[Rendered], predictions: list[np.ndarray
 
 
 def _mean_map(cache: Path, task: str) -> np.ndarray:
-    """The mean map of training scenes, float32 [256, 256] in [0, 1]: what can be said without looking at the picture."""
+    """The mean map of training scenes, float32 [256, 256] in [0, 1]: what can be said without looking at a picture."""
     scenes = load_scenes(cache)
     maps = [TASKS[task](scenes.depth[i], scenes.normals[i])[..., 0] for i in range(_MEAN_SCENES)]
     return np.mean(maps, axis=0) / 2 + 0.5

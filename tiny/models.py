@@ -1,7 +1,7 @@
 """The networks of the tiny Lotus, and the diffusers folder that they are stored in.
 
-Stable Diffusion 2's layout with small widths: everything that an exporter or a loader meets in a released Lotus checkpoint
-is here too, the text encoder aside, in whose place the folder holds the constant it would have answered.
+Stable Diffusion 2's layout with small widths: everything that an exporter or a loader meets in a released Lotus
+checkpoint is here too, the text encoder aside, in whose place the folder holds the constant it would have answered.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TinyLotus:
         return self.unet(latents, TIMESTEP, self.prompt.expand(count, -1, -1), class_labels=task).sample
 
     def __call__(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Maps of images, in [0, 1]: Lotus's whole path, before the mean over channels that depth and disparity take."""
+        """Maps in [0, 1] of images: Lotus's whole path, before the mean over channels that depth and disparity take."""
         decoded = self.decode(self.predict_latents(self.encode(images), noise))
         return (decoded / 2 + 0.5).clamp(0, 1)
 

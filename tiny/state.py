@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ _AVERAGE_DECAY = 0.998
 class Training:
     """AdamW under a cosine schedule over wall time, with a moving average of the weights.
 
-    The state is one safetensors file: the weights, their average and Adam's two moments, with step and seconds as metadata.
+    The state is one safetensors file: weights, their average and Adam's two moments, with step and seconds as metadata.
     """
 
     def __init__(self, network: nn.Module, path: Path, *, minutes: float, peak_rate: float) -> None:
@@ -77,7 +76,7 @@ class Training:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         save_file(tensors, partial, {"step": str(self.step), "elapsed": str(self.elapsed)})
-        os.replace(partial, self.path)
+        partial.replace(self.path)
 
     def restore(self) -> None:
         """Go on from the saved state, if there is one."""

@@ -4,8 +4,8 @@
     python -m tiny.train unet --task disparity --mode d
     python -m tiny.train evaluate --checkpoint tiny/checkpoints/disparity-d --sheet sheet.png
 
-Training is bounded by wall time, and the learning rate follows the share of it that is spent. A killed run goes on from its
-last saved state when the same command is given again.
+Training is bounded by wall time, and the learning rate follows the share of it that is spent. A killed run goes on from
+its last saved state when the same command is given again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from tiny.data import TASKS, Scenes, draw_pair, load_scenes, stack_pairs
@@ -67,8 +68,6 @@ def train_vae(minutes: float, seed: int = 1) -> None:
 def train_unet(task: str, mode: str, minutes: float, output: Path, seed: int = 2) -> None:
     """Train one UNet against the frozen autoencoder of cache/vae and write the checkpoint's folder."""
     scenes = load_scenes(CACHE)
-    from diffusers import AutoencoderKL
-
     vae = AutoencoderKL.from_pretrained(CACHE / "vae").float().requires_grad_(False).eval()
     model = TinyLotus(vae=vae, unet=new_unet(seed, mode), prompt=new_prompt())
     training = Training(model.unet, CACHE / f"{task}-{mode}.safetensors", minutes=minutes, peak_rate=8e-4)
@@ -118,9 +117,8 @@ def _run(training: Training, loss_of: Callable[[int], tuple[torch.Tensor, int]],
         if now - shown > 10:
             left = training.seconds * (1 - training.spent)
             mean, rate = sum(losses) / len(losses), images / (now - shown)
-            print(
-                f"step {training.step}  loss {mean:.4f}  {rate:.1f} images/s  {left / 60:.1f} min left", file=sys.stderr
-            )
+            line = f"step {training.step}  loss {mean:.4f}  {rate:.1f} images/s  {left / 60:.1f} min left"
+            sys.stderr.write(line + "\n")
             shown, losses, images = now, [], 0
         if now - saved > 120:
             training.save()
