@@ -11,8 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.engine import LotusEngine, Verification
+    from runtime.engine import LotusEngine
     from runtime.errors import LotusError
+    from runtime.golden import Verification
     from runtime.prediction import Prediction
 
 __all__ = ["LotusEngine", "LotusError", "Prediction", "Verification"]
@@ -21,7 +22,7 @@ _HOME = {
     "LotusEngine": "runtime.engine",
     "LotusError": "runtime.errors",
     "Prediction": "runtime.prediction",
-    "Verification": "runtime.engine",
+    "Verification": "runtime.golden",
 }
 
 

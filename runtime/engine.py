@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import BACKENDS, session_class
 from runtime.backends.session import Arrays, Session
-from runtime.errors import BackendError, DamagedBundleError, ImageError, VerificationError
-from runtime.image import ImageLike, Resize, choose_bucket, fit_to_bucket, load, normalise, restore
+from runtime.errors import BackendError, ImageError
+from runtime.golden import Verification, golden_error, judge
+from runtime.image import ImageLike, Resize, choose_bucket, fit_to_bucket, load, restore
 from runtime.manifest import Bucket, Manifest
 from runtime.prediction import Prediction
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """A golden run on this machine: largest absolute difference from the PyTorch reference, by bucket."""
-
-    backend: str
-    tolerance: float
-    errors: dict[str, float]
 
 
 class LotusEngine:
@@ -92,15 +83,8 @@ class LotusEngine:
         Raises: DamagedBundleError, VerificationError, BackendError.
         """
         self.manifest.check_contents(self.folder)
-        tolerance = self.manifest.golden.tolerance
-        errors = {str(bucket): self._golden_error(bucket) for bucket in self.manifest.buckets}
-        if not max(errors.values()) <= tolerance:
-            raise VerificationError(
-                f"{self.folder} on backend {self.backend!r} is off the PyTorch reference by {errors} (largest absolute "
-                f"difference by bucket); its tolerance is {tolerance:g}. Do not use it on this machine: update the "
-                "driver or the inference library, build the bundle here, or take another backend."
-            )
-        return Verification(backend=self.backend, tolerance=tolerance, errors=errors)
+        errors = {str(bucket): golden_error(self._session(bucket)) for bucket in self.manifest.buckets}
+        return judge(errors, self.backend, self.manifest.golden.tolerance)
 
     def close(self) -> None:
         """Release every opened bucket; safe to call twice."""
@@ -124,7 +108,7 @@ class LotusEngine:
         rgb = load(image)
         bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
         fitted, fit = fit_to_bucket(rgb, bucket)
-        feeds = {"image": normalise(fitted, self.manifest.preprocess)} | self._noise(bucket, seed, noise)
+        feeds = {"image": self.manifest.preprocess.apply(fitted)} | self._noise(bucket, seed, noise)
         output = self._session(bucket)(feeds)[self.manifest.task.name][0]
         values = restore(output, fit, resize)
         if self.manifest.task.channels == 1:
@@ -151,13 +135,6 @@ class LotusEngine:
             self._sessions[bucket] = self._session_class(self.folder, self.manifest, bucket, option)
         return self._sessions[bucket]
 
-    def _golden_error(self, bucket: Bucket) -> float:
-        golden = read_golden(self.folder, self.manifest, bucket)
-        feeds = {"image": normalise(golden["image"], self.manifest.preprocess)}
-        feeds |= {name: golden[name] for name in golden if name == "noise"}
-        answer = self._session(bucket)(feeds)
-        return max(float(np.abs(answer[task][0] - golden[task]).max()) for task in self.manifest.tasks)
-
 
 def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Standard normal float32 of `shape` from NumPy's counter-based Philox: the same on every machine and backend.
@@ -167,20 +144,6 @@ def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ImageError(f"a seed is a non-negative integer, found {seed!r}")
     return np.random.Generator(np.random.Philox(seed)).standard_normal(shape, dtype=np.float32)
-
-
-def read_golden(folder: Path, manifest: Manifest, bucket: Bucket) -> dict[str, NDArray[Any]]:
-    """The golden of one bucket: `image` uint8 [H,W,3], `noise` (mode G), and each task's float32 [C,H,W].
-
-    Raises: DamagedBundleError.
-    """
-    path = folder / manifest.golden.file
-    names = ["image", *manifest.tasks] + (["noise"] if manifest.mode == "g" else [])
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[f"{name}_{bucket}"] for name in names}
-    except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged archives
-        raise DamagedBundleError(f"cannot read the golden {path}: {error}. Build the bundle again.") from error
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

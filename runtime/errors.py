@@ -35,6 +35,10 @@ class BackendMissingError(BackendError):
     """The named backend is unknown, or its package is not installed."""
 
 
+class DeviceMissingError(BackendError):
+    """The backend is installed, but this machine has no device or driver for it."""
+
+
 class ForeignEngineError(BackendError):
     """An engine was built by another flavour or version, or for another device, than the one at hand."""
 

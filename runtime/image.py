@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from runtime.errors import ImageError
-from runtime.manifest import Bucket, Preprocess
+from runtime.manifest import Bucket
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 Resize: TypeAlias = Literal["bilinear", "nearest"]
@@ -86,14 +86,6 @@ def fit_to_bucket(rgb: NDArray[np.uint8], bucket: Bucket) -> tuple[NDArray[np.ui
     if any(pad):
         rgb = np.pad(rgb, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
     return rgb, Fit(height=height, width=width, content_height=content[0], content_width=content[1])
-
-
-def normalise(rgb: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
-    """RGB uint8 [H,W,3] to the network's float32 [1,3,H,W]."""
-    planes = rgb.transpose(2, 0, 1)[None].astype(np.float32)
-    planes *= np.float32(preprocess.scale)
-    planes += np.float32(preprocess.offset)
-    return planes
 
 
 def restore(values: NDArray[np.float32], fit: Fit, resize: Resize | None) -> NDArray[np.float32]:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime.errors import DamagedBundleError, SchemaError, UnsafePathError
 from runtime.tasks import TASKS, Task
 
@@ -56,6 +59,13 @@ class Preprocess:
     offset: float = -1.0
     layout: str = "NCHW"
     colors: str = "RGB"
+
+    def apply(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """RGB uint8 [H,W,3] to the network's float32 [1,3,H,W]."""
+        planes = rgb.transpose(2, 0, 1)[None].astype(np.float32)
+        planes *= np.float32(self.scale)
+        planes += np.float32(self.offset)
+        return planes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,12 +41,12 @@ class Prediction:
         """RGB uint8 [H,W,3]: Spectral, near is red, min to max of this image; normals as (n + 1) / 2."""
         task = TASKS[self.task]
         if task.channels == 3:
-            return np.rint((self.values + 1) * 127.5).clip(0, 255).astype(np.uint8)
+            colors: NDArray[np.uint8] = np.clip(np.rint((self.values + 1) * 127.5), 0, 255).astype(np.uint8)
+            return colors
         low, high = float(self.values.min()), float(self.values.max())
         unit = (self.values.astype(np.float64) - low) / max(high - low, 1e-12)
         index = np.rint((1 - unit if task.reverse_colors else unit) * 255).astype(np.intp)
-        colors: NDArray[np.uint8] = _spectral_table()[index]
-        return colors
+        return _spectral_table()[index]
 
     def save(self, folder: str | os.PathLike[str], name: str = "prediction") -> list[Path]:
         """Write `<name>.npy` (float32), `<name>-16bit.png` (0..65535 over the task's range) and `<name>.png` (colours).

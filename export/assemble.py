@@ -1,0 +1,114 @@
+"""From a checkpoint to a bundle: the straight path through this room."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.bundle import finish, staged
+from export.checkpoint import Checkpoint, load_checkpoint
+from export.errors import BuildError
+from export.golden import write_golden
+from export.single_pass import SinglePass
+from export.targets import TARGETS
+from export.to_onnx import write_graphs
+from runtime.manifest import Bucket, Golden, Latent, Manifest
+from runtime.manifest import Checkpoint as CheckpointEntry
+from runtime.tasks import TASKS
+
+_TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """What to build. `resolutions` are (height, width) in pixels, empty for the size the UNet was trained at; `output`
+    None means `engines/<name>`; `opset` None means the target's own; `seed` draws the golden's noise (mode G), is the
+    bundle's default noise seed, and draws the weights of `random/...` checkpoints."""
+
+    checkpoint: str
+    task: str | None = None
+    resolutions: tuple[tuple[int, int], ...] = ()
+    precision: str = "fp32"
+    target: str = "onnxruntime"
+    opset: int | None = None
+    output: Path | None = None
+    seed: int = 0
+    overwrite: bool = False
+    command: str = ""
+
+
+def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
+    """Build a bundle and return its path.
+
+    Raises: CheckpointError, BuildError, VerificationError; nothing is left behind then.
+    """
+    target = TARGETS[settings.target]
+    if settings.precision not in target.tolerance:
+        raise BuildError(
+            f"target {settings.target!r} has no precision {settings.precision!r}; it has {sorted(target.tolerance)}"
+        )
+    checkpoint = load_checkpoint(settings.checkpoint, task=settings.task, seed=settings.seed, progress=progress)
+    manifest = _draft(settings, checkpoint)
+    destination = settings.output or Path("engines") / manifest.name
+    weight_bytes = 4 * sum(p.numel() for module in (checkpoint.unet, checkpoint.vae) for p in module.parameters())
+    copies = 1 + (len(manifest.buckets) if target.engine_suffix else 0)
+    with staged(destination, overwrite=settings.overwrite, needed_bytes=weight_bytes * copies) as stage:
+        write_golden(checkpoint, manifest, stage, progress)
+        write_graphs(SinglePass(checkpoint), manifest, stage, progress)
+        del checkpoint  # the engine builder and the golden run need the memory
+        gc.collect()
+        finish(stage, manifest, progress)
+    return destination
+
+
+def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
+    """The manifest as far as it is known before anything is written."""
+    cell = checkpoint.downscale
+    trained = checkpoint.unet.config.sample_size * cell
+    buckets = [_bucket(height, width, cell) for height, width in settings.resolutions or ((trained, trained),)]
+    if len(set(buckets)) < len(buckets):
+        raise BuildError(f"a resolution is named twice: {', '.join(map(str, buckets))}")
+    target = TARGETS[settings.target]
+    name = "-".join([Path(settings.checkpoint).name, *map(str, buckets), settings.precision, settings.target])
+    return Manifest(
+        name=name,
+        checkpoint=CheckpointEntry(id=checkpoint.id, sha256=checkpoint.sha256()),
+        mode=checkpoint.mode,
+        tasks=[checkpoint.task],
+        outputs={checkpoint.task: TASKS[checkpoint.task].meaning},
+        precision=settings.precision,
+        target=settings.target,
+        opset=settings.opset or target.opset,
+        buckets=buckets,
+        latent=Latent(
+            channels=checkpoint.vae.config.latent_channels,
+            downscale=cell,
+            scaling_factor=checkpoint.vae.config.scaling_factor,
+        ),
+        noise_seed=settings.seed,
+        golden=Golden(file="golden.npz", tolerance=target.tolerance[settings.precision], measured=[]),
+        files=[],
+        tools={tool: version for tool in _TOOLS if (version := _version(tool))},
+        command=settings.command,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _bucket(height: int, width: int, cell: int) -> Bucket:
+    if height < cell or width < cell or height % cell or width % cell:
+        near = "x".join(str(max(cell, round(edge / cell) * cell)) for edge in (height, width))
+        raise BuildError(
+            f"{height}x{width} is not a multiple of {cell} pixels in both directions; the nearest is {near}"
+        )
+    return Bucket(height=height, width=width, graph=f"model-{height}x{width}.onnx")
+
+
+def _version(tool: str) -> str | None:
+    try:
+        return importlib.metadata.version(tool)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,130 @@
+"""Build a bundle: `python export/build_engine.py CHECKPOINT [...]`, or finish one on the device: `--from-bundle`.
+
+Progress goes to stderr; the last line on stdout is the bundle's path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    # As a script, Python puts export/ first on sys.path; the project's packages lie one level up.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+# Only light imports here: a Jetson runs `--from-bundle` with NumPy and TensorRT alone.
+from export.targets import TARGETS
+from runtime.errors import LotusError
+from runtime.tasks import TASKS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command. Exit status: 0 built, 1 an error, 2 wrong usage, 130/143 interrupted."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.checkpoint is None) == (arguments.from_bundle is None):
+        parser.error("name a CHECKPOINT, or --from-bundle BUNDLE")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the half-built folder is removed
+    words = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "export/build_engine.py", *words])
+    try:
+        bundle = _finish(arguments, command) if arguments.from_bundle else _build(arguments, command)
+    except LotusError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was left behind\n")
+        return 130
+    sys.stdout.write(f"{bundle}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="build_engine.py", description="Turn a Lotus checkpoint into a bundle.")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        metavar="CHECKPOINT",
+        help="a diffusers folder, a hub id, tiny/disparity-d (embedded), or random/lotus-d, random/lotus-g (full size)",
+    )
+    parser.add_argument("--task", choices=sorted(TASKS), help="what it predicts; known ids imply it")
+    parser.add_argument(
+        "--resolution", type=_resolutions, default=(), metavar="HxW[,HxW...]", help="default: the size of training"
+    )
+    parser.add_argument("--precision", default="fp32", choices=["fp32"])
+    parser.add_argument("--target", default="onnxruntime", choices=sorted(TARGETS))
+    parser.add_argument(
+        "--opset", type=int, choices=[20, 23], help="ONNX opset; default: what the target's parser reads"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the bundle's folder; default: engines/<name>")
+    parser.add_argument("--seed", type=_seed, default=0, help="noise of mode G, and weights of random/...; default 0")
+    parser.add_argument("--overwrite", action="store_true", help="replace an old bundle")
+    parser.add_argument(
+        "--from-bundle", type=Path, metavar="BUNDLE", help="build the engine of --target from this bundle"
+    )
+    return parser
+
+
+def _build(arguments: argparse.Namespace, command: str) -> Path:
+    progress = _Progress()
+    progress("loading PyTorch")
+    from export.assemble import BuildSettings, build
+
+    settings = BuildSettings(
+        checkpoint=arguments.checkpoint,
+        task=arguments.task,
+        resolutions=arguments.resolution,
+        precision=arguments.precision,
+        target=arguments.target,
+        opset=arguments.opset,
+        output=arguments.output,
+        seed=arguments.seed,
+        overwrite=arguments.overwrite,
+        command=command,
+    )
+    return build(settings, progress)
+
+
+def _finish(arguments: argparse.Namespace, command: str) -> Path:
+    from export.bundle import finish_on_device
+
+    return finish_on_device(
+        arguments.from_bundle,
+        target=arguments.target,
+        output=arguments.output,
+        overwrite=arguments.overwrite,
+        command=command,
+        progress=_Progress(),
+    )
+
+
+class _Progress:
+    """One line on stderr for each step, with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __call__(self, line: str) -> None:
+        sys.stderr.write(f"[{time.perf_counter() - self._start:6.1f} s] {line}\n")
+
+
+def _resolutions(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = tuple(tuple(int(edge) for edge in size.split("x")) for size in text.lower().split(","))
+        return tuple((height, width) for height, width in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HxW[,HxW...] in pixels, such as 512x512,384x640") from None
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

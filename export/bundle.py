@@ -1,0 +1,171 @@
+"""Write a bundle beside its final place and rename it when it is whole; finish and verify it.
+
+Imports no torch: a Jetson finishes a bundle with NumPy and TensorRT alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from export.errors import BuildError
+from export.targets import TARGETS
+from runtime.backends import BACKENDS, session_class
+from runtime.errors import BackendMissingError, DeviceMissingError, UnfinishedBundleError
+from runtime.golden import golden_error, judge
+from runtime.manifest import MANIFEST, Bucket, Manifest, Measured, describe_file
+
+Progress = Callable[[str], None]
+
+
+@contextmanager
+def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Path]:
+    """A temporary folder beside `destination` that takes its place when the block ends without an error.
+
+    After an error, or a signal that raises, nothing is left and an old bundle stays as it was.
+    Raises: BuildError when `destination` exists (and is not an old bundle to overwrite) or the disk is full.
+    """
+    destination = destination.absolute()
+    if destination.exists() and not overwrite:
+        raise BuildError(f"{destination} exists; pass --overwrite to replace it, or another --output")
+    if destination.exists() and not (destination / MANIFEST).is_file():
+        raise BuildError(f"{destination} exists and is not a bundle, so it is not overwritten; pass another --output")
+    stage: Path | None = None
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(destination.parent).free
+        if free < needed_bytes:
+            raise BuildError(
+                f"the disk of {destination.parent} has {free / 1e9:.2f} GB free; this bundle needs about "
+                f"{needed_bytes / 1e9:.2f} GB. Free some, or pass --output on another disk."
+            )
+        stage = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
+        stage.chmod(0o755)
+        yield stage
+        _take_place(stage, destination)
+    except OSError as error:
+        raise BuildError(f"cannot write the bundle {destination}: {error}. Nothing was left behind.") from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def finish(stage: Path, manifest: Manifest, progress: Progress, *, engine_required: bool = False) -> Manifest:
+    """Turn a folder with graphs, weights and golden into a bundle: engine, checksums, manifest, golden run.
+
+    Without the target's builder or device the engine is left to the device, unless `engine_required`.
+    Raises: BuildError, VerificationError when an answer on this machine is beyond the tolerance.
+    """
+    manifest = _build_engines(stage, manifest, progress, engine_required)
+    progress("computing checksums")
+    paths = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
+    manifest = dataclasses.replace(manifest, files=[describe_file(stage, path) for path in paths if path != MANIFEST])
+    manifest.save(stage)
+    measured = _run_golden(stage, manifest, progress)
+    manifest = dataclasses.replace(manifest, golden=dataclasses.replace(manifest.golden, measured=measured))
+    manifest.save(stage)
+    return manifest
+
+
+def finish_on_device(
+    source: Path, *, target: str, output: Path | None, overwrite: bool, command: str, progress: Progress
+) -> Path:
+    """Build the engine of `target` from the graph in the bundle `source`; in place unless `output` is given.
+
+    Raises: BundleError, BuildError, BackendMissingError when the target's package is not installed.
+    """
+    manifest = Manifest.load(source)
+    if TARGETS[target].engine_suffix is None:
+        raise BuildError(f"target {target!r} needs no engine: open the bundle with backend={target!r}")
+    progress("checking the files of the bundle")
+    manifest.check_contents(source)
+    destination = source if output is None else output
+    engines = {bucket.engine for bucket in manifest.buckets}
+    with staged(destination, overwrite=overwrite or output is None) as stage:
+        for file in manifest.files:
+            if file.path not in engines:
+                _link_or_copy(source / file.path, stage / file.path)
+        manifest = dataclasses.replace(
+            manifest,
+            target=target,
+            command=command,
+            engine=None,
+            buckets=[dataclasses.replace(bucket, engine=None) for bucket in manifest.buckets],
+            golden=dataclasses.replace(manifest.golden, tolerance=TARGETS[target].tolerance[manifest.precision]),
+        )
+        finish(stage, manifest, progress, engine_required=True)
+    return destination
+
+
+def _build_engines(stage: Path, manifest: Manifest, progress: Progress, required: bool) -> Manifest:
+    suffix = TARGETS[manifest.target].engine_suffix
+    if suffix is None:
+        return manifest
+    from export.targets.tensorrt import build_engine
+
+    info = None
+    buckets: list[Bucket] = []
+    for bucket in manifest.buckets:
+        name = Path(bucket.graph).with_suffix(suffix).name
+        progress(f"building the {manifest.target} engine for {bucket}")
+        try:
+            info = build_engine(stage / bucket.graph, stage / name, manifest.target, progress)
+        except (BackendMissingError, DeviceMissingError) as error:
+            if required:
+                raise
+            progress(
+                f"no engine built here: {error}\nThe bundle carries the graph; finish it on the device: "
+                f"python export/build_engine.py --from-bundle BUNDLE --target {manifest.target}"
+            )
+            return manifest
+        buckets.append(dataclasses.replace(bucket, engine=name))
+    return dataclasses.replace(manifest, buckets=buckets, engine=info)
+
+
+def _run_golden(stage: Path, manifest: Manifest, progress: Progress) -> list[Measured]:
+    """Run the golden with the target's own backend or, where that cannot run, the graph with ONNX Runtime."""
+    for backend in dict.fromkeys((manifest.target, "onnxruntime")):
+        progress(f"running the golden sample with {backend}")
+        try:
+            errors: dict[str, float] = {}
+            for bucket in manifest.buckets:
+                with session_class(backend)(stage, manifest, bucket, BACKENDS[backend].option) as session:
+                    errors[str(bucket)] = golden_error(session)
+        except (BackendMissingError, DeviceMissingError, UnfinishedBundleError) as error:
+            progress(f"not run with {backend}: {error}")
+            continue
+        judge(errors, backend, manifest.golden.tolerance)
+        worst = max(errors.values())
+        progress(f"{backend} is {worst:.2e} off the PyTorch reference (tolerance {manifest.golden.tolerance:g})")
+        return [Measured(backend=backend, max_abs_error=worst)]
+    progress("the golden sample was not run here; on the device: python -m runtime verify BUNDLE")
+    return []
+
+
+def _take_place(stage: Path, destination: Path) -> None:
+    """Rename `stage` to `destination`; an old bundle there is moved aside first and put back if that fails."""
+    if not destination.exists():
+        stage.rename(destination)
+        return
+    aside = destination.with_name(f".{destination.name}.old-{os.getpid()}")
+    destination.rename(aside)
+    try:
+        stage.rename(destination)
+    except OSError:
+        aside.rename(destination)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link where the file system can: the weights are gigabytes and do not change."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,40 @@
+"""The PyTorch reference: what Lotus computes, in the order its authors compute it, with the posterior's mean.
+
+Written from diffusers' own modules, without anything that the exported network shares (`single_pass.py`, folds), so
+that a mistake there cannot hide here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.checkpoint import TIMESTEP, Checkpoint, task_embedding
+from export.errors import CheckpointError
+from runtime.manifest import Preprocess
+
+
+def predict_reference(
+    checkpoint: Checkpoint, rgb: NDArray[np.uint8], noise: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """RGB uint8 [H,W,3] (and noise [1,C,H/8,W/8] for mode G) to float32 [1,H,W] in [0,1] or normals [3,H,W] in [-1,1].
+
+    Normals are not scaled to unit length. No resizing. Raises: CheckpointError when the weights give NaN.
+    """
+    scaling = checkpoint.vae.config.scaling_factor
+    with torch.inference_mode():
+        image = torch.from_numpy(Preprocess().apply(rgb))
+        latent = checkpoint.vae.encode(image).latent_dist.mode() * scaling
+        if noise is not None:
+            latent = torch.cat([latent, torch.from_numpy(noise)], dim=1)
+        predicted = checkpoint.unet(
+            latent, TIMESTEP, encoder_hidden_states=checkpoint.prompt, class_labels=task_embedding()
+        ).sample
+        decoded = checkpoint.vae.decode(predicted / scaling).sample[0].numpy()
+    if not np.isfinite(decoded).all():
+        raise CheckpointError(f"the weights of {checkpoint.id!r} give NaN or infinite values in PyTorch itself")
+    unit = np.clip(decoded / 2 + 0.5, 0, 1)
+    if checkpoint.task == "normal":
+        return (unit * 2 - 1).astype(np.float32)
+    return unit.mean(axis=0, keepdims=True, dtype=np.float32)

@@ -1,0 +1,28 @@
+"""What each target needs, as data: ONNX opset, tolerance of the golden, suffix of a built engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A place where bundles run.
+
+    `opset` is the default ONNX opset; `tolerance` is the largest absolute difference from the PyTorch reference that
+    the golden may show, by precision; `engine_suffix` is set where a vendor's builder turns the graph into an engine.
+    """
+
+    opset: int
+    tolerance: dict[str, float]
+    engine_suffix: str | None = None
+
+
+# The name of a target is also the name of the runtime's backend. TensorRT 10.3 (JetPack 6) documents opset 20;
+# TensorRT-RTX, ONNX Runtime and OpenVINO keep the fused operators of opset 23.
+TARGETS = {
+    "onnxruntime": Target(opset=23, tolerance={"fp32": 1e-4}),
+    "openvino": Target(opset=23, tolerance={"fp32": 1e-3}),
+    "tensorrt": Target(opset=20, tolerance={"fp32": 1e-3}, engine_suffix=".plan"),
+    "tensorrt-rtx": Target(opset=23, tolerance={"fp32": 1e-3}, engine_suffix=".rtx"),
+}
