@@ -16,7 +16,9 @@ import onnx_ir as ir
 import torch
 
 from export.errors import BuildError
+from export.group_norm import spell_out_group_norm
 from export.single_pass import SinglePass
+from export.targets import TARGETS
 from runtime.manifest import Manifest
 
 WEIGHTS = "model.onnx.data"
@@ -38,6 +40,8 @@ def write_graphs(module: SinglePass, manifest: Manifest, folder: Path, progress:
             inputs = {name: torch.zeros(shape) for name, shape in manifest.input_shapes(bucket).items()}
             model = _trace(module, inputs, manifest.tasks[0], manifest.opset)
             _name_nodes(model.graph)
+            if not TARGETS[manifest.target].group_norm_kernel:
+                spell_out_group_norm(model.graph)
             _strip(model)
             pool.externalise(model.graph)
             ir.save(model, folder / bucket.graph)
