@@ -40,7 +40,8 @@ def build_engine(graph: Path, engine: Path, flavour: str, progress: Callable[[st
     except (RuntimeError, TypeError) as error:  # pybind11's, for a C++ exception and for a null object
         raise BuildError(f"{flavour} {vendor.__version__} cannot start: {error}\n{log.text()}") from error
     network = builder.create_network(1 << int(vendor.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(vendor, log, network, graph, flavour)
+    parser = vendor.OnnxParser(network, log.logger)  # owns the weights: it must live until the engine is built
+    _parse(vendor, log, parser, network, graph, flavour)
     attentions = _allow_decomposition(vendor, network)
     config = builder.create_builder_config()
     config.clear_flag(vendor.BuilderFlag.TF32)
@@ -63,14 +64,12 @@ def build_engine(graph: Path, engine: Path, flavour: str, progress: Callable[[st
     )
 
 
-def _parse(vendor: Any, log: Log, network: Any, graph: Path, flavour: str) -> None:
+def _parse(vendor: Any, log: Log, parser: Any, network: Any, graph: Path, flavour: str) -> None:
     """Fill `network` from the ONNX file. Raises: BuildError with all of the parser's errors."""
-    parser = vendor.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(graph)):
         errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise BuildError(
-            f"the parser of {flavour} {vendor.__version__} refuses {graph}:\n" + ("\n".join(errors) or log.text())
-        )
+        words = "\n".join([*errors, log.text()])  # only the log names a missing weight file
+        raise BuildError(f"the parser of {flavour} {vendor.__version__} refuses {graph}:\n{words}")
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     tensors += [network.get_output(index) for index in range(network.num_outputs)]
     odd = [f"{tensor.name} is {tensor.dtype}" for tensor in tensors if tensor.dtype != vendor.DataType.FLOAT]

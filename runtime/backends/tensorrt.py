@@ -1,0 +1,309 @@
+"""TensorRT and TensorRT-RTX: one module for both flavours; `option` is the flavour.
+
+The only file that imports `tensorrt`, `tensorrt_rtx` and `cuda`. Runs `bucket.engine` with the CUDA runtime and no
+torch: pinned and device buffers are allocated once, one plain run, then a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import mmap
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends.session import Arrays, Session, Shapes
+from runtime.errors import (
+    BackendError,
+    BackendMissingError,
+    DamagedBundleError,
+    ForeignEngineError,
+    UnfinishedBundleError,
+)
+from runtime.manifest import EngineInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flavour:
+    """What differs: Python module, our extra, do engines run on other GPUs, does the vendor capture CUDA graphs."""
+
+    module: str
+    extra: str
+    portable: bool
+    captures_itself: bool
+
+
+FLAVOURS = {
+    "tensorrt": Flavour(module="tensorrt", extra="gpu", portable=False, captures_itself=False),
+    "tensorrt-rtx": Flavour(module="tensorrt_rtx", extra="rtx", portable=True, captures_itself=True),
+}
+
+
+def load_vendor(flavour: str) -> Any:
+    """The vendor's module. Raises: BackendMissingError when it is not installed or its libraries do not load."""
+    known = FLAVOURS[flavour]
+    try:
+        return importlib.import_module(known.module)
+    except (ImportError, OSError) as error:  # the wheels load their shared libraries on import
+        raise BackendMissingError(
+            f"{flavour} needs the Python package {known.module!r}, which cannot be imported: {error}. "
+            f"`pip install 'lotus-edge[{known.extra}]'`; on a Jetson use JetPack's own package (python3-libnvinfer), "
+            "in a virtual environment made with --system-site-packages."
+        ) from error
+
+
+class Log:
+    """Collects the vendor's warnings and errors; `logger` is the ILogger to hand to the vendor."""
+
+    def __init__(self, vendor: Any) -> None:
+        errors: list[str] = []
+        warnings: list[str] = []
+        self._errors, self._warnings = errors, warnings
+
+        class Logger(vendor.ILogger):  # type: ignore[misc]  # the base is known only at run time
+            def __init__(self) -> None:
+                vendor.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (vendor.ILogger.ERROR, vendor.ILogger.INTERNAL_ERROR):
+                    errors.append(message)
+                elif severity == vendor.ILogger.WARNING:
+                    warnings.append(message)
+
+        self.logger = Logger()
+
+    def text(self) -> str:
+        """The errors so far, or the warnings where there are no errors; the last twenty."""
+        return "\n".join((self._errors or self._warnings)[-20:]) or "(the vendor logged nothing)"
+
+
+class Cuda:
+    """The CUDA runtime with every status checked: `cuda("cudaMalloc", size)` returns what the call returns.
+
+    Opening needs a driver and a GPU. Raises: BackendMissingError without the Python package; BackendError with CUDA's
+    words for any status but success.
+    """
+
+    def __init__(self, flavour: str) -> None:
+        self.module = _load_cudart(flavour)
+        try:
+            count = self("cudaGetDeviceCount")
+        except BackendError as error:
+            raise BackendError(f"{flavour} needs an NVIDIA GPU and its driver: {error}") from error
+        if not count:
+            raise BackendError(f"{flavour} needs an NVIDIA GPU: the driver is installed and finds none")
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        """Call one function of the CUDA runtime. Raises: BackendError."""
+        try:
+            status, *values = getattr(self.module, name)(*arguments)
+        except (RuntimeError, AttributeError) as error:  # a library too old for this function
+            raise BackendError(f"{name} is not in this CUDA runtime: {error}") from error
+        if status != self.module.cudaError_t.cudaSuccess:
+            _, label = self.module.cudaGetErrorName(status)
+            _, words = self.module.cudaGetErrorString(status)
+            raise BackendError(f"{name} failed with {label.decode()}: {words.decode()}")
+        return values[0] if values else None
+
+    def release(self, name: str, *arguments: Any) -> None:
+        """Call a destructor and ignore its status: after a lost device each fails with the error raised before."""
+        getattr(self.module, name)(*arguments)
+
+    def compute_capability(self) -> str:
+        """Of device 0, such as "8.7". Raises: BackendError."""
+        attributes = self.module.cudaDeviceAttr
+        major = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, 0)
+        minor = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, 0)
+        return f"{major}.{minor}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Buffer:
+    """One tensor: pinned host memory, seen by NumPy as `array`, and the address of its twin on the device."""
+
+    array: NDArray[np.float32]
+    device: int
+
+    @property
+    def host(self) -> int:
+        return self.array.ctypes.data
+
+
+class BackendSession(Session):
+    """Runs `bucket.engine`. Host and device buffers, stream and CUDA graph live as long as the session.
+
+    Inputs are copied also on integrated GPUs: there pinned memory is not cached by the GPU, and the first convolution
+    reads its input many times (CUDA for Tegra, "Memory types").
+    """
+
+    _runtime: Any = None
+    _engine: Any = None
+    _context: Any = None
+    _graph: Any = None
+    _has_run = False
+
+    @cached_property
+    def _resources(self) -> ExitStack:
+        return ExitStack()  # releases in reverse order of allocation; closing it twice is safe
+
+    def _open(self) -> Shapes:
+        path = self._check_bundle()
+        self._stream = self._cuda("cudaStreamCreate")
+        self._resources.callback(self._cuda.release, "cudaStreamDestroy", self._stream)
+        self._load_engine(path)
+        shapes = self._describe_tensors()
+        if shapes == self.input_shapes | self.output_shapes:  # otherwise Session refuses the engine
+            self._buffers = {name: self._allocate(name, shape) for name, shape in shapes.items()}
+        return shapes
+
+    def _run(self, inputs: Arrays) -> Arrays:
+        if self._context is None:
+            raise BackendError(f"the session of bucket {self.bucket} is closed; open the bundle again")
+        for name, array in inputs.items():
+            np.copyto(self._buffers[name].array, array)
+        # The first run is plain: the vendor initialises lazily, which a capture would refuse.
+        if self._has_run and self._graph is None and not FLAVOURS[self.option].captures_itself:
+            self._graph = self._capture()
+        if self._graph is not None:
+            self._cuda("cudaGraphLaunch", self._graph, self._stream)
+        else:
+            self._enqueue()
+        self._cuda("cudaStreamSynchronize", self._stream)
+        self._has_run = True
+        return {name: self._buffers[name].array.copy() for name in self.output_shapes}
+
+    def _close(self) -> None:
+        self._resources.close()
+
+    def _check_bundle(self) -> Path:
+        """Refuse what cannot run here, before the vendor sees it. Returns the engine's path."""
+        info = self.manifest.engine
+        if self.bucket.engine is None or info is None:
+            raise UnfinishedBundleError(
+                f"{self.folder} holds no {self.option} engine for bucket {self.bucket} yet. {self._how_to_build()}"
+            )
+        if info.flavour != self.option:
+            raise self._foreign(info, self.option)
+        self._vendor = load_vendor(self.option)
+        here = f"{self.option} {self._vendor.__version__}"
+        if info.version != self._vendor.__version__:
+            raise self._foreign(info, here)
+        self._cuda = Cuda(self.option)
+        if not FLAVOURS[self.option].portable and info.compute_capability != self._cuda.compute_capability():
+            raise self._foreign(info, f"{here} with compute capability {self._cuda.compute_capability()}")
+        return self.folder / self.bucket.engine
+
+    def _foreign(self, info: EngineInfo, here: str) -> ForeignEngineError:
+        built = f"{info.flavour} {info.version} for compute capability {info.compute_capability or '(any)'}"
+        return ForeignEngineError(
+            f"the engine in {self.folder} was built by {built}, asked to run it is {here}. An engine runs only on the "
+            f"flavour and version that built it. {self._how_to_build()}"
+        )
+
+    def _how_to_build(self) -> str:
+        command = f"python export/build_engine.py --from-bundle {self.folder} --target {self.option}"
+        return f"`{command}` builds it on this machine."
+
+    def _load_engine(self, path: Path) -> None:
+        """Deserialise and make the context. The file is mapped, not read: on a Jetson the GPU shares this memory."""
+        vendor = self._vendor
+        self._log = Log(vendor)
+        self._resources.callback(self._forget_engine)
+        try:
+            self._runtime = runtime = vendor.Runtime(self._log.logger)
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                self._engine = engine = runtime.deserialize_cuda_engine(content)
+            if engine is not None and FLAVOURS[self.option].captures_itself and hasattr(vendor, "CudaGraphStrategy"):
+                config = engine.create_runtime_config()
+                config.cuda_graph_strategy = vendor.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+                self._context = engine.create_execution_context(config)
+            elif engine is not None:
+                self._context = engine.create_execution_context()
+        except (OSError, ValueError) as error:  # ValueError: the file is empty
+            raise DamagedBundleError(f"cannot read {path}: {error}. Copy or build the bundle again.") from error
+        except (RuntimeError, TypeError) as error:  # pybind11's, for a C++ exception and for a null object
+            raise BackendError(self._failed(f"cannot load {path} ({error})")) from error
+        if self._context is None:
+            what = "load" if self._engine is None else "create an execution context for"
+            raise BackendError(self._failed(f"cannot {what} {path}"))
+
+    def _forget_engine(self) -> None:
+        # The vendor frees on the last reference; a context must go before its engine, an engine before its runtime.
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+    def _describe_tensors(self) -> Shapes:
+        engine = self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        for name in names:
+            dtype = engine.get_tensor_dtype(name)
+            if dtype != self._vendor.DataType.FLOAT:
+                raise DamagedBundleError(
+                    f"the tensor {name!r} of the engine for bucket {self.bucket} in {self.folder} is {dtype}; bundles "
+                    "have float32 inputs and outputs. Copy or build the bundle again."
+                )
+        return {name: tuple(engine.get_tensor_shape(name)) for name in names}
+
+    def _allocate(self, name: str, shape: tuple[int, ...]) -> _Buffer:
+        count = int(np.prod(shape))
+        size = count * np.dtype(np.float32).itemsize
+        host = int(self._cuda("cudaMallocHost", size))
+        self._resources.callback(self._cuda.release, "cudaFreeHost", host)
+        device = int(self._cuda("cudaMalloc", size))
+        self._resources.callback(self._cuda.release, "cudaFree", device)
+        if not self._context.set_tensor_address(name, device):
+            raise BackendError(self._failed(f"refused the address of tensor {name!r}"))
+        array = np.ctypeslib.as_array((ctypes.c_float * count).from_address(host)).reshape(shape)
+        return _Buffer(array=array, device=device)
+
+    def _enqueue(self) -> None:
+        """Queue copy in, execution and copy out on the stream."""
+        kinds = self._cuda.module.cudaMemcpyKind
+        for buffer in (self._buffers[name] for name in self.input_shapes):
+            ends = (buffer.device, buffer.host)
+            self._cuda("cudaMemcpyAsync", *ends, buffer.array.nbytes, kinds.cudaMemcpyHostToDevice, self._stream)
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise BackendError(self._failed(f"failed on bucket {self.bucket}"))
+        for buffer in (self._buffers[name] for name in self.output_shapes):
+            ends = (buffer.host, buffer.device)
+            self._cuda("cudaMemcpyAsync", *ends, buffer.array.nbytes, kinds.cudaMemcpyDeviceToHost, self._stream)
+
+    def _capture(self) -> Any:
+        """Record `_enqueue` as a CUDA graph; addresses and shapes never change while the session lives."""
+        # Thread-local: another thread's allocation must not break the capture.
+        mode = self._cuda.module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._cuda("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            self._enqueue()
+        except BaseException:
+            self._cuda.release("cudaStreamEndCapture", self._stream)
+            raise
+        recorded = self._cuda("cudaStreamEndCapture", self._stream)
+        try:
+            graph = self._cuda("cudaGraphInstantiate", recorded, 0)
+        finally:
+            self._cuda.release("cudaGraphDestroy", recorded)
+        self._resources.callback(self._cuda.release, "cudaGraphExecDestroy", graph)
+        return graph
+
+    def _failed(self, what: str) -> str:
+        return f"{self.option} {self._vendor.__version__} {what}: {self._log.text()}"
+
+
+def _load_cudart(flavour: str) -> Any:
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second is the name in JetPack 6's cuda-python
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise BackendMissingError(
+        f"{flavour} needs the Python package 'cuda-bindings', which is not installed: "
+        f"`pip install 'lotus-edge[{FLAVOURS[flavour].extra}]'`, on JetPack 6 `pip install 'cuda-python<13'`"
+    )
