@@ -47,6 +47,11 @@ def predict(checkpoint: Path, scenes: list[Rendered]) -> list[np.ndarray]:
         return [model(image)[0].mean(0).numpy() for image in images]
 
 
+def truth(task: str, scene: Rendered) -> np.ndarray:
+    """The map that the model is to answer for depth or disparity, float32 [H, W] in [0, 1]."""
+    return TASKS[task](scene.depth, scene.normals)[..., 0] / 2 + 0.5
+
+
 def accuracy(task: str, predictions: list[np.ndarray], scenes: list[Rendered]) -> dict[str, float]:
     """Means over pictures of AbsRel (the mean of |z - z*| / z*) and delta1 (the share with max(z/z*, z*/z) < 1.25)."""
     errors, shares = [], []
@@ -71,12 +76,18 @@ def write_sheet(path: Path, scenes: list[Rendered], predictions: list[np.ndarray
     rows = []
     for first in range(0, len(scenes), _SHEET_COLUMNS):
         group = slice(first, first + _SHEET_COLUMNS)
-        truths = [(TASKS[task](s.depth, s.normals) + 1) * 127.5 for s in scenes[group]]
-        predicted = [np.repeat(p[..., None] * 255, 3, axis=2) for p in predictions[group]]
-        rows += [np.concatenate(tiles, axis=1) for tiles in ([s.image for s in scenes[group]], truths, predicted)]
+        pairs = list(zip(scenes[group], predictions[group], strict=True))
+        rows.append(np.concatenate([scene.image for scene, _ in pairs], axis=1))
+        rows.append(np.concatenate([_grey(truth(task, scene)) for scene, _ in pairs], axis=1))
+        rows.append(np.concatenate([_grey(prediction) for _, prediction in pairs], axis=1))
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
-    Image.fromarray(np.concatenate(padded).round().astype(np.uint8)).reduce(2).save(path)
+    Image.fromarray(np.concatenate(padded)).reduce(2).save(path)
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    """A map [H, W] in [0, 1] as uint8 [H, W, 3]."""
+    return np.repeat((values[..., None] * 255).round().astype(np.uint8), 3, axis=2)
 
 
 def _mean_map(cache: Path, task: str) -> np.ndarray:

@@ -6,6 +6,7 @@ checkpoint is here too, the text encoder aside, in whose place the folder holds 
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ PROMPT_CHANNELS = 32
 TIMESTEP = 999
 MODES = {"d": 4, "g": 8}
 """Channels that the UNet takes: the image latent alone, or with as many of noise behind it."""
-PREDICT, RECONSTRUCT = (torch.tensor([np.sin(a), np.sin(b), np.cos(a), np.cos(b)]) for a, b in ((1, 0), (0, 1)))
+_SWITCH = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+PREDICT, RECONSTRUCT = torch.cat([_SWITCH.sin(), _SWITCH.cos()], dim=1)
 """Lotus's task embeddings [4]: the dense map, and the image itself (the paper's detail preserver)."""
 
 
@@ -32,8 +34,8 @@ class TinyLotus:
     prompt: torch.Tensor  # [1, 77, C]
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Scaled posterior means."""
-        return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+        """Scaled posterior means, fp32."""
+        return self.vae.encode(images).latent_dist.mode().float() * self.vae.config.scaling_factor
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images or maps of scaled latents, not clamped."""
@@ -96,8 +98,8 @@ def new_prompt() -> torch.Tensor:
 
 def save_checkpoint(model: TinyLotus, folder: Path) -> None:
     """Write the diffusers folder, weights in fp16."""
-    model.unet.half().save_pretrained(folder / "unet")
-    model.vae.half().save_pretrained(folder / "vae")
+    for network, name in ((model.unet, "unet"), (model.vae, "vae")):
+        copy.deepcopy(network).half().save_pretrained(folder / name)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -116,7 +118,6 @@ def save_checkpoint(model: TinyLotus, folder: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    model.unet.float(), model.vae.float()
 
 
 def load_checkpoint(folder: Path) -> TinyLotus:

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,15 +30,17 @@ from tiny.state import Training
 
 HERE = Path(__file__).parent
 CACHE = HERE / "cache"
-VAE_BATCHES = ((128, 128, 3), (128, 192, 2), (128, 128, 3), (256, 256, 1))
-"""Height, width and pairs of the steps in turn. Small views are cheap; large ones keep the group statistics honest."""
+VAE_BATCHES = (((128, 128), 3), ((128, 192), 2), ((128, 128), 3), ((256, 256), 1))
+"""(height, width) and number of pairs of the steps in turn. Small views are cheap; large ones keep statistics true."""
 MAP_SHARES = {"disparity": 0.4, "normal": 0.35, "depth": 0.25}
 """How often the autoencoder sees each kind of map; every map comes with its image."""
 KL_WEIGHT = 3e-4
 EDGE_WEIGHT = 0.5
-UNET_BATCHES = ((256, 256, 10), (192, 256, 14), (256, 256, 10), (320, 256, 8), (192, 192, 18), (256, 256, 10))
-DECODED_BATCHES = ((256, 256, 6), (192, 256, 8), (256, 256, 6), (320, 256, 5))
+UNET_BATCHES = (((128, 128), 24), ((192, 192), 14), ((256, 256), 8))
+DECODED_BATCHES = (((256, 256), 4), ((192, 192), 6), ((256, 256), 4), ((192, 256), 5), ((256, 320), 3))
 """As VAE_BATCHES, for the UNet's two stages: the loss on latents, then the loss on decoded maps."""
+REPLAY_LENGTH, FRESH_SHARE = 1500, 0.25
+"""Encoding costs more than the small UNet: a quarter of each latent batch is new, the rest comes from the last 1500."""
 LATENT_STAGE = 0.55
 """The first stage's share of a UNet's training time."""
 RECONSTRUCTION_SHARE = 0.25
@@ -51,15 +54,14 @@ def train_vae(minutes: float, seed: int = 1) -> None:
 
     def loss_of(step: int) -> tuple[torch.Tensor, int]:
         rng = _step_rng(seed, step)
-        height, width, count = VAE_BATCHES[step % len(VAE_BATCHES)]
+        size, count = VAE_BATCHES[step % len(VAE_BATCHES)]
         kinds = rng.choice(list(MAP_SHARES), count, p=list(MAP_SHARES.values()))
         # Small batches show small windows, so that textures keep the size that they have in a whole picture.
-        low, high = (0.4, 0.75) if height < 256 else (0.6, 1)
-        pairs = [draw_pair(scenes, rng, str(kind), (height, width), rng.uniform(low, high)) for kind in kinds]
+        low, high = (0.4, 0.75) if size[0] < 256 else (0.6, 1)
+        pairs = [draw_pair(scenes, rng, str(kind), size, rng.uniform(low, high)) for kind in kinds]
         target = torch.cat(stack_pairs(pairs))
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(target).latent_dist
-            decoded = vae.decode(posterior.sample()).sample.float()
+        posterior = vae.encode(target).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
         return _map_loss(decoded, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel(), len(target)
 
     _run(training, loss_of, lambda: _save_vae(training, scenes, seed))
@@ -68,38 +70,47 @@ def train_vae(minutes: float, seed: int = 1) -> None:
 def train_unet(task: str, mode: str, minutes: float, output: Path, seed: int = 2) -> None:
     """Train one UNet against the frozen autoencoder of cache/vae and write the checkpoint's folder."""
     scenes = load_scenes(CACHE)
-    vae = AutoencoderKL.from_pretrained(CACHE / "vae").float().requires_grad_(False).eval()
+    vae = AutoencoderKL.from_pretrained(CACHE / "vae").requires_grad_(False).eval()
     model = TinyLotus(vae=vae, unet=new_unet(seed, mode), prompt=new_prompt())
-    training = Training(model.unet, CACHE / f"{task}-{mode}.safetensors", minutes=minutes, peak_rate=8e-4)
+    training = Training(model.unet, CACHE / f"{task}-{mode}.safetensors", minutes=minutes, peak_rate=1e-3)
+    replays: dict[tuple[int, int], deque] = {size: deque(maxlen=REPLAY_LENGTH) for size, _ in UNET_BATCHES}
 
-    def loss_of(step: int) -> tuple[torch.Tensor, int]:
-        rng = _step_rng(seed, step)
-        decoded_stage = training.spent >= LATENT_STAGE
-        batches = DECODED_BATCHES if decoded_stage else UNET_BATCHES
-        height, width, count = batches[step % len(batches)]
+    def draw(rng: np.random.Generator, size: tuple[int, int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         shares = np.where(rng.random(count) < 0.5, 1, rng.uniform(0.5, 1, count))
-        images, target = stack_pairs([draw_pair(scenes, rng, task, (height, width), share) for share in shares])
-        reconstruct = torch.from_numpy(rng.random(count) < RECONSTRUCTION_SHARE)
-        target = torch.where(reconstruct[:, None, None, None], images, target)
-        switch = torch.where(reconstruct[:, None], RECONSTRUCT, PREDICT).float()
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                latents = model.encode(images).float()
-            noise = _noise_like(latents, rng) if mode == "g" else None
-            predicted = model.predict_latents(latents, noise, switch).float()
-            if decoded_stage:
-                loss = _map_loss(model.decode(predicted).float(), target)
-            else:
-                with torch.no_grad():
-                    wanted = model.encode(target).float()
-                loss = nn.functional.smooth_l1_loss(predicted, wanted, beta=0.5)
-        return loss, count
+        return stack_pairs([draw_pair(scenes, rng, task, size, share) for share in shares])
+
+    def predict(rng: np.random.Generator, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predicted latents, and which of them are to be the image itself, bool [N, 1, 1, 1]."""
+        reconstruct = torch.from_numpy(rng.random((len(latents), 1, 1, 1)) < RECONSTRUCTION_SHARE)
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)) if mode == "g" else None
+        switch = torch.where(reconstruct[:, 0, 0], RECONSTRUCT, PREDICT)
+        return model.predict_latents(latents, noise, switch).float(), reconstruct
+
+    def latent_loss(step: int) -> tuple[torch.Tensor, int]:
+        rng = _step_rng(seed, step)
+        size, count = UNET_BATCHES[step % len(UNET_BATCHES)]
+        replay = replays[size]
+        with torch.no_grad():
+            replay.extend(zip(*map(model.encode, draw(rng, size, int(FRESH_SHARE * count))), strict=True))
+        chosen = rng.choice(len(replay), min(count, len(replay)), replace=False)
+        images, maps = stack_pairs([replay[i] for i in chosen])
+        predicted, reconstruct = predict(rng, images)
+        return nn.functional.smooth_l1_loss(predicted, torch.where(reconstruct, images, maps), beta=0.5), len(images)
+
+    def decoded_loss(step: int) -> tuple[torch.Tensor, int]:
+        rng = _step_rng(seed, step)
+        size, count = DECODED_BATCHES[step % len(DECODED_BATCHES)]
+        images, maps = draw(rng, size, count)
+        with torch.no_grad():
+            latents = model.encode(images)
+        predicted, reconstruct = predict(rng, latents)
+        return _map_loss(model.decode(predicted), torch.where(reconstruct, images, maps)), count
 
     def save() -> None:
         with training.averaged():
             save_checkpoint(model, output)
 
-    _run(training, loss_of, save)
+    _run(training, lambda step: (latent_loss if training.spent < LATENT_STAGE else decoded_loss)(step), save)
 
 
 def _run(training: Training, loss_of: Callable[[int], tuple[torch.Tensor, int]], save: Callable[[], None]) -> None:
@@ -109,7 +120,8 @@ def _run(training: Training, loss_of: Callable[[int], tuple[torch.Tensor, int]],
     losses: list[float] = []
     images = 0
     while training.spent < 1:
-        loss, count = loss_of(training.step)
+        with torch.autocast("cpu", torch.bfloat16):  # 1.3 to 1.7 times as fast as fp32 here
+            loss, count = loss_of(training.step)
         training.apply(loss)
         losses.append(float(loss.detach()))
         images += count
@@ -142,13 +154,9 @@ def _save_vae(training: Training, scenes: Scenes, seed: int) -> None:
 
 def _map_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """L1 on values and on their differences to the right and below, which is what keeps edges."""
-    difference = decoded - target
+    difference = decoded.float() - target
     across, down = difference.diff(dim=-1), difference.diff(dim=-2)
     return difference.abs().mean() + EDGE_WEIGHT * (across.abs().mean() + down.abs().mean())
-
-
-def _noise_like(latents: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    return torch.from_numpy(rng.standard_normal(latents.shape, np.float32))
 
 
 def _step_rng(seed: int, step: int) -> np.random.Generator:
