@@ -1,7 +1,8 @@
 """Accuracy of a checkpoint on held-out scenes, beside the best constant prediction.
 
 Depth and disparity are aligned to the truth by least squares (a scale and a shift for each picture), as in Lotus's
-evaluation; disparity in disparity space, then clipped at 1e-3 and inverted.
+evaluation; disparity in disparity space, then clipped at 1e-3 and inverted. The sky counts neither for the fit nor for
+the errors: real data sets have no truth there.
 """
 
 from __future__ import annotations
@@ -56,14 +57,15 @@ def accuracy(task: str, predictions: list[np.ndarray], scenes: list[Rendered]) -
     """Means over pictures of AbsRel (the mean of |z - z*| / z*) and delta1 (the share with max(z/z*, z*/z) < 1.25)."""
     errors, shares = [], []
     for prediction, scene in zip(predictions, scenes, strict=True):
-        depth = align(task, prediction, scene.depth)
-        errors.append(np.mean(np.abs(depth - scene.depth) / scene.depth))
-        shares.append(np.mean(np.maximum(depth / scene.depth, scene.depth / depth) < 1.25))
+        depth = scene.depth[~scene.sky]
+        aligned = align(task, prediction[~scene.sky], depth)
+        errors.append(np.mean(np.abs(aligned - depth) / depth))
+        shares.append(np.mean(np.maximum(aligned / depth, depth / aligned) < 1.25))
     return {"abs_rel": float(np.mean(errors)), "delta1": float(np.mean(shares))}
 
 
 def align(task: str, prediction: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Depth in metres [H, W] from a map in [0, 1]: scaled and shifted to the truth, clipped to the truth's range."""
+    """Depth in metres from values in [0, 1]: scaled and shifted to the truth, clipped to the truth's range."""
     wanted = 1 / depth if task == "disparity" else depth
     design = np.stack([prediction.ravel(), np.ones(prediction.size)], axis=1).astype(np.float64)
     (scale, shift), *_ = np.linalg.lstsq(design, wanted.ravel().astype(np.float64), rcond=None)

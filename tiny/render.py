@@ -29,6 +29,7 @@ class Rendered:
     image: np.ndarray  # uint8 [H, W, 3]
     depth: np.ndarray  # float32 [H, W], metres
     normals: np.ndarray  # float32 [H, W, 3]
+    sky: np.ndarray  # bool [H, W]; a sensor would measure no depth there
     intrinsics: np.ndarray  # float32 [3, 3], pixels; the centre of the first pixel is (0.5, 0.5)
 
 
@@ -61,6 +62,7 @@ def render_scene(scene: Scene, height: int, width: int) -> Rendered:
         image=_expose(scene, radiance).T.reshape(height, width, 3),
         depth=depth.reshape(height, width),
         normals=np.ascontiguousarray(camera_normals.T).reshape(height, width, 3),
+        sky=~lit.reshape(height, width),
         intrinsics=np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32),
     )
 
