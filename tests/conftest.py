@@ -1,0 +1,136 @@
+"""Small Lotus checkpoints with random weights: the released architecture, narrow enough to export in seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOS = ROOT.parent / "shared" / "photos"
+BUCKET = 64  # pixels; four levels of the VAE and four of the UNet still have a pixel
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first."""
+    items.sort(key=lambda item: "slow" in item.keywords)
+
+
+def save_checkpoint(folder: Path, *, mode: str = "d", text_encoder: bool = False, seed: int = 0) -> Path:
+    """A diffusers folder of Lotus's class: SD2-style UNet, KL autoencoder, prompt tensor or CLIP text encoder."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels={"d": 4, "g": 8}[mode],
+        out_channels=4,
+        block_out_channels=[32, 64, 64, 64],
+        layers_per_block=2,
+        attention_head_dim=[1, 2, 2, 2],
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=4,
+    )
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[32, 32, 64, 64],
+        layers_per_block=1,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    )
+    # Default initialisation answers almost a constant; louder weights and biases give every path something to do.
+    for parameter in (*unet.parameters(), *vae.parameters()):
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    if text_encoder:
+        _save_text_encoder(folder)
+    else:
+        save_file({"prompt_embedding": torch.randn(1, 5, 32)}, folder / "prompt_embedding.safetensors")
+    return folder
+
+
+def _save_text_encoder(folder: Path) -> None:
+    """A CLIP text encoder and a tokenizer with a vocabulary of a few tokens, laid out as the released ones are."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=6,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=4,
+        eos_token_id=5,
+        pad_token_id=0,
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    vocabulary = {"!": 0, "a": 1, "a</w>": 2, "!</w>": 3, "<|startoftext|>": 4, "<|endoftext|>": 5}
+    (tokenizer / "vocab.json").write_text(json.dumps(vocabulary))
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "!",
+        "model_max_length": 77,
+    }
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def build_bundle(checkpoint: str | Path, output: Path, **settings: object) -> Path:
+    """Build with the given BuildSettings fields; progress goes to stderr, which pytest shows on failure."""
+    from export.assemble import BuildSettings, build
+
+    return build(
+        BuildSettings(checkpoint=str(checkpoint), output=output, **settings),
+        lambda line: print(line, file=sys.stderr),
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint_d(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mode D, with a text encoder."""
+    return save_checkpoint(tmp_path_factory.mktemp("d") / "lotus-d", mode="d", text_encoder=True)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_g(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mode G, with a stored prompt tensor."""
+    return save_checkpoint(tmp_path_factory.mktemp("g") / "lotus-g", mode="g")
+
+
+@pytest.fixture(scope="session")
+def bundle_d(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Depth, two buckets, ONNX Runtime."""
+    return build_bundle(
+        checkpoint_d, tmp_path_factory.mktemp("bundle") / "d", task="depth", resolutions=((BUCKET, BUCKET), (64, 104))
+    )
+
+
+@pytest.fixture(scope="session")
+def bundle_g(checkpoint_g: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Normals, mode G, one bucket."""
+    return build_bundle(
+        checkpoint_g, tmp_path_factory.mktemp("bundle") / "g", task="normal", resolutions=((BUCKET, BUCKET),), seed=7
+    )
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """RGB uint8 [H,W,3]: a rendered scene of the project's own, 256 x 256."""
+    from PIL import Image
+
+    return np.array(Image.open(ROOT / "tiny" / "samples" / "room.png").convert("RGB"))
