@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -126,6 +127,54 @@ def bundle_g(checkpoint_g: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return build_bundle(
         checkpoint_g, tmp_path_factory.mktemp("bundle") / "g", task="normal", resolutions=((BUCKET, BUCKET),), seed=7
     )
+
+
+def write_null_bundle(folder: Path, *, mode: str = "d", task: str = "disparity", **changes: object) -> Path:
+    """A bundle for the null backend: real manifest, checksums and golden, and a graph that is no graph. No torch."""
+    from runtime.backends import session_class
+    from runtime.engine import draw_noise
+    from runtime.manifest import Bucket, Checkpoint, Golden, Latent, Manifest, describe_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    bucket = Bucket(height=64, width=96, graph="model-64x96.onnx")
+    fields: dict[str, object] = {
+        "name": "null",
+        "checkpoint": Checkpoint(id="none", sha256="0" * 64),
+        "mode": mode,
+        "tasks": [task],
+        "outputs": {task: "none"},
+        "precision": "fp32",
+        "target": "null",
+        "opset": 23,
+        "buckets": [bucket, Bucket(height=96, width=64, graph="model-64x96.onnx")],
+        "latent": Latent(channels=4, downscale=8, scaling_factor=0.18215),
+        "noise_seed": 3,
+        "golden": Golden(file="golden.npz", tolerance=1e-4, measured=[]),
+        "files": [],
+        "tools": {},
+        "command": "none",
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    manifest = Manifest(**(fields | changes))
+    arrays: dict[str, np.ndarray] = {}
+    for one in manifest.buckets:
+        image = np.random.default_rng(0).integers(0, 256, (one.height, one.width, 3), dtype=np.uint8)
+        feeds = {"image": manifest.preprocess.apply(image)}
+        if mode == "g":
+            feeds["noise"] = arrays[f"noise_{one}"] = draw_noise(0, manifest.input_shapes(one)["noise"])
+        answer = session_class("null")(folder, manifest, one, "")(feeds)
+        arrays |= {f"image_{one}": image, f"{task}_{one}": answer[task][0]}
+    np.savez(folder / "golden.npz", **arrays)
+    (folder / "model-64x96.onnx").write_bytes(b"not a graph " * 100)
+    files = [describe_file(folder, name) for name in ("golden.npz", "model-64x96.onnx")]
+    dataclasses.replace(manifest, files=files).save(folder)
+    return folder
+
+
+@pytest.fixture
+def null_bundle(tmp_path: Path) -> Path:
+    """A writable null bundle: disparity, mode D, buckets 64x96 and 96x64."""
+    return write_null_bundle(tmp_path / "null")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,172 @@
+"""A bundle appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, build_bundle
+
+from export.bundle import finish_on_device, staged
+from export.errors import BuildError, CheckpointError
+from runtime import LotusEngine
+from runtime.errors import BackendMissingError, SchemaError, VerificationError
+from runtime.manifest import Manifest
+
+
+def fill(stage: Path, text: str = "new") -> None:
+    (stage / "manifest.json").write_text(text)
+
+
+def test_stage_takes_its_place_only_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "bundle"
+    with staged(target, overwrite=False) as stage:
+        fill(stage)
+        assert not target.exists()
+        with pytest.raises(SchemaError):
+            LotusEngine(target)
+    assert os.listdir(target) == ["manifest.json"]
+    assert os.listdir(target.parent) == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_interruption_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), staged(tmp_path / "bundle", overwrite=False) as stage:
+        fill(stage)
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_bundle_survives_a_failed_overwrite(tmp_path: Path) -> None:
+    with staged(tmp_path / "b", overwrite=False) as stage:
+        fill(stage, "old")
+    with pytest.raises(RuntimeError), staged(tmp_path / "b", overwrite=True) as stage:
+        fill(stage, "new")
+        raise RuntimeError
+    assert (tmp_path / "b" / "manifest.json").read_text() == "old"
+    with staged(tmp_path / "b", overwrite=True) as stage:
+        fill(stage, "new")
+    assert (tmp_path / "b" / "manifest.json").read_text() == "new"
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_existing_folders_are_protected(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    with pytest.raises(BuildError, match="--overwrite"), staged(tmp_path / "precious", overwrite=False):
+        pass
+    with pytest.raises(BuildError, match="not a bundle"), staged(tmp_path / "precious", overwrite=True):
+        pass
+    assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def test_too_small_a_disk_is_refused_before_the_work(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BuildError, match="GB free; this bundle needs about"),
+        staged(tmp_path / "b", overwrite=False, needed_bytes=1 << 60),
+    ):
+        pytest.fail("the block must not run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_disk_that_fills_up_half_way(checkpoint_d: Path, tmp_path: Path) -> None:
+    """A limit on file size stands for the full disk: writing the weights fails with an OSError, as ENOSPC does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(BuildError, match="cannot write the bundle"):
+            build_bundle(checkpoint_d, tmp_path / "b", task="depth", resolutions=((64, 64),))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_build_leaves_nothing_that_opens(checkpoint_d: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    command = [sys.executable, "export/build_engine.py", str(checkpoint_d), "--task", "depth", "--resolution", "64x64"]
+    output = tmp_path / "b"
+    process = subprocess.Popen([*command, "--output", str(output)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "tracing" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(stop)
+    process.stderr.read()
+    assert process.wait() != 0
+    process.stderr.close()
+    assert not output.exists()
+    left = list(tmp_path.iterdir())
+    if stop == signal.SIGKILL:
+        assert all(path.name.startswith(".b.partial-") for path in left)
+        for path in left:
+            with pytest.raises(SchemaError):
+                LotusEngine(path)
+    else:
+        assert left == []
+
+
+@pytest.mark.slow
+def test_build_that_answers_wrong_is_not_delivered(
+    checkpoint_d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export import golden
+
+    right = golden.predict_reference
+    monkeypatch.setattr(golden, "predict_reference", lambda *inputs: right(*inputs) + 2e-4)
+    with pytest.raises(VerificationError, match="off the PyTorch reference"):
+        build_bundle(checkpoint_d, tmp_path / "b", task="depth", resolutions=((64, 64),))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_requests_that_cannot_be_met(checkpoint_d: Path, tmp_path: Path) -> None:
+    for settings, message in (
+        ({"precision": "fp8"}, "no precision 'fp8'"),
+        ({"resolutions": ((100, 64),)}, "the nearest is 96x64"),
+        ({"resolutions": ((0, 64),)}, "not a multiple of 8"),
+        ({"resolutions": ((64, 64), (64, 64))}, "named twice"),
+    ):
+        with pytest.raises(BuildError, match=message):
+            build_bundle(checkpoint_d, tmp_path / "b", task="depth", **settings)
+    with pytest.raises(CheckpointError, match="unknown task"):
+        build_bundle(checkpoint_d, tmp_path / "b", task="flow")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_finishing_for_tensorrt_without_tensorrt(bundle_d: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle_d, tmp_path / "b"))
+    before = (copy / "manifest.json").read_bytes()
+    try:
+        import tensorrt  # noqa: F401
+
+        pytest.skip("this machine has TensorRT")
+    except ImportError:
+        pass
+    with pytest.raises(BackendMissingError, match="tensorrt"):
+        finish_on_device(copy, target="tensorrt", output=None, overwrite=False, command="test", progress=print)
+    assert (copy / "manifest.json").read_bytes() == before
+    with pytest.raises(BuildError, match="needs no engine"):
+        finish_on_device(copy, target="openvino", output=None, overwrite=False, command="test", progress=print)
+
+
+@pytest.mark.slow
+def test_manifest_records_how_the_bundle_was_made(bundle_g: Path, checkpoint_g: Path) -> None:
+    manifest = Manifest.load(bundle_g)
+    assert (manifest.mode, manifest.tasks, manifest.noise_seed) == ("g", ["normal"], 7)
+    assert manifest.checkpoint.id == str(checkpoint_g)
+    assert manifest.golden.measured[0].backend == "onnxruntime"
+    assert 0 < manifest.golden.measured[0].max_abs_error <= manifest.golden.tolerance == 1e-4
+    assert manifest.tools["torch"].startswith("2.")
+    assert {file.path for file in manifest.files} == {"golden.npz", "model-64x64.onnx", "model.onnx.data"}

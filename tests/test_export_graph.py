@@ -1,0 +1,148 @@
+"""The ONNX graphs: operators kept, nodes named by stage, weights stored once; and the parity they are for."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import PHOTOS, build_bundle
+
+from export.checkpoint import Checkpoint, load_checkpoint
+from export.reference import predict_reference
+from runtime import LotusEngine
+from runtime.manifest import Manifest
+
+pytestmark = pytest.mark.slow
+
+
+def counts(bundle: Path, graph: str = "model-64x64.onnx") -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(bundle / graph, load_external_data=False).graph.node)
+
+
+@pytest.fixture(scope="module")
+def bundle_openvino(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("graph") / "openvino"
+    return build_bundle(checkpoint_d, output, task="depth", resolutions=((64, 64),), target="openvino")
+
+
+@pytest.fixture(scope="module")
+def bundle_opset20(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("graph") / "opset20"
+    return build_bundle(checkpoint_d, output, task="depth", resolutions=((64, 64),), opset=20)
+
+
+def test_opset_23_keeps_attention_and_group_normalization(bundle_openvino: Path) -> None:
+    found = counts(bundle_openvino)
+    # Attention: self and cross in each of 16 transformer blocks, and one in the middle of encoder and of decoder.
+    assert found["Attention"] == 2 * 16 + 2
+    assert found["Softmax"] == found["InstanceNormalization"] == 0
+    # GroupNormalization: 2 in each ResBlock (UNet 22, VAE 4 + 2 and 8 + 2), 1 in each attention (16 + 2), 3 at the ends.
+    assert found["GroupNormalization"] == 2 * (22 + 6 + 10) + 18 + 3
+    assert onnx.load(bundle_openvino / "model-64x64.onnx", load_external_data=False).opset_import[0].version == 23
+
+
+def test_onnxruntime_gets_attention_and_two_pass_group_normalization(bundle_d: Path, bundle_openvino: Path) -> None:
+    """ONNX Runtime's CPU provider has no kernel for GroupNormalization and expands it inexactly (export/group_norm.py)."""
+    found, native = counts(bundle_d), counts(bundle_openvino)
+    assert found["Attention"] == native["Attention"]
+    assert found["GroupNormalization"] == 0
+    assert found["BatchNormalization"] == native["GroupNormalization"]
+
+
+def test_opset_20_has_no_newer_operator(bundle_opset20: Path) -> None:
+    found = counts(bundle_opset20)
+    assert found["Attention"] == found["GroupNormalization"] == 0
+    assert found["Softmax"] == 2 * 16 + 2
+    assert Manifest.load(bundle_opset20).opset == 20
+
+
+def test_every_node_is_named_after_its_stage(bundle_d: Path) -> None:
+    nodes = onnx.load(bundle_d / "model-64x64.onnx", load_external_data=False).graph.node
+    stages = [node.name.split("/")[0] for node in nodes]
+    assert set(stages) == {"encoder", "unet", "decoder"}
+    assert stages == sorted(stages, key=["encoder", "unet", "decoder"].index), "stages follow each other"
+    assert len({node.name for node in nodes}) == len(nodes)
+    assert any(node.name == "unet/network.mid_block.resnets.0.conv1/Conv" for node in nodes)
+
+
+def test_no_path_of_the_building_machine_is_in_the_bundle(bundle_d: Path) -> None:
+    for path in bundle_d.glob("*.onnx"):
+        content = path.read_bytes()
+        assert b"site-packages" not in content
+        assert os.fsencode(Path.home()) + b"/" not in content
+
+
+def test_two_buckets_share_one_copy_of_the_weights(bundle_d: Path, checkpoint_d: Path) -> None:
+    checkpoint = load_checkpoint(str(checkpoint_d), task="depth")
+    weights = 4 * sum(p.numel() for module in (checkpoint.unet, checkpoint.vae) for p in module.parameters())
+    stored = (bundle_d / "model.onnx.data").stat().st_size
+    assert stored < 1.25 * weights, "padding to 4 KiB costs most in a network this small"
+    assert all(path.stat().st_size < 0.1 * weights for path in bundle_d.glob("*.onnx"))
+
+
+def parity(bundle: Path, checkpoint: Checkpoint, rgb: np.ndarray, backend: str) -> float:
+    """Largest absolute difference of the runtime's values from the PyTorch reference's, in [0,1]."""
+    noise = None
+    if checkpoint.mode == "g":
+        noise = np.random.default_rng(5).standard_normal((1, 4, 8, 8), dtype=np.float32)
+    expected = predict_reference(checkpoint, rgb, noise).transpose(1, 2, 0)
+    with LotusEngine(bundle, backend=backend) as engine:
+        values = engine(rgb, noise=noise, resize=None).values
+    if checkpoint.task == "normal":
+        expected = expected / np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-6)
+        return float(np.abs(values - expected).max()) / 2
+    return float(np.abs(values - expected[..., 0]).max())
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), [("onnxruntime", 1e-4), ("openvino", 1e-3)])
+@pytest.mark.parametrize("mode", ["d", "g"])
+def test_parity_with_the_reference(
+    backend: str, tolerance: float, mode: str, request: pytest.FixtureRequest, photo: np.ndarray
+) -> None:
+    """Crops of a rendered scene, a flat picture, and (where they lie beside the project) real photographs."""
+    from PIL import Image
+
+    pytest.importorskip(backend)
+    bundle: Path = request.getfixturevalue(f"bundle_{mode}")
+    task = {"d": "depth", "g": "normal"}[mode]
+    checkpoint = load_checkpoint(str(request.getfixturevalue(f"checkpoint_{mode}")), task=task)
+    pictures = [photo, np.full((64, 64, 3), 90, np.uint8)]
+    pictures += [np.array(Image.open(path).convert("RGB"))[60:, 60:] for path in sorted(PHOTOS.glob("*.jpg"))]
+    errors = [parity(bundle, checkpoint, np.ascontiguousarray(rgb[:64, :64]), backend) for rgb in pictures]
+    assert max(errors) <= tolerance, errors
+
+
+def test_opset_20_is_the_same_function(bundle_opset20: Path, checkpoint_d: Path, photo: np.ndarray) -> None:
+    checkpoint = load_checkpoint(str(checkpoint_d), task="depth")
+    assert parity(bundle_opset20, checkpoint, np.ascontiguousarray(photo[:64, :64]), "onnxruntime") < 5e-4
+
+
+def test_reference_is_the_published_pipeline(checkpoint_g: Path) -> None:
+    """Step by step with diffusers' pieces, as the authors' pipeline calls them (posterior mean in place of a sample)."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.image_processor import VaeImageProcessor
+
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    noise = np.random.default_rng(1).standard_normal((1, 4, 8, 8), dtype=np.float32)
+    checkpoint = load_checkpoint(str(checkpoint_g), task="depth")
+    vae = AutoencoderKL.from_pretrained(checkpoint_g / "vae").eval()
+    unet = UNet2DConditionModel.from_pretrained(checkpoint_g / "unet").eval()
+    switch = torch.tensor([1, 0]).float().unsqueeze(0)
+    with torch.no_grad():
+        image = torch.tensor(rgb.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1.0
+        latents = vae.encode(image).latent_dist.mean * vae.config.scaling_factor
+        predicted = unet(
+            torch.cat([latents, torch.tensor(noise)], dim=1),
+            torch.tensor([999]).long()[0],
+            encoder_hidden_states=checkpoint.prompt,
+            class_labels=torch.cat([torch.sin(switch), torch.cos(switch)], dim=-1),
+            return_dict=False,
+        )[0]
+        decoded = vae.decode(predicted / vae.config.scaling_factor, return_dict=False)[0]
+    published = VaeImageProcessor().postprocess(decoded, output_type="np")[0].mean(axis=-1)
+    assert np.abs(predict_reference(checkpoint, rgb, noise)[0] - published).max() < 1e-6

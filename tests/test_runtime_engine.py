@@ -1,0 +1,243 @@
+"""The engine around a network (null backend), and one contract for every backend that opens here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_null_bundle
+from PIL import Image
+
+from runtime import LotusEngine, Prediction
+from runtime.backends import BACKENDS, installed
+from runtime.engine import draw_noise
+from runtime.errors import (
+    BackendError,
+    BackendMissingError,
+    DamagedBundleError,
+    ImageError,
+    VerificationError,
+)
+from runtime.manifest import Manifest, describe_file
+
+RECORDED = {
+    0: [-0.24822916090488434, -0.02676701545715332, -1.9444162845611572],
+    7: [-0.5023735761642456, 0.5068453550338745, 2.019348621368408],
+}
+RGB = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
+def test_scalar_prediction_through_the_null_backend(null_bundle: Path) -> None:
+    with LotusEngine(null_bundle) as engine:
+        prediction = engine(RGB)
+    assert isinstance(prediction, Prediction)
+    assert prediction.values.dtype == np.float32
+    assert np.abs(prediction.values - RGB.mean(axis=2) / 255).max() < 1e-6
+
+
+def test_normals_have_unit_length_at_any_size(tmp_path: Path) -> None:
+    bundle = write_null_bundle(tmp_path / "n", task="normal")
+    with LotusEngine(bundle) as engine:
+        for image in (RGB, RGB[:31, :77], np.full((5, 5, 3), 200, np.uint8)):
+            values = engine(image).values
+            assert values.shape == image.shape
+            assert np.abs(np.linalg.norm(values, axis=-1) - 1).max() < 1e-5
+
+
+def test_list_path_pil_and_array(null_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "i.png"
+    Image.fromarray(RGB).save(path)
+    with LotusEngine(null_bundle) as engine:
+        many = engine([path, str(path), Image.fromarray(RGB), RGB])
+        assert [type(one) for one in many] == [Prediction] * 4
+        assert all(np.array_equal(one.values, many[0].values) for one in many)
+        assert engine([]) == []
+
+
+def test_resize_none_leaves_the_content_size(null_bundle: Path) -> None:
+    with LotusEngine(null_bundle) as engine:
+        image = np.zeros((100, 300, 3), np.uint8)
+        assert engine(image).values.shape == (100, 300)
+        assert engine(image, resize="nearest").values.shape == (100, 300)
+        assert engine(image, resize=None).values.shape == (32, 96)
+        with pytest.raises(ImageError, match="bicubic"):
+            engine(image, resize="bicubic")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (37, 53)])
+def test_any_size(null_bundle: Path, size: tuple[int, int]) -> None:
+    with LotusEngine(null_bundle) as engine:
+        assert engine(np.zeros((*size, 3), np.uint8)).values.shape == size
+
+
+def test_noise_is_refused_in_mode_d_and_checked_in_mode_g(null_bundle: Path, tmp_path: Path) -> None:
+    noise = np.zeros((1, 4, 8, 12), np.float32)
+    with LotusEngine(null_bundle) as engine, pytest.raises(ImageError, match="mode D"):
+        engine(RGB, noise=noise)
+    with LotusEngine(write_null_bundle(tmp_path / "g", mode="g")) as engine:
+        engine(RGB, noise=noise)
+        for bad in (noise[..., :-1], noise * np.nan):
+            with pytest.raises(ImageError, match="finite noise of shape"):
+                engine(RGB, noise=bad)
+        for seed in (-1, 1.5, True, "7"):
+            with pytest.raises(ImageError, match="non-negative integer"):
+                engine(RGB, seed=seed)
+
+
+def test_noise_is_the_same_on_every_machine() -> None:
+    """The first values of Philox with key from seed 0 and 7, recorded once; and the statistics of a normal."""
+    assert np.allclose(draw_noise(0, (1, 1, 1, 3)).ravel(), RECORDED[0], atol=1e-6)
+    assert np.allclose(draw_noise(7, (1, 1, 1, 3)).ravel(), RECORDED[7], atol=1e-6)
+    large = draw_noise(1, (1, 4, 128, 128))
+    assert large.dtype == np.float32
+    assert abs(large.mean()) < 0.02
+    assert abs(large.std() - 1) < 0.02
+
+
+def test_wrong_golden_is_refused(null_bundle: Path) -> None:
+    with np.load(null_bundle / "golden.npz") as stored:
+        arrays = dict(stored)
+    arrays["disparity_96x64"][0, 5, 5] += 2e-4
+    np.savez(null_bundle / "golden.npz", **arrays)
+    _resign(null_bundle)
+    with LotusEngine(null_bundle) as engine, pytest.raises(VerificationError, match="96x64"):
+        engine.verify()
+
+
+def test_golden_without_its_arrays_is_damage(null_bundle: Path) -> None:
+    np.savez(null_bundle / "golden.npz", nothing=np.zeros(1))
+    _resign(null_bundle)
+    with LotusEngine(null_bundle) as engine, pytest.raises(DamagedBundleError, match="golden"):
+        engine.verify()
+
+
+def test_unknown_and_missing_backends(null_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendMissingError, match=r"known:.*onnxruntime"):
+        LotusEngine(null_bundle, backend="tflite")
+    missing = dataclasses.replace(BACKENDS["openvino"], package="no_such_package_here")
+    monkeypatch.setitem(BACKENDS, "openvino", missing)
+    with pytest.raises(BackendMissingError, match=r"pip install 'lotus-edge\[openvino\]'"):
+        LotusEngine(null_bundle, backend="openvino")
+
+
+def test_closed_engine_says_so(null_bundle: Path) -> None:
+    engine = LotusEngine(null_bundle)
+    engine(RGB)
+    engine.close()
+    engine.close()
+    with pytest.raises(BackendError, match="closed"):
+        engine(RGB)
+
+
+def test_a_graph_that_is_no_graph_is_a_backend_error(null_bundle: Path) -> None:
+    for backend in {"onnxruntime", "openvino"} & set(installed()):
+        with LotusEngine(null_bundle, backend=backend) as engine, pytest.raises(BackendError, match="cannot open"):
+            engine(RGB)
+
+
+def test_cuda_provider_is_never_replaced_by_the_cpu(null_bundle: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with LotusEngine(null_bundle, backend="onnxruntime-cuda") as engine, pytest.raises(BackendError, match="CUDA"):
+        engine(RGB)
+
+
+def _resign(bundle: Path) -> None:
+    """Write a manifest whose checksums agree with the files as they now are."""
+    import json
+
+    body = json.loads((bundle / "manifest.json").read_text())
+    from runtime.manifest import _checksum
+
+    body.pop("manifest_sha256")
+    body["files"] = [dataclasses.asdict(describe_file(bundle, file["path"])) for file in body["files"]]
+    body["manifest_sha256"] = _checksum(body)
+    (bundle / "manifest.json").write_text(json.dumps(body))
+
+
+# One contract, every backend that can open an ONNX graph here.
+
+GRAPH_BACKENDS = [name for name in ("onnxruntime", "onnxruntime-cuda", "openvino") if name in installed()]
+TOLERANCE = {"onnxruntime": 1e-4, "onnxruntime-cuda": 1e-3, "openvino": 1e-3}
+
+
+@pytest.fixture(params=GRAPH_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "onnxruntime-cuda":
+        ort = pytest.importorskip("onnxruntime")
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
+            pytest.skip("this onnxruntime has no CUDA provider")
+    return str(request.param)
+
+
+@pytest.mark.slow
+class TestContract:
+    """What a backend must do, whichever it is."""
+
+    def test_verifies(self, bundle_d: Path, bundle_g: Path, backend: str) -> None:
+        for bundle in (bundle_d, bundle_g):
+            manifest = Manifest.load(bundle)
+            with LotusEngine(bundle, backend=backend) as engine:
+                if backend == "openvino":  # its own tolerance is wider than that of the bundle's target
+                    loose = dataclasses.replace(manifest.golden, tolerance=TOLERANCE[backend])
+                    engine.manifest = dataclasses.replace(manifest, golden=loose)
+                result = engine.verify()
+            assert result.backend == backend
+            assert set(result.errors) == {str(bucket) for bucket in manifest.buckets}
+
+    def test_is_deterministic_and_depends_on_its_input(self, bundle_d: Path, backend: str, photo: np.ndarray) -> None:
+        with LotusEngine(bundle_d, backend=backend) as engine:
+            first, second = engine([photo, photo])
+            other = engine(photo[::-1])
+        assert np.array_equal(first.values, second.values)
+        assert np.abs(first.values - other.values).max() > 0.01
+
+    def test_opens_several_buckets(self, bundle_d: Path, backend: str, photo: np.ndarray) -> None:
+        with LotusEngine(bundle_d, backend=backend) as engine:
+            assert engine(photo, resize=None).values.shape == (64, 64)
+            assert engine(photo[:128, :208], resize=None).values.shape == (64, 104)
+
+    def test_noise_steers_mode_g(self, bundle_g: Path, backend: str, photo: np.ndarray) -> None:
+        with LotusEngine(bundle_g, backend=backend) as engine:
+            default, named, other = engine(photo), engine(photo, seed=7), engine(photo, seed=8)
+            given = engine(photo, noise=draw_noise(8, (1, 4, 8, 8)))
+        assert np.array_equal(default.values, named.values), "the manifest's noise seed is 7"
+        assert np.array_equal(other.values, given.values)
+        assert np.abs(default.values - other.values).max() > 1e-3
+
+    def test_wrong_inputs_are_refused_before_the_vendor_sees_them(self, bundle_g: Path, backend: str) -> None:
+        with LotusEngine(bundle_g, backend=backend) as engine:
+            session = engine._session(engine.manifest.buckets[0])
+            image, noise = np.zeros((1, 3, 64, 64), np.float32), np.zeros((1, 4, 8, 8), np.float32)
+            for feeds in (
+                {"image": image},
+                {"image": image[:, :, :32], "noise": noise},
+                {"image": image.astype(np.float64), "noise": noise},
+                {"picture": image, "noise": noise},
+            ):
+                with pytest.raises(BackendError, match="takes float32"):
+                    session(feeds)
+
+    def test_nan_is_an_error_not_a_picture(self, bundle_d: Path, backend: str) -> None:
+        with LotusEngine(bundle_d, backend=backend) as engine:
+            session = engine._session(engine.manifest.buckets[0])
+            feeds = {"image": np.full((1, 3, 64, 64), np.nan, np.float32)}
+            with pytest.raises(BackendError, match="NaN"):
+                session(feeds)
+
+    def test_damaged_graph(self, bundle_d: Path, backend: str, photo: np.ndarray, tmp_path: Path) -> None:
+        import shutil
+
+        copy = Path(shutil.copytree(bundle_d, tmp_path / "copy"))
+        graph = copy / "model-64x64.onnx"
+        content = bytearray(graph.read_bytes())
+        content[: len(content) // 2] = bytes(len(content) // 2)
+        graph.write_bytes(content)
+        with LotusEngine(copy, backend=backend) as engine:
+            with pytest.raises(DamagedBundleError, match="SHA-256"):
+                engine.verify()
+            with pytest.raises((BackendError, DamagedBundleError)):
+                engine(photo)

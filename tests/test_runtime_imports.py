@@ -1,0 +1,75 @@
+"""The run time needs NumPy, Pillow and one engine; the import direction is checked by machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from conftest import ROOT
+
+# The guard stands before every other finder, so that a banned package fails even where it is installed.
+GUARD = """
+import sys
+class Ban:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BANNED:
+            raise ImportError(f"{name} is banned in this test")
+sys.meta_path.insert(0, Ban())
+"""
+EXPORT_ONLY = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub")
+
+
+def child(code: str, *, banned: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    program = f"BANNED = {set(banned)!r}{GUARD}{textwrap.dedent(code)}"
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_guard_works() -> None:
+    assert "banned" in child("import torch", banned=("torch",)).stderr
+
+
+def test_prediction_with_the_export_packages_out_of_reach(null_bundle: Path, tmp_path: Path) -> None:
+    code = f"""
+    import numpy as np
+    from runtime import LotusEngine, LotusError, Prediction, Verification
+    import runtime.__main__
+    with LotusEngine({str(null_bundle)!r}) as engine:
+        engine.verify()
+        engine(np.zeros((10, 10, 3), np.uint8)).save({str(tmp_path / "out")!r})
+    assert not set(sys.modules) & {set(EXPORT_ONLY)!r}
+    """
+    done = child(code, banned=(*EXPORT_ONLY, "export", "benchmarks", "tiny", "matplotlib", "scipy"))
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_every_runtime_module_imports_without_any_vendor() -> None:
+    modules = [
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in (ROOT / "runtime").rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    code = f"import importlib\nfor name in {modules!r}: importlib.import_module(name)"
+    vendors = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda")
+    done = child(code, banned=(*EXPORT_ONLY, *vendors))
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_is_quick_beyond_numpy_and_pillow() -> None:
+    code = """
+    import time, numpy, numpy.random, PIL.Image, PIL.ImageOps
+    start = time.perf_counter()
+    from runtime import LotusEngine
+    print(time.perf_counter() - start)
+    """
+    seconds = min(float(child(code, banned=()).stdout) for _ in range(3))
+    assert seconds < 0.15
+
+
+def test_finishing_a_bundle_imports_neither_pillow_nor_torch() -> None:
+    """What a Jetson with NumPy and TensorRT alone imports for `--from-bundle`."""
+    code = "import export.build_engine, export.bundle, export.targets.tensorrt, runtime.golden"
+    done = child(code, banned=(*EXPORT_ONLY, "PIL", "onnxruntime", "openvino", "polygraphy"))
+    assert done.returncode == 0, done.stderr

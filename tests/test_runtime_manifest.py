@@ -1,0 +1,133 @@
+"""A bundle that was damaged, moved or tampered with is refused, each way with its own error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import LotusEngine
+from runtime.errors import DamagedBundleError, LotusError, SchemaError, UnsafePathError
+from runtime.manifest import MANIFEST, Manifest
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], None], *, sign: bool = True) -> None:
+    """Change the manifest; `sign` renews its own checksum, so that the change itself is what is found."""
+    from runtime.manifest import _checksum
+
+    body = json.loads((bundle / MANIFEST).read_text())
+    body.pop("manifest_sha256")
+    change(body)
+    body["manifest_sha256"] = _checksum(body) if sign else "0" * 64
+    (bundle / MANIFEST).write_text(json.dumps(body))
+
+
+def test_what_is_written_is_what_is_read(null_bundle: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(null_bundle)
+    text = (null_bundle / MANIFEST).read_text()
+    manifest.save(null_bundle)
+    assert (null_bundle / MANIFEST).read_text() == text
+    assert Manifest.load(null_bundle) == manifest
+
+
+@pytest.mark.parametrize("schema", [0, 2, 999, "1", None])
+def test_other_schema(null_bundle: Path, schema: object) -> None:
+    edit(null_bundle, lambda body: body.update(schema=schema))
+    with pytest.raises(SchemaError, match="this runtime reads schema 1"):
+        LotusEngine(null_bundle)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\x00\x01", '{"schema": 1}', "[" * 100_000])
+def test_unreadable_manifest(null_bundle: Path, content: str) -> None:
+    (null_bundle / MANIFEST).write_text(content)
+    with pytest.raises(SchemaError):
+        LotusEngine(null_bundle)
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(SchemaError, match="not a bundle"):
+            LotusEngine(path)
+
+
+@pytest.mark.parametrize("path", ["../golden.npz", "/etc/hostname", "a/../../b", "..\\b", "C:b", "", "."])
+def test_paths_that_lead_outside(null_bundle: Path, path: str) -> None:
+    for change in (
+        lambda body: body["files"][0].update(path=path),
+        lambda body: body["golden"].update(file=path),
+        lambda body: body["buckets"][0].update(graph=path),
+        lambda body: body["buckets"][0].update(engine=path),
+    ):
+        original = (null_bundle / MANIFEST).read_text()
+        edit(null_bundle, change)
+        with pytest.raises(UnsafePathError, match="outside the bundle"):
+            LotusEngine(null_bundle)
+        (null_bundle / MANIFEST).write_text(original)
+
+
+def test_link_that_leads_outside(null_bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.npz"
+    (null_bundle / "golden.npz").rename(outside)
+    (null_bundle / "golden.npz").symlink_to(outside)
+    with pytest.raises(UnsafePathError, match="link"):
+        LotusEngine(null_bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda body: body.update(mode="x"), "unknown mode"),
+        (lambda body: body.update(tasks=["flow"]), "unknown task"),
+        (lambda body: body.update(tasks=[]), "at least one"),
+        (lambda body: body.update(buckets=[]), "at least one"),
+        (lambda body: body["buckets"][0].update(height=60), "multiple of 8"),
+        (lambda body: body["buckets"][0].update(width=-8), "multiple of 8"),
+        (lambda body: body["buckets"][0].update(width="96"), "expected int"),
+        (lambda body: body["buckets"][0].update(height=True), "expected int"),
+        (lambda body: body["latent"].update(downscale=0), "multiple of 0"),
+        (lambda body: body["golden"].update(tolerance=float("nan")), "tolerance"),
+        (lambda body: body["golden"].update(tolerance=0), "tolerance"),
+        (lambda body: body["buckets"][0].update(graph="other.onnx"), "not listed"),
+        (lambda body: body.update(surprise=1), "unknown fields"),
+        (lambda body: body.pop("precision"), "missing or unknown fields"),
+        (lambda body: body.update(files={}), "expected"),
+    ],
+)
+def test_values_that_make_no_sense(null_bundle: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
+    edit(null_bundle, change)
+    with pytest.raises(SchemaError, match=message):
+        LotusEngine(null_bundle)
+
+
+def test_changed_manifest_is_noticed(null_bundle: Path) -> None:
+    edit(null_bundle, lambda body: body.update(noise_seed=4), sign=False)
+    with pytest.raises(DamagedBundleError, match="was changed"):
+        LotusEngine(null_bundle)
+
+
+@pytest.mark.parametrize("name", ["golden.npz", "model-64x96.onnx"])
+def test_missing_and_truncated_files_are_found_at_opening(null_bundle: Path, name: str) -> None:
+    content = (null_bundle / name).read_bytes()
+    (null_bundle / name).write_bytes(content[:-1])
+    with pytest.raises(DamagedBundleError, match="cut short"):
+        LotusEngine(null_bundle)
+    (null_bundle / name).unlink()
+    with pytest.raises(DamagedBundleError, match="missing"):
+        LotusEngine(null_bundle)
+
+
+def test_any_flipped_bit_in_any_file_is_found_by_verify(null_bundle: Path) -> None:
+    for path in sorted(null_bundle.iterdir()):
+        clean = path.read_bytes()
+        for position in range(0, len(clean), max(1, len(clean) // 97)):
+            damaged = bytearray(clean)
+            damaged[position] ^= 1 << (position % 8)
+            path.write_bytes(damaged)
+            with pytest.raises(LotusError), LotusEngine(null_bundle) as engine:
+                engine.verify()
+        path.write_bytes(clean)
+    with LotusEngine(null_bundle) as engine:
+        assert engine.verify().errors == {"64x96": 0.0, "96x64": 0.0}
