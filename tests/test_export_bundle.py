@@ -96,7 +96,13 @@ def test_disk_that_fills_up_half_way(checkpoint_d: Path, tmp_path: Path) -> None
 def test_a_stopped_build_leaves_nothing_that_opens(checkpoint_d: Path, tmp_path: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "export/build_engine.py", str(checkpoint_d), "--task", "depth", "--resolution", "64x64"]
     output = tmp_path / "b"
-    process = subprocess.Popen([*command, "--output", str(output)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--output", str(output)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores SIGINT
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "tracing" in line:

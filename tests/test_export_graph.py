@@ -40,13 +40,13 @@ def test_opset_23_keeps_attention_and_group_normalization(bundle_openvino: Path)
     # Attention: self and cross in each of 16 transformer blocks, and one in the middle of encoder and of decoder.
     assert found["Attention"] == 2 * 16 + 2
     assert found["Softmax"] == found["InstanceNormalization"] == 0
-    # GroupNormalization: 2 in each ResBlock (UNet 22, VAE 4 + 2 and 8 + 2), 1 in each attention (16 + 2), 3 at the ends.
+    # GroupNormalization: 2 in each ResBlock (UNet 22, VAE 6 and 10), 1 in each attention (16 + 2), 3 at the ends.
     assert found["GroupNormalization"] == 2 * (22 + 6 + 10) + 18 + 3
     assert onnx.load(bundle_openvino / "model-64x64.onnx", load_external_data=False).opset_import[0].version == 23
 
 
 def test_onnxruntime_gets_attention_and_two_pass_group_normalization(bundle_d: Path, bundle_openvino: Path) -> None:
-    """ONNX Runtime's CPU provider has no kernel for GroupNormalization and expands it inexactly (export/group_norm.py)."""
+    """ONNX Runtime's CPU provider has no kernel for GroupNormalization and expands it inexactly."""
     found, native = counts(bundle_d), counts(bundle_openvino)
     assert found["Attention"] == native["Attention"]
     assert found["GroupNormalization"] == 0
@@ -122,7 +122,7 @@ def test_opset_20_is_the_same_function(bundle_opset20: Path, checkpoint_d: Path,
 
 
 def test_reference_is_the_published_pipeline(checkpoint_g: Path) -> None:
-    """Step by step with diffusers' pieces, as the authors' pipeline calls them (posterior mean in place of a sample)."""
+    """Step by step with diffusers' pieces, as the authors' pipeline calls them (with the posterior's mean)."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.image_processor import VaeImageProcessor

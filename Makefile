@@ -1,0 +1,38 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench full-size clean
+
+demo: $(READY)
+	$(BIN)/python export/build_engine.py tiny/disparity-d --resolution 256x256 --output engines/demo --overwrite
+	$(BIN)/python -m runtime verify engines/demo
+	$(BIN)/python -m runtime predict engines/demo tiny/samples --output out/demo
+	@echo "Look at out/demo/*.png"
+
+test: $(READY) lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.parity tiny/samples
+	$(BIN)/python -m benchmarks.cold_start
+	$(BIN)/python -m benchmarks.group_norm
+
+full-size: $(READY)
+	$(BIN)/python -m benchmarks.full_size
+
+# Exact versions come from constraints.txt; a changed file there or in pyproject.toml installs again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[cpu,openvino,rtx,export,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) out engines/demo

@@ -1,0 +1,1 @@
+"""Measure bundles and references. Every number the README shows comes from a row in `benchmarks/results/`."""
