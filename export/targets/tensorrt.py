@@ -104,9 +104,8 @@ def _build(vendor: Any, builder: Any, network: Any, config: Any, progress: Calla
     if hasattr(vendor, "IProgressMonitor"):
         config.progress_monitor = watch.monitor(vendor)
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(builder.build_serialized_network, network, config)
         try:
-            plan = pending.result()
+            plan = pool.submit(builder.build_serialized_network, network, config).result()
         except BaseException:
             watch.stopped = True
             raise

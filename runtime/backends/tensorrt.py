@@ -93,11 +93,9 @@ class Cuda:
     def __init__(self, flavour: str) -> None:
         self.module = _load_cudart(flavour)
         try:
-            count = self("cudaGetDeviceCount")
+            self("cudaGetDeviceCount")  # answers an error where it finds none
         except BackendError as error:
             raise BackendError(f"{flavour} needs an NVIDIA GPU and its driver: {error}") from error
-        if not count:
-            raise BackendError(f"{flavour} needs an NVIDIA GPU: the driver is installed and finds none")
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         """Call one function of the CUDA runtime. Raises: BackendError."""
@@ -111,9 +109,9 @@ class Cuda:
             raise BackendError(f"{name} failed with {label.decode()}: {words.decode()}")
         return values[0] if values else None
 
-    def release(self, name: str, *arguments: Any) -> None:
-        """Call a destructor and ignore its status: after a lost device each fails with the error raised before."""
-        getattr(self.module, name)(*arguments)
+    def release(self, name: str, *arguments: Any) -> Any:
+        """Call a destructor and leave its status be: after a lost device each fails with the error raised before."""
+        return getattr(self.module, name)(*arguments)
 
     def compute_capability(self) -> str:
         """Of device 0, such as "8.7". Raises: BackendError."""
@@ -125,14 +123,12 @@ class Cuda:
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffer:
-    """One tensor: pinned host memory, seen by NumPy as `array`, and the address of its twin on the device."""
+    """One tensor: addresses of its pinned memory and of its twin on the device, bytes; `array` is the pinned memory."""
 
-    array: NDArray[np.float32]
+    host: int
     device: int
-
-    @property
-    def host(self) -> int:
-        return self.array.ctypes.data
+    size: int
+    array: NDArray[np.float32]
 
 
 class BackendSession(Session):
@@ -202,13 +198,11 @@ class BackendSession(Session):
     def _foreign(self, info: EngineInfo, here: str) -> ForeignEngineError:
         built = f"{info.flavour} {info.version} for compute capability {info.compute_capability or '(any)'}"
         return ForeignEngineError(
-            f"the engine in {self.folder} was built by {built}, asked to run it is {here}. An engine runs only on the "
-            f"flavour and version that built it. {self._how_to_build()}"
+            f"the engine in {self.folder} was built by {built}; asked to run it is {here}. {self._how_to_build()}"
         )
 
     def _how_to_build(self) -> str:
-        command = f"python export/build_engine.py --from-bundle {self.folder} --target {self.option}"
-        return f"`{command}` builds it on this machine."
+        return f"`python export/build_engine.py --from-bundle {self.folder} --target {self.option}` builds it here."
 
     def _load_engine(self, path: Path) -> None:
         """Deserialise and make the context. The file is mapped, not read: on a Jetson the GPU shares this memory."""
@@ -219,19 +213,19 @@ class BackendSession(Session):
             self._runtime = runtime = vendor.Runtime(self._log.logger)
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 self._engine = engine = runtime.deserialize_cuda_engine(content)
-            if engine is not None and FLAVOURS[self.option].captures_itself and hasattr(vendor, "CudaGraphStrategy"):
+            if engine and FLAVOURS[self.option].captures_itself and hasattr(vendor, "CudaGraphStrategy"):
                 config = engine.create_runtime_config()
                 config.cuda_graph_strategy = vendor.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
                 self._context = engine.create_execution_context(config)
-            elif engine is not None:
+            elif engine:
                 self._context = engine.create_execution_context()
         except (OSError, ValueError) as error:  # ValueError: the file is empty
             raise DamagedBundleError(f"cannot read {path}: {error}. Copy or build the bundle again.") from error
         except (RuntimeError, TypeError) as error:  # pybind11's, for a C++ exception and for a null object
-            raise BackendError(self._failed(f"cannot load {path} ({error})")) from error
+            raise self._failed(f"cannot load {path} ({error})") from error
         if self._context is None:
             what = "load" if self._engine is None else "create an execution context for"
-            raise BackendError(self._failed(f"cannot {what} {path}"))
+            raise self._failed(f"cannot {what} {path}")
 
     def _forget_engine(self) -> None:
         # The vendor frees on the last reference; a context must go before its engine, an engine before its runtime.
@@ -243,11 +237,9 @@ class BackendSession(Session):
         engine = self._engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         for name in names:
-            dtype = engine.get_tensor_dtype(name)
-            if dtype != self._vendor.DataType.FLOAT:
+            if (dtype := engine.get_tensor_dtype(name)) != self._vendor.DataType.FLOAT:
                 raise DamagedBundleError(
-                    f"the tensor {name!r} of the engine for bucket {self.bucket} in {self.folder} is {dtype}; bundles "
-                    "have float32 inputs and outputs. Copy or build the bundle again."
+                    f"tensor {name!r} of bucket {self.bucket} in {self.folder} is {dtype}, not float32. Build it again."
                 )
         return {name: tuple(engine.get_tensor_shape(name)) for name in names}
 
@@ -259,21 +251,19 @@ class BackendSession(Session):
         device = int(self._cuda("cudaMalloc", size))
         self._resources.callback(self._cuda.release, "cudaFree", device)
         if not self._context.set_tensor_address(name, device):
-            raise BackendError(self._failed(f"refused the address of tensor {name!r}"))
+            raise self._failed(f"refused the address of tensor {name!r}")
         array = np.ctypeslib.as_array((ctypes.c_float * count).from_address(host)).reshape(shape)
-        return _Buffer(array=array, device=device)
+        return _Buffer(host=host, device=device, size=size, array=array)
 
     def _enqueue(self) -> None:
         """Queue copy in, execution and copy out on the stream."""
         kinds = self._cuda.module.cudaMemcpyKind
-        for buffer in (self._buffers[name] for name in self.input_shapes):
-            ends = (buffer.device, buffer.host)
-            self._cuda("cudaMemcpyAsync", *ends, buffer.array.nbytes, kinds.cudaMemcpyHostToDevice, self._stream)
+        for b in (self._buffers[name] for name in self.input_shapes):
+            self._cuda("cudaMemcpyAsync", b.device, b.host, b.size, kinds.cudaMemcpyHostToDevice, self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
-            raise BackendError(self._failed(f"failed on bucket {self.bucket}"))
-        for buffer in (self._buffers[name] for name in self.output_shapes):
-            ends = (buffer.host, buffer.device)
-            self._cuda("cudaMemcpyAsync", *ends, buffer.array.nbytes, kinds.cudaMemcpyDeviceToHost, self._stream)
+            raise self._failed(f"failed on bucket {self.bucket}")
+        for b in (self._buffers[name] for name in self.output_shapes):
+            self._cuda("cudaMemcpyAsync", b.host, b.device, b.size, kinds.cudaMemcpyDeviceToHost, self._stream)
 
     def _capture(self) -> Any:
         """Record `_enqueue` as a CUDA graph; addresses and shapes never change while the session lives."""
@@ -283,7 +273,9 @@ class BackendSession(Session):
         try:
             self._enqueue()
         except BaseException:
-            self._cuda.release("cudaStreamEndCapture", self._stream)
+            _, recorded = self._cuda.release("cudaStreamEndCapture", self._stream)
+            if recorded is not None:
+                self._cuda.release("cudaGraphDestroy", recorded)
             raise
         recorded = self._cuda("cudaStreamEndCapture", self._stream)
         try:
@@ -293,8 +285,8 @@ class BackendSession(Session):
         self._resources.callback(self._cuda.release, "cudaGraphExecDestroy", graph)
         return graph
 
-    def _failed(self, what: str) -> str:
-        return f"{self.option} {self._vendor.__version__} {what}: {self._log.text()}"
+    def _failed(self, what: str) -> BackendError:
+        return BackendError(f"{self.option} {self._vendor.__version__} {what}: {self._log.text()}")
 
 
 def _load_cudart(flavour: str) -> Any:
