@@ -24,6 +24,7 @@ from runtime.errors import (
     BackendError,
     BackendMissingError,
     DamagedBundleError,
+    DeviceMissingError,
     ForeignEngineError,
     UnfinishedBundleError,
 )
@@ -105,7 +106,7 @@ def rtx_bundle(rtx: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(gpu_missing() is None, reason="this machine has a GPU")
 def test_without_a_driver_opening_is_our_error_with_the_drivers_words(rtx, rtx_bundle):
-    with pytest.raises(BackendError, match=r"tensorrt-rtx needs an NVIDIA GPU.*cudaGetDeviceCount failed with"):
+    with pytest.raises(DeviceMissingError, match=r"tensorrt-rtx needs an NVIDIA GPU.*cudaGetDeviceCount failed with"):
         open_session(rtx_bundle, make_manifest("tensorrt-rtx", rtx.__version__))
 
 
@@ -117,7 +118,7 @@ def test_without_a_driver_nothing_crashes(rtx, rtx_bundle):
         [sys.executable, "-c", OPEN_IN_A_CHILD, rtx_bundle], env=path, capture_output=True, text=True
     )
     assert child.returncode == 0, child.stderr
-    assert child.stdout.startswith("BackendError tensorrt-rtx needs an NVIDIA GPU")
+    assert child.stdout.startswith("DeviceMissingError tensorrt-rtx needs an NVIDIA GPU")
 
 
 @pytest.mark.skipif(gpu_missing() is None, reason="this machine has a GPU")

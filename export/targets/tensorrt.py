@@ -29,7 +29,7 @@ def build_engine(graph: Path, engine: Path, flavour: str, progress: Callable[[st
     is "tensorrt" or "tensorrt-rtx". `progress` gets a short message every few seconds.
 
     Raises: BuildError with the vendor's words for a refused graph, a failed build or a full disk; BackendMissingError
-    without the vendor's package; BackendError when flavour "tensorrt" finds no GPU.
+    without the vendor's package; DeviceMissingError when flavour "tensorrt" finds no GPU.
     """
     vendor = load_vendor(flavour)
     # Asked first: without a GPU TensorRT fails later, and in its own words.

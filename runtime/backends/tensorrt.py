@@ -23,6 +23,7 @@ from runtime.errors import (
     BackendError,
     BackendMissingError,
     DamagedBundleError,
+    DeviceMissingError,
     ForeignEngineError,
     UnfinishedBundleError,
 )
@@ -62,9 +63,9 @@ class Log:
     """Collects the vendor's warnings and errors; `logger` is the ILogger to hand to the vendor."""
 
     def __init__(self, vendor: Any) -> None:
-        errors: list[str] = []
-        warnings: list[str] = []
-        self._errors, self._warnings = errors, warnings
+        self._errors: list[str] = []
+        self._warnings: list[str] = []
+        errors, warnings = self._errors, self._warnings
 
         class Logger(vendor.ILogger):  # type: ignore[misc]  # the base is known only at run time
             def __init__(self) -> None:
@@ -86,8 +87,7 @@ class Log:
 class Cuda:
     """The CUDA runtime with every status checked: `cuda("cudaMalloc", size)` returns what the call returns.
 
-    Opening needs a driver and a GPU. Raises: BackendMissingError without the Python package; BackendError with CUDA's
-    words for any status but success.
+    Raises: BackendMissingError without the package, DeviceMissingError without a GPU, BackendError with CUDA's words.
     """
 
     def __init__(self, flavour: str) -> None:
@@ -95,7 +95,7 @@ class Cuda:
         try:
             self("cudaGetDeviceCount")  # answers an error where it finds none
         except BackendError as error:
-            raise BackendError(f"{flavour} needs an NVIDIA GPU and its driver: {error}") from error
+            raise DeviceMissingError(f"{flavour} needs an NVIDIA GPU and its driver: {error}") from error
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         """Call one function of the CUDA runtime. Raises: BackendError."""
