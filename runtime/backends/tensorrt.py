@@ -65,7 +65,7 @@ class Log:
     def __init__(self, vendor: Any) -> None:
         self._errors: list[str] = []
         self._warnings: list[str] = []
-        errors, warnings = self._errors, self._warnings
+        errors, warnings = self._errors, self._warnings  # not `self`: the vendor may keep the logger for long
 
         class Logger(vendor.ILogger):  # type: ignore[misc]  # the base is known only at run time
             def __init__(self) -> None:
@@ -266,8 +266,7 @@ class BackendSession(Session):
             self._cuda("cudaMemcpyAsync", b.host, b.device, b.size, kinds.cudaMemcpyDeviceToHost, self._stream)
 
     def _capture(self) -> Any:
-        """Record `_enqueue` as a CUDA graph; addresses and shapes never change while the session lives."""
-        # Thread-local: another thread's allocation must not break the capture.
+        """Record `_enqueue` as a CUDA graph; shapes and addresses never change. Other threads may allocate meanwhile."""
         mode = self._cuda.module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._cuda("cudaStreamBeginCapture", self._stream, mode)
         try:
