@@ -266,7 +266,7 @@ class BackendSession(Session):
             self._cuda("cudaMemcpyAsync", b.host, b.device, b.size, kinds.cudaMemcpyDeviceToHost, self._stream)
 
     def _capture(self) -> Any:
-        """Record `_enqueue` as a CUDA graph; shapes and addresses never change. Other threads may allocate meanwhile."""
+        """Record `_enqueue` as a CUDA graph; shapes and addresses never change. Other threads may still allocate."""
         mode = self._cuda.module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._cuda("cudaStreamBeginCapture", self._stream, mode)
         try:
