@@ -145,4 +145,4 @@ def test_reference_is_the_published_pipeline(checkpoint_g: Path) -> None:
         )[0]
         decoded = vae.decode(predicted / vae.config.scaling_factor, return_dict=False)[0]
     published = VaeImageProcessor().postprocess(decoded, output_type="np")[0].mean(axis=-1)
-    assert np.abs(predict_reference(checkpoint, rgb, noise)[0] - published).max() < 1e-6
+    assert np.abs(predict_reference(checkpoint, rgb, noise)[0] - published).max() < 1e-5

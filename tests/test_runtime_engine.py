@@ -122,6 +122,14 @@ def test_unknown_and_missing_backends(null_bundle: Path, monkeypatch: pytest.Mon
         LotusEngine(null_bundle, backend="openvino")
 
 
+def test_nan_from_a_network_is_an_error_not_a_picture(null_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime.backends.null import BackendSession
+
+    monkeypatch.setattr(BackendSession, "_run", lambda self, inputs: {"disparity": inputs["image"][:, :1] * np.nan})
+    with LotusEngine(null_bundle) as engine, pytest.raises(BackendError, match="cannot run this bundle in fp32"):
+        engine(RGB)
+
+
 def test_closed_engine_says_so(null_bundle: Path) -> None:
     engine = LotusEngine(null_bundle)
     engine(RGB)
@@ -221,11 +229,11 @@ class TestContract:
                 with pytest.raises(BackendError, match="takes float32"):
                     session(feeds)
 
-    def test_nan_is_an_error_not_a_picture(self, bundle_d: Path, backend: str) -> None:
+    def test_nan_inputs_are_refused(self, bundle_d: Path, backend: str) -> None:
         with LotusEngine(bundle_d, backend=backend) as engine:
             session = engine._session(engine.manifest.buckets[0])
             feeds = {"image": np.full((1, 3, 64, 64), np.nan, np.float32)}
-            with pytest.raises(BackendError, match="NaN"):
+            with pytest.raises(BackendError, match="input of bucket 64x64 holds NaN"):
                 session(feeds)
 
     def test_damaged_graph(self, bundle_d: Path, backend: str, photo: np.ndarray, tmp_path: Path) -> None:

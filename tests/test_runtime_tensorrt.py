@@ -198,7 +198,6 @@ def test_the_real_cuda_bindings_take_the_arguments_we_pass():
     stream, address = cudart.cudaStream_t(0), 4096
     assert int(stream) == 0
     calls: dict[str, tuple[Any, ...]] = {
-        "cudaDeviceGetAttribute": (cudart.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor, 0),
         "cudaStreamCreate": (),
         "cudaMallocHost": (64,),
         "cudaMalloc": (64,),
@@ -225,6 +224,26 @@ def _is_cuda_name(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and str(node.value).startswith("cuda") and str(node.value).isalpha()
 
 
+def test_compute_capability_is_the_drivers_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for libcuda with the attribute numbers of cuda.h; then this machine's own."""
+
+    def attribute(value: Any, number: int, device: Any) -> int:
+        value._obj.value = {75: 8, 76: 7}[number]
+        return 0
+
+    driver = types.SimpleNamespace(cuInit=lambda flags: 0, cuDeviceGet=lambda device, index: 0)
+    driver.cuDeviceGetAttribute = attribute
+    with monkeypatch.context() as patch:
+        patch.setattr(backend.ctypes, "CDLL", lambda name: driver)
+        assert backend.compute_capability() == "8.7"
+        driver.cuInit = lambda flags: 100
+        with pytest.raises(DeviceMissingError, match="CUDA error 100"):
+            backend.compute_capability()
+    if gpu_missing() is not None:
+        with pytest.raises(DeviceMissingError, match="NVIDIA driver"):
+            backend.compute_capability()
+
+
 # --- a fake vendor and a fake CUDA: they prove our control flow, not TensorRT -----------------------------------------
 
 
@@ -241,9 +260,6 @@ class FakeCudart:
     cudaError_t = types.SimpleNamespace(cudaSuccess=0)
     cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out")
     cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
-    cudaDeviceAttr = types.SimpleNamespace(
-        cudaDevAttrComputeCapabilityMajor="major", cudaDevAttrComputeCapabilityMinor="minor"
-    )
 
     def __init__(self, capability: tuple[int, int] = (8, 7)) -> None:
         self.capability = capability
@@ -277,9 +293,6 @@ class FakeCudart:
 
     def cudaGetDeviceCount(self) -> tuple[int, int]:
         return 0, 1
-
-    def cudaDeviceGetAttribute(self, attribute: str, device: int) -> tuple[int, int]:
-        return 0, self.capability[attribute == "minor"]
 
     def cudaStreamCreate(self) -> tuple[int, int]:
         return 0, self._new("cudaStreamDestroy")
@@ -447,6 +460,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Fak
     vendor = FakeVendor(cudart)
     monkeypatch.setattr(backend, "load_vendor", lambda flavour: vendor)
     monkeypatch.setattr(backend, "_load_cudart", lambda flavour: cudart)
+    monkeypatch.setattr(backend, "compute_capability", lambda: "{}.{}".format(*cudart.capability))
     (tmp_path / "model.engine").write_bytes(b"engine")
     yield vendor, cudart
     assert cudart.alive == {}, "not freed"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import BuildError
-from runtime.backends.tensorrt import FLAVOURS, Cuda, Log, load_vendor
+from runtime.backends.tensorrt import FLAVOURS, Log, compute_capability, load_vendor
 from runtime.manifest import EngineInfo
 
 _SECONDS_BETWEEN_MESSAGES = 5.0
@@ -33,7 +33,7 @@ def build_engine(graph: Path, engine: Path, flavour: str, progress: Callable[[st
     """
     vendor = load_vendor(flavour)
     # Asked first: without a GPU TensorRT fails later, and in its own words.
-    capability = None if FLAVOURS[flavour].portable else Cuda(flavour).compute_capability()
+    capability = None if FLAVOURS[flavour].portable else compute_capability()
     log = Log(vendor)
     try:
         builder = vendor.Builder(log.logger)

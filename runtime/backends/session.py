@@ -45,10 +45,12 @@ class Session(ABC):
             raise
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Run once. Raises: BackendError for wrong inputs, a failing vendor call or a non-finite answer."""
+        """Run once. Raises: BackendError for wrong or non-finite inputs, a failing vendor or a non-finite answer."""
         shapes = {name: array.shape for name, array in inputs.items()}
         if shapes != self.input_shapes or any(array.dtype != np.float32 for array in inputs.values()):
             raise BackendError(f"bucket {self.bucket} takes float32 {self.input_shapes}, found {shapes}")
+        if not all(np.isfinite(array).all() for array in inputs.values()):  # OpenVINO's clamp turns NaN into a number
+            raise BackendError(f"an input of bucket {self.bucket} holds NaN or infinite values")
         outputs = self._run(inputs)
         for name, array in outputs.items():
             if not np.isfinite(array).all():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import mmap
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,12 +114,25 @@ class Cuda:
         """Call a destructor and leave its status be: after a lost device each fails with the error raised before."""
         return getattr(self.module, name)(*arguments)
 
-    def compute_capability(self) -> str:
-        """Of device 0, such as "8.7". Raises: BackendError."""
-        attributes = self.module.cudaDeviceAttr
-        major = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, 0)
-        minor = self("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, 0)
-        return f"{major}.{minor}"
+
+def compute_capability() -> str:
+    """Of device 0, such as "8.7".
+
+    Asked of the driver's own library: a Jetson that only builds an engine has no Python package for CUDA.
+    Raises: DeviceMissingError.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError as error:
+        raise DeviceMissingError(f"this machine has no NVIDIA driver: {error}") from error
+    device, value, parts = ctypes.c_int(), ctypes.c_int(), []
+    status = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        status = status or driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        parts.append(str(value.value))
+    if status:
+        raise DeviceMissingError(f"the NVIDIA driver finds no GPU to use (CUDA error {status})")
+    return ".".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +205,8 @@ class BackendSession(Session):
         if info.version != self._vendor.__version__:
             raise self._foreign(info, here)
         self._cuda = Cuda(self.option)
-        if not FLAVOURS[self.option].portable and info.compute_capability != self._cuda.compute_capability():
-            raise self._foreign(info, f"{here} with compute capability {self._cuda.compute_capability()}")
+        if not FLAVOURS[self.option].portable and info.compute_capability != compute_capability():
+            raise self._foreign(info, f"{here} with compute capability {compute_capability()}")
         return self.folder / self.bucket.engine
 
     def _foreign(self, info: EngineInfo, here: str) -> ForeignEngineError:
