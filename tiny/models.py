@@ -58,17 +58,25 @@ class TinyLotus:
 
 
 def new_vae(seed: int) -> AutoencoderKL:
-    """An untrained autoencoder, 0.86 M parameters."""
+    """An untrained autoencoder, 0.86 M parameters.
+
+    Its posterior starts narrow (deviation 0.05): from a deviation of 1, two of the four channels collapsed, and colour
+    with them.
+    """
     torch.manual_seed(seed)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 48, 64),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=4,
         sample_size=256,
     )
+    with torch.no_grad():
+        vae.quant_conv.weight[4:] = 0
+        vae.quant_conv.bias[4:] = -6  # log-variance
+    return vae
 
 
 def new_unet(seed: int, mode: str) -> UNet2DConditionModel:

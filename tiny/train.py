@@ -30,14 +30,18 @@ from tiny.state import Training
 
 HERE = Path(__file__).parent
 CACHE = HERE / "cache"
-VAE_BATCHES = (((128, 128), 3), ((128, 192), 2), ((128, 128), 3), ((256, 256), 1))
+VAE_BATCHES = (((128, 128), 3), ((96, 128), 4), ((128, 128), 3), ((128, 192), 2), ((256, 256), 1))
 """(height, width) and number of pairs of the steps in turn. Small views are cheap; large ones keep statistics true."""
 MAP_SHARES = {"disparity": 0.4, "normal": 0.35, "depth": 0.25}
 """How often the autoencoder sees each kind of map; every map comes with its image."""
-KL_WEIGHT = 3e-4
+KL_WEIGHT = 1e-5
 EDGE_WEIGHT = 0.5
-UNET_BATCHES = (((128, 128), 24), ((192, 192), 14), ((256, 256), 8))
-DECODED_BATCHES = (((256, 256), 4), ((192, 192), 6), ((256, 256), 4), ((192, 256), 5), ((256, 320), 3))
+COLOUR_WEIGHT = 1.0
+GUIDED = 0.4
+"""For this share of the time, less and less, three latent channels are drawn to the mean colours of their 8x8 pixels.
+Left alone, all four learn the structure of brightness first, and colour, which normals are made of, comes too late."""
+UNET_BATCHES = (((128, 128), 24), ((192, 192), 12), ((128, 128), 24), ((256, 256), 8))
+DECODED_BATCHES = (((128, 128), 8), ((256, 256), 3), ((192, 192), 5), ((192, 256), 4), ((256, 256), 3), ((320, 256), 2))
 """As VAE_BATCHES, for the UNet's two stages: the loss on latents, then the loss on decoded maps."""
 REPLAY_LENGTH, FRESH_SHARE = 1500, 0.25
 """Encoding costs more than the small UNet: a quarter of each latent batch is new, the rest comes from the last 1500."""
@@ -62,7 +66,9 @@ def train_vae(minutes: float, seed: int = 1) -> None:
         target = torch.cat(stack_pairs(pairs))
         posterior = vae.encode(target).latent_dist
         decoded = vae.decode(posterior.sample()).sample
-        return _map_loss(decoded, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel(), len(target)
+        loss = _map_loss(decoded, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        guide = (posterior.mean[:, :3].float() - 2 * nn.functional.avg_pool2d(target, 8)).abs().mean()
+        return loss + max(0.0, 1 - training.spent / GUIDED) * guide, len(target)
 
     _run(training, loss_of, lambda: _save_vae(training, scenes, seed))
 
@@ -153,10 +159,13 @@ def _save_vae(training: Training, scenes: Scenes, seed: int) -> None:
 
 
 def _map_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 on values and on their differences to the right and below, which is what keeps edges."""
+    """L1 on values, on their differences to the right and below, and on means of 8x8 pixels and their colour."""
     difference = decoded.float() - target
     across, down = difference.diff(dim=-1), difference.diff(dim=-2)
-    return difference.abs().mean() + EDGE_WEIGHT * (across.abs().mean() + down.abs().mean())
+    coarse = nn.functional.avg_pool2d(difference, 8)
+    colour = coarse - coarse.mean(dim=1, keepdim=True)
+    edges = across.abs().mean() + down.abs().mean()
+    return difference.abs().mean() + EDGE_WEIGHT * edges + coarse.abs().mean() + COLOUR_WEIGHT * colour.abs().mean()
 
 
 def _step_rng(seed: int, step: int) -> np.random.Generator:
