@@ -93,7 +93,7 @@ def finish_on_device(
         manifest = dataclasses.replace(
             manifest,
             target=target,
-            command=command,
+            command=f"{manifest.command} && {command}",
             engine=None,
             buckets=[dataclasses.replace(bucket, engine=None) for bucket in manifest.buckets],
             golden=dataclasses.replace(manifest.golden, tolerance=TARGETS[target].tolerance[manifest.precision]),
@@ -156,7 +156,7 @@ def _take_place(stage: Path, destination: Path) -> None:
     destination.rename(aside)
     try:
         stage.rename(destination)
-    except OSError:
+    except BaseException:
         aside.rename(destination)
         raise
     shutil.rmtree(aside, ignore_errors=True)
