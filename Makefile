@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PHOTOS ?= tiny/samples
 
 .PHONY: demo test lint bench full-size clean
 
@@ -20,8 +21,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks.parity tiny/samples
+bench: demo
+	$(BIN)/python -m benchmarks.parity $(PHOTOS)
 	$(BIN)/python -m benchmarks.cold_start
 	$(BIN)/python -m benchmarks.group_norm
 

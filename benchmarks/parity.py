@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.rows import write_rows
 from export.assemble import BuildSettings, build
@@ -22,8 +21,9 @@ from export.checkpoint import load_checkpoint
 from export.reference import predict_reference
 from runtime import LotusEngine
 from runtime.backends import installed
-from runtime.engine import draw_noise
-from runtime.image import load
+from runtime.engine import draw_noise, unit_vectors
+from runtime.image import IMAGE_SUFFIXES, load
+from runtime.manifest import Manifest
 
 
 def main() -> int:
@@ -53,13 +53,14 @@ def _compare(
     bundle: Path, settings: BuildSettings, images: list[Path], backends: list[str]
 ) -> Iterator[dict[str, Any]]:
     checkpoint = load_checkpoint(settings.checkpoint, task=settings.task)
+    manifest = Manifest.load(bundle)
     for path in _files(images):
         rgb = _crop(load(path), settings.resolutions[0])
-        shape = (1, 4, rgb.shape[0] // 8, rgb.shape[1] // 8)
-        noise = draw_noise(1, shape) if checkpoint.mode == "g" else None
+        shape = manifest.input_shapes(manifest.buckets[0]).get("noise")
+        noise = draw_noise(1, shape) if shape else None
         expected = predict_reference(checkpoint, rgb, noise).transpose(1, 2, 0)
         if checkpoint.task == "normal":
-            expected = expected / np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-6)
+            expected = unit_vectors(expected)
         for backend in backends:
             with LotusEngine(bundle, backend=backend) as engine:
                 values = engine(rgb, noise=noise, resize=None).values.reshape(expected.shape)
@@ -76,9 +77,9 @@ def _compare(
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:
-    known = set(Image.registered_extensions())
     for path in paths:
-        yield from sorted(one for one in path.iterdir() if one.suffix in known) if path.is_dir() else [path]
+        found = sorted(path.iterdir()) if path.is_dir() else [path]
+        yield from (one for one in found if one.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _crop(rgb: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

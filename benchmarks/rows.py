@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -13,8 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from export.assemble import tool_versions
+from export.build_engine import without_folders
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
+_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
 _TOOLS = ("torch", "diffusers", "onnx", "onnxruntime", "openvino", "tensorrt-rtx", "numpy", "pillow")
 
 
@@ -22,12 +26,12 @@ def write_rows(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     """Write `results/<name>.json`: the rows with their circumstances. An earlier file of that name is replaced."""
     body = {
         "command": shlex.join(
-            ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_without_folder, sys.argv[1:])]
+            ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(without_folders, sys.argv[1:])]
         ),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": _commit(),
         "machine": _machine(),
-        "versions": {tool: version for tool in _TOOLS if (version := _version(tool))},
+        "versions": tool_versions(_TOOLS),
         "rows": list(rows),
     }
     RESULTS.mkdir(exist_ok=True)
@@ -36,36 +40,29 @@ def write_rows(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def _without_folder(argument: str) -> str:
-    """A path of this machine tells nobody anything: keep its last part."""
-    return Path(argument).name if Path(argument).is_absolute() or argument.startswith("..") else argument
-
-
 def _commit() -> str:
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(
+                ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+            ).stdout.strip()
+        except FileNotFoundError:
+            return "unknown"
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
     return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> dict[str, str]:
+    """What the operating system tells; Linux tells more."""
     info = {"os": platform.system(), "arch": platform.machine(), "python": platform.python_version()}
+    info["cores"] = str(os.cpu_count())
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
-        lines = cpu.read_text().splitlines()
-        info["cpu"] = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-        info["cores"] = str(sum(line.startswith("processor") for line in lines))
-        flags = next(line for line in lines if line.startswith("flags")).split()
-        info["isa"] = " ".join(
-            flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if flag in flags
-        )
+        pairs = [line.split(":", 1) for line in cpu.read_text().splitlines() if ":" in line]
+        facts = {key.strip(): value.strip() for key, value in pairs}
+        flags = facts.get("flags", facts.get("Features", "")).split()
+        info["cpu"] = facts.get("model name", "unknown")
+        info["isa"] = " ".join(flag for flag in _INSTRUCTION_SETS if flag in flags)
         info["memory"] = f"{int(Path('/proc/meminfo').read_text().split()[1]) / 1e6:.0f} GB"
     return info
-
-
-def _version(tool: str) -> str | None:
-    try:
-        return importlib.metadata.version(tool)
-    except importlib.metadata.PackageNotFoundError:
-        return None

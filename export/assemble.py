@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.bundle import finish, staged
+from export.bundle import check_destination, finish, staged
 from export.checkpoint import Checkpoint, load_checkpoint
 from export.errors import BuildError
 from export.golden import write_golden
@@ -51,6 +52,8 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
         raise BuildError(
             f"target {settings.target!r} has no precision {settings.precision!r}; it has {sorted(target.tolerance)}"
         )
+    if settings.output is not None:  # before a download of gigabytes
+        check_destination(settings.output, overwrite=settings.overwrite)
     checkpoint = load_checkpoint(settings.checkpoint, task=settings.task, seed=settings.seed, progress=progress)
     manifest = _draft(settings, checkpoint)
     destination = settings.output or Path("engines") / manifest.name
@@ -73,10 +76,12 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
     if len(set(buckets)) < len(buckets):
         raise BuildError(f"a resolution is named twice: {', '.join(map(str, buckets))}")
     target = TARGETS[settings.target]
-    name = "-".join([Path(settings.checkpoint).name, *map(str, buckets), settings.precision, settings.target])
+    name = "-".join(
+        [Path(_public_id(settings.checkpoint)).name, *map(str, buckets), settings.precision, settings.target]
+    )
     return Manifest(
         name=name,
-        checkpoint=CheckpointEntry(id=checkpoint.id, sha256=checkpoint.sha256()),
+        checkpoint=CheckpointEntry(id=_public_id(checkpoint.id), sha256=checkpoint.sha256()),
         mode=checkpoint.mode,
         tasks=[checkpoint.task],
         outputs={checkpoint.task: TASKS[checkpoint.task].meaning},
@@ -92,7 +97,7 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
         noise_seed=settings.seed,
         golden=Golden(file="golden.npz", tolerance=target.tolerance[settings.precision], measured=[]),
         files=[],
-        tools={tool: version for tool in _TOOLS if (version := _version(tool))},
+        tools=tool_versions(_TOOLS),
         command=settings.command,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
@@ -107,8 +112,15 @@ def _bucket(height: int, width: int, cell: int) -> Bucket:
     return Bucket(height=height, width=width, graph=f"model-{height}x{width}.onnx")
 
 
-def _version(tool: str) -> str | None:
-    try:
-        return importlib.metadata.version(tool)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _public_id(name: str) -> str:
+    """A local folder by its name alone: bundles travel, and the folders of the building machine concern nobody."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def tool_versions(names: Sequence[str]) -> dict[str, str]:
+    """Versions of the named distributions; those that are not installed are left out."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -21,16 +21,20 @@ from export.targets import TARGETS
 from runtime.errors import LotusError
 from runtime.tasks import TASKS
 
+_BUILD_ONLY = ("task", "resolution", "precision", "opset", "seed")  # what the graph in a bundle already has
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Exit status: 0 built, 1 an error, 2 wrong usage, 130/143 interrupted."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(words)
     if (arguments.checkpoint is None) == (arguments.from_bundle is None):
         parser.error("name a CHECKPOINT, or --from-bundle BUNDLE")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the half-built folder is removed
-    words = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "export/build_engine.py", *words])
+    ignored = [f"--{name}" for name in _BUILD_ONLY if getattr(arguments, name) != parser.get_default(name)]
+    if arguments.from_bundle and ignored:
+        parser.error(f"{', '.join(ignored)} cannot be changed with --from-bundle: the graph in the bundle has them")
+    command = shlex.join(["python", "export/build_engine.py", *map(without_folders, words)])
     try:
         bundle = _finish(arguments, command) if arguments.from_bundle else _build(arguments, command)
     except LotusError as error:
@@ -112,6 +116,13 @@ class _Progress:
         sys.stderr.write(f"[{time.perf_counter() - self._start:6.1f} s] {line}\n")
 
 
+def without_folders(word: str) -> str:
+    """A word of a command line with its paths cut down to their last part: bundles and rows travel, folders do not."""
+    option, equals, value = word.rpartition("=")
+    path = Path(value)
+    return option + equals + (path.name if path.is_absolute() or ".." in path.parts else value)
+
+
 def _resolutions(text: str) -> tuple[tuple[int, int], ...]:
     try:
         pairs = tuple(tuple(int(edge) for edge in size.split("x")) for size in text.lower().split(","))
@@ -121,10 +132,11 @@ def _resolutions(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer below 2^63")
     return int(text)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the half-built folder is removed
     sys.exit(main())

@@ -16,7 +16,7 @@ from pathlib import Path
 from export.errors import BuildError
 from export.targets import TARGETS
 from runtime.backends import BACKENDS, session_class
-from runtime.errors import BackendMissingError, DeviceMissingError, UnfinishedBundleError
+from runtime.errors import BackendMissingError, BundleError, DeviceMissingError, UnfinishedBundleError
 from runtime.golden import golden_error, judge
 from runtime.manifest import MANIFEST, Bucket, Manifest, Measured, describe_file
 
@@ -30,11 +30,8 @@ def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iter
     After an error, or a signal that raises, nothing is left and an old bundle stays as it was.
     Raises: BuildError when `destination` exists (and is not an old bundle to overwrite) or the disk is full.
     """
-    destination = destination.absolute()
-    if destination.exists() and not overwrite:
-        raise BuildError(f"{destination} exists; pass --overwrite to replace it, or another --output")
-    if destination.exists() and not (destination / MANIFEST).is_file():
-        raise BuildError(f"{destination} exists and is not a bundle, so it is not overwritten; pass another --output")
+    destination = destination.resolve()
+    check_destination(destination, overwrite=overwrite)
     stage: Path | None = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -47,12 +44,37 @@ def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iter
         stage = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
         stage.chmod(0o755)
         yield stage
+        check_destination(destination, overwrite=overwrite)  # another build may have come first
         _take_place(stage, destination)
     except OSError as error:
         raise BuildError(f"cannot write the bundle {destination}: {error}. Nothing was left behind.") from error
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def check_destination(destination: Path, *, overwrite: bool) -> None:
+    """Refuse a place that may not be written: only a bundle, and nothing beside its own files, is ever replaced.
+
+    Raises: BuildError.
+    """
+    if not destination.exists():
+        return
+    if not overwrite:
+        raise BuildError(f"{destination} exists; pass --overwrite to replace it, or another --output")
+    try:
+        listed = {file.path for file in Manifest.load(destination).files} | {MANIFEST}
+    except BundleError as error:
+        raise BuildError(
+            f"{destination} exists and is not a whole bundle, so it is not overwritten; remove it yourself or pass "
+            f"another --output ({error})"
+        ) from error
+    found = {path.relative_to(destination).as_posix() for path in destination.rglob("*") if not path.is_dir()}
+    if found - listed:
+        raise BuildError(
+            f"{destination} holds files that are not the bundle's: {sorted(found - listed)[:5]}; move them, so that "
+            "replacing the bundle loses nothing, or pass another --output"
+        )
 
 
 def finish(stage: Path, manifest: Manifest, progress: Progress, *, engine_required: bool = False) -> Manifest:
@@ -64,8 +86,7 @@ def finish(stage: Path, manifest: Manifest, progress: Progress, *, engine_requir
     manifest = _build_engines(stage, manifest, progress, engine_required)
     progress("computing checksums")
     paths = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
-    manifest = dataclasses.replace(manifest, files=[describe_file(stage, path) for path in paths if path != MANIFEST])
-    manifest.save(stage)
+    manifest = dataclasses.replace(manifest, files=[describe_file(stage, path) for path in paths])
     measured = _run_golden(stage, manifest, progress)
     manifest = dataclasses.replace(manifest, golden=dataclasses.replace(manifest.golden, measured=measured))
     manifest.save(stage)
@@ -82,14 +103,23 @@ def finish_on_device(
     manifest = Manifest.load(source)
     if TARGETS[target].engine_suffix is None:
         raise BuildError(f"target {target!r} needs no engine: open the bundle with backend={target!r}")
+    if manifest.precision not in TARGETS[target].tolerance:
+        known = sorted(TARGETS[target].tolerance)
+        raise BuildError(f"target {target!r} has no precision {manifest.precision!r}; it has {known}")
+    if manifest.opset > TARGETS[target].opset:
+        progress(
+            f"the graph is ONNX opset {manifest.opset}; every {target} reads {TARGETS[target].opset}, newer ones more. "
+            f"If the parser refuses it, build the bundle with --target {target}."
+        )
     progress("checking the files of the bundle")
     manifest.check_contents(source)
     destination = source if output is None else output
     engines = {bucket.engine for bucket in manifest.buckets}
-    with staged(destination, overwrite=overwrite or output is None) as stage:
-        for file in manifest.files:
-            if file.path not in engines:
-                _link_or_copy(source / file.path, stage / file.path)
+    carried = [file for file in manifest.files if file.path not in engines]
+    needed = sum(file.bytes for file in carried) * len(manifest.buckets)  # each engine holds the weights again
+    with staged(destination, overwrite=overwrite or output is None, needed_bytes=needed) as stage:
+        for file in carried:
+            _link_or_copy(source / file.path, stage / file.path)
         manifest = dataclasses.replace(
             manifest,
             target=target,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from runtime.engine import LotusEngine
-from runtime.errors import ImageError, LotusError
+from runtime.errors import ImageError, LotusError, OutputError
+from runtime.image import IMAGE_SUFFIXES
 from runtime.manifest import Manifest
+from runtime.prediction import saved_paths
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains again
+        return 0
     return status
 
 
@@ -56,20 +60,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    images = _with_names(list(_expand(arguments.images, arguments.output)))
+    images = _with_stems(list(_expand(arguments.images, arguments.output)), arguments.output)
     bad: list[str] = []
-    with LotusEngine(arguments.bundle, arguments.backend) as engine:
-        for number, (path, name) in enumerate(images, start=1):
-            start = time.perf_counter()
-            try:
-                saved = engine(path, seed=arguments.seed).save(arguments.output / name.parent, name.name)
-                outcome = f"{time.perf_counter() - start:.2f} s -> {saved[-1]}"
-            except ImageError as error:
-                bad.append(str(error))
-                outcome = f"FAILED: {error}"
-            _say(f"[{number}/{len(images)}] {path}  {outcome}")
-    if bad:
-        _say(f"{len(bad)} of {len(images)} images could not be used:", *(f"  {reason}" for reason in bad))
+    try:
+        with LotusEngine(arguments.bundle, arguments.backend) as engine:
+            for number, (path, stem) in enumerate(images, start=1):
+                start = time.perf_counter()
+                try:
+                    saved = engine(path, seed=arguments.seed).save(stem.parent, stem.name)
+                    outcome = f"{time.perf_counter() - start:.2f} s -> {saved[-1]}"
+                except ImageError as error:
+                    bad.append(str(error))
+                    outcome = f"FAILED: {error}"
+                _say(f"[{number}/{len(images)}] {path}  {outcome}")
+    finally:
+        if bad:
+            _say(f"{len(bad)} of {len(images)} images could not be used:", *(f"  {reason}" for reason in bad))
     return 1 if bad else 0
 
 
@@ -108,29 +114,42 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _expand(paths: list[Path], output: Path) -> Iterator[tuple[Path, Path]]:
     """Pairs (image, name without suffix, relative to the output folder). Folders are walked; `output` is left out."""
-    known = set(Image.registered_extensions())
     for path in paths:
         if not path.is_dir():
             yield path, Path(path.stem)
             continue
+        if path.resolve() == output.resolve():
+            raise OutputError(f"--output {output} is the folder of the images; name another, or a folder inside it")
         inside = path.resolve() in output.resolve().parents  # an earlier run's results are not images to predict
         for image in sorted(path.rglob("*")):
-            if image.suffix.lower() in known and not (inside and image.resolve().is_relative_to(output.resolve())):
+            if inside and image.resolve().is_relative_to(output.resolve()):
+                continue
+            if image.suffix.lower() in IMAGE_SUFFIXES and image.is_file():
                 yield image, image.relative_to(path).with_suffix("")
 
 
-def _with_names(images: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-    """Make names unique, so that no result overwrites another: `a.jpg` beside `a.png` become `a-jpg` and `a-png`."""
+def _with_stems(images: list[tuple[Path, Path]], output: Path) -> list[tuple[Path, Path]]:
+    """Pairs (image, path to save to, without ending) under which no result overwrites another, or an image.
+
+    `a.jpg` beside `a.png` become `a-jpg` and `a-png`. Raises: ImageError without images, OutputError.
+    """
     if not images:
         raise ImageError("no images found in what was given")
     count = Counter(name for _, name in images)
-    named = [
-        (path, name if count[name] == 1 else name.with_name(f"{name.name}-{path.suffix[1:]}")) for path, name in images
+    stems = [
+        (path, output / (name if count[name] == 1 else name.with_name(f"{name.name}-{path.suffix[1:]}")))
+        for path, name in images
     ]
-    again = [name for name, number in Counter(name for _, name in named).items() if number > 1]
-    if again:
-        raise ImageError(f"several images would be written as {again[0]}; predict them into separate --output folders")
-    return named
+    taken = {path.resolve(): f"the image {path}" for path, _ in stems}
+    for path, stem in stems:
+        for target in saved_paths(stem):
+            if target.resolve() in taken:
+                raise OutputError(
+                    f"the result of {path} would overwrite {taken[target.resolve()]}; choose another --output folder, "
+                    "or predict into separate folders"
+                )
+            taken[target.resolve()] = f"that of {path} ({target})"
+    return stems
 
 
 def _say(*lines: str) -> None:

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from runtime.backends import BACKENDS, session_class
 from runtime.backends.session import Arrays, Session
-from runtime.errors import BackendError, ImageError
+from runtime.errors import BackendError, ImageError, SchemaError
 from runtime.golden import Verification, golden_error, judge
 from runtime.image import ImageLike, Resize, choose_bucket, fit_to_bucket, load, restore
 from runtime.manifest import Bucket, Manifest
 from runtime.prediction import Prediction
+
+_LARGEST_NOISE = 1e4  # standard normal noise stays below 10
 
 
 class LotusEngine:
@@ -33,6 +35,8 @@ class LotusEngine:
     """
 
     def __init__(self, path: str | os.PathLike[str], backend: str | None = None) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise SchemaError(f"expected the path of a bundle, found {type(path).__name__}")
         self.folder = Path(path)
         self.manifest = Manifest.load(self.folder)
         self.backend = backend if backend is not None else self.manifest.target
@@ -83,7 +87,12 @@ class LotusEngine:
         Raises: DamagedBundleError, VerificationError, BackendError.
         """
         self.manifest.check_contents(self.folder)
-        errors = {str(bucket): golden_error(self._session(bucket)) for bucket in self.manifest.buckets}
+        errors = {}
+        for bucket in self.manifest.buckets:
+            was_open = bucket in self._sessions
+            errors[str(bucket)] = golden_error(self._session(bucket))
+            if not was_open:  # a session holds the weights: do not keep one for every bucket
+                self._sessions.pop(bucket).close()
         return judge(errors, self.backend, self.manifest.golden.tolerance)
 
     def close(self) -> None:
@@ -113,7 +122,7 @@ class LotusEngine:
         values = restore(output, fit, resize)
         if self.manifest.task.channels == 1:
             return Prediction(task=self.manifest.task.name, values=values[0])
-        return Prediction(task=self.manifest.task.name, values=_unit(values.transpose(1, 2, 0)))
+        return Prediction(task=self.manifest.task.name, values=unit_vectors(values.transpose(1, 2, 0)))
 
     def _noise(self, bucket: Bucket, seed: int | None, noise: NDArray[np.float32] | None) -> Arrays:
         shape = self.manifest.input_shapes(bucket).get("noise")
@@ -123,8 +132,11 @@ class LotusEngine:
             return {}
         if noise is None:
             return {"noise": draw_noise(self.manifest.noise_seed if seed is None else seed, shape)}
-        if noise.shape != shape or not np.isfinite(noise).all():
-            raise ImageError(f"bucket {bucket} takes finite noise of shape {list(shape)}, found {list(noise.shape)}")
+        if not isinstance(noise, np.ndarray) or noise.dtype.kind not in "fiu" or noise.shape != shape:
+            found = f"{noise.dtype} {list(noise.shape)}" if isinstance(noise, np.ndarray) else type(noise).__name__
+            raise ImageError(f"bucket {bucket} takes noise as a float array of shape {list(shape)}, found {found}")
+        if not (np.abs(noise) < _LARGEST_NOISE).all():
+            raise ImageError(f"the noise holds NaN, infinite or absurd values (beyond {_LARGEST_NOISE:g})")
         return {"noise": np.ascontiguousarray(noise, dtype=np.float32)}
 
     def _session(self, bucket: Bucket) -> Session:
@@ -146,7 +158,7 @@ def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.random.Generator(np.random.Philox(seed)).standard_normal(shape, dtype=np.float32)
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """[H,W,3] scaled to unit length; a zero vector stays zero."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(length, np.float32(1e-6)), dtype=np.float32)

@@ -54,6 +54,15 @@ def _read(session: Session) -> dict[str, NDArray[Any]]:
     names = ["image", *manifest.tasks] + (["noise"] if manifest.mode == "g" else [])
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[f"{name}_{session.bucket}"] for name in names}
+            golden = {name: stored[f"{name}_{session.bucket}"] for name in names}
     except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged archives
         raise DamagedBundleError(f"cannot read the golden {path}: {error}. Build the bundle again.") from error
+    found = {name: (array.dtype.name, array.shape) for name, array in golden.items()}
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "image": ("uint8", (session.bucket.height, session.bucket.width, 3))
+    }
+    expected |= {name: ("float32", shape) for name, shape in session.input_shapes.items() if name == "noise"}
+    expected |= {name: ("float32", shape[1:]) for name, shape in session.output_shapes.items()}
+    if found != expected:
+        raise DamagedBundleError(f"the golden {path} holds {found}, expected {expected}. Build the bundle again.")
+    return golden

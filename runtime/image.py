@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ from runtime.manifest import Bucket
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 Resize: TypeAlias = Literal["bilinear", "nearest"]
 
+# What a folder is searched for. Not all that Pillow opens: EPS would start Ghostscript.
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()  # noqa: SIM905
+)
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 
 
@@ -41,23 +47,18 @@ def load(image: ImageLike) -> NDArray[np.uint8]:
     """
     if isinstance(image, np.ndarray):
         return _from_array(image)
-    if isinstance(image, Image.Image):
-        return _from_pil(image, "the given PIL image")
-    if not isinstance(image, str | os.PathLike):
+    if not isinstance(image, str | os.PathLike | Image.Image):
         raise ImageError(f"expected a path, a PIL image or a uint8 array [H,W,3], found {type(image).__name__}")
-    path = Path(image)
-    if not path.is_file():
-        raise ImageError(f"{path}: {'is a folder, not an image' if path.is_dir() else 'no such file'}")
+    name = "the given PIL image" if isinstance(image, Image.Image) else str(image)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                return _from_pil(opened, str(path))
+            return _from_pil(image, name) if isinstance(image, Image.Image) else _from_file(Path(image), name)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: refused as a decompression bomb ({error}); pass a smaller copy") from error
+        raise ImageError(f"{name}: refused as a decompression bomb ({error}); pass a smaller copy") from error
     # Pillow's decoders raise many types for damaged data; this is the one place where they become ours.
     except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, MemoryError) as error:
-        raise ImageError(f"{path}: cannot be decoded: {error or type(error).__name__}") from error
+        raise ImageError(f"{name}: cannot be decoded: {error or type(error).__name__}") from error
 
 
 def choose_bucket(buckets: Sequence[Bucket], height: int, width: int) -> Bucket:
@@ -106,10 +107,22 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array)
 
 
+def _from_file(path: Path, name: str) -> NDArray[np.uint8]:
+    if not path.is_file():
+        raise ImageError(f"{name}: {'is a folder, not an image' if path.is_dir() else 'no such file'}")
+    # A stream, not the path: by path Pillow maps uncompressed TIFFs, and shears those that EXIF turns.
+    with path.open("rb") as stream, Image.open(stream) as opened:
+        return _from_pil(opened, name)
+
+
 def _from_pil(image: Image.Image, name: str) -> NDArray[np.uint8]:
     if 0 in image.size:
         raise ImageError(f"{name}: the image is empty ({image.width}x{image.height})")
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    with contextlib.suppress(
+        SyntaxError, ValueError, LookupError, struct.error
+    ):  # EXIF that says nothing turns nothing
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(np.asarray(image), name)
     return np.array(image.convert("RGB"), dtype=np.uint8)

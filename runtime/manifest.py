@@ -18,6 +18,7 @@ from runtime.errors import DamagedBundleError, SchemaError, UnsafePathError
 from runtime.tasks import TASKS, Task
 
 SCHEMA = 1
+LARGEST_TOLERANCE = 0.1  # of values in [0,1]; a proof with a wider one proves nothing
 MANIFEST = "manifest.json"
 
 
@@ -53,12 +54,10 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """`x = pixel * scale + offset` on RGB uint8 in layout NCHW."""
+    """`x = pixel * scale + offset` on RGB uint8; the network's layout is NCHW."""
 
     scale: float = 1 / 127.5
     offset: float = -1.0
-    layout: str = "NCHW"
-    colors: str = "RGB"
 
     def apply(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 [H,W,3] to the network's float32 [1,3,H,W]."""
@@ -164,7 +163,7 @@ class Manifest:
         Raises: SchemaError, UnsafePathError, DamagedBundleError.
         """
         body = _read_json(folder)
-        if body.get("schema") != SCHEMA:
+        if type(body.get("schema")) is not int or body["schema"] != SCHEMA:
             raise SchemaError(
                 f"{folder / MANIFEST} has schema {body.get('schema')!r}; this runtime reads schema {SCHEMA}. "
                 "Use the lotus-edge release that built the bundle, or build the bundle again."
@@ -250,7 +249,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return None if value is None else _parse(arguments[0], value, where)
     if kind is Any:
         return value
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 53:
         return float(value)
     if not isinstance(kind, type) or type(value) is not kind:
         raise SchemaError(f"{where}: expected {getattr(kind, '__name__', kind)}, found {value!r}")
@@ -264,7 +263,8 @@ def _check_values(manifest: Manifest) -> None:
     named |= {bucket.engine for bucket in manifest.buckets if bucket.engine is not None}
     for path in sorted(listed | named):
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or path in ("", "."):
+        odd = pure.is_absolute() or ".." in pure.parts or path in ("", ".") or any(c in path for c in "\\:\0")
+        if odd or not path.isprintable() or len(path) > 255:
             raise UnsafePathError(f"{MANIFEST}: the path {path!r} leads outside the bundle; paths must be relative")
     cell = manifest.latent.downscale
     problems = [
@@ -276,8 +276,20 @@ def _check_values(manifest: Manifest) -> None:
         problems.append(f"unknown mode {manifest.mode!r}; known: 'd', 'g'")
     if not manifest.buckets or not manifest.tasks:
         problems.append("a bundle needs at least one bucket and one task")
-    if not manifest.golden.tolerance > 0:
-        problems.append(f"golden.tolerance must be positive, found {manifest.golden.tolerance!r}")
+    if not 0 < manifest.golden.tolerance <= LARGEST_TOLERANCE:
+        problems.append(f"golden.tolerance must lie in (0, {LARGEST_TOLERANCE}], found {manifest.golden.tolerance!r}")
+    for what, items in (
+        ("buckets", [str(bucket) for bucket in manifest.buckets]),
+        ("tasks", manifest.tasks),
+        ("files", [file.path for file in manifest.files]),
+    ):
+        if len(set(items)) < len(items):
+            problems.append(f"`{what}` names something twice: {items}")
+    if set(manifest.outputs) != set(manifest.tasks):
+        problems.append(f"`outputs` describes {sorted(manifest.outputs)}, the tasks are {manifest.tasks}")
+    constants = (manifest.preprocess.scale, manifest.preprocess.offset, manifest.latent.scaling_factor)
+    if not np.isfinite(constants).all() or manifest.latent.channels < 1 or manifest.noise_seed < 0:
+        problems.append("constants must be finite, latent.channels positive and noise_seed not negative")
     if problems:
         raise SchemaError(f"{MANIFEST}: {'; '.join(problems)}. Build the bundle again.")
 

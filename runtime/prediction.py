@@ -58,12 +58,16 @@ class Prediction:
         array, picture = io.BytesIO(), io.BytesIO()
         np.save(array, self.values, allow_pickle=False)
         Image.fromarray(self.colorize()).save(picture, format="PNG")
-        contents = {
-            f"{name}.npy": array.getvalue(),
-            f"{name}-16bit.png": _png16(deep.clip(0, 65535).astype(np.uint16)),
-            f"{name}.png": picture.getvalue(),
-        }
-        return [_write_whole(Path(folder) / path, content) for path, content in contents.items()]
+        contents = (array.getvalue(), _png16(deep.clip(0, 65535).astype(np.uint16)), picture.getvalue())
+        return [
+            _write_whole(path, content)
+            for path, content in zip(saved_paths(Path(folder) / name), contents, strict=True)
+        ]
+
+
+def saved_paths(stem: Path) -> list[Path]:
+    """The files that `Prediction.save(stem.parent, stem.name)` writes: array, 16-bit PNG, colour PNG."""
+    return [stem.with_name(f"{stem.name}{ending}") for ending in (".npy", "-16bit.png", ".png")]
 
 
 def _spectral_table() -> NDArray[np.uint8]:

@@ -8,11 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, build_bundle
+from conftest import ROOT, build_bundle, write_null_bundle
 
 from export.bundle import finish_on_device, staged
 from export.errors import BuildError, CheckpointError
@@ -21,8 +20,12 @@ from runtime.errors import BackendMissingError, SchemaError, VerificationError
 from runtime.manifest import Manifest
 
 
-def fill(stage: Path, text: str = "new") -> None:
-    (stage / "manifest.json").write_text(text)
+def fill(stage: Path, name: str = "new") -> None:
+    write_null_bundle(stage, name=name)
+
+
+def name_of(bundle: Path) -> str:
+    return Manifest.load(bundle).name
 
 
 def test_stage_takes_its_place_only_at_the_end(tmp_path: Path) -> None:
@@ -32,7 +35,7 @@ def test_stage_takes_its_place_only_at_the_end(tmp_path: Path) -> None:
         assert not target.exists()
         with pytest.raises(SchemaError):
             LotusEngine(target)
-    assert os.listdir(target) == ["manifest.json"]
+    assert name_of(target) == "new"
     assert os.listdir(target.parent) == ["bundle"]
 
 
@@ -50,10 +53,10 @@ def test_old_bundle_survives_a_failed_overwrite(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), staged(tmp_path / "b", overwrite=True) as stage:
         fill(stage, "new")
         raise RuntimeError
-    assert (tmp_path / "b" / "manifest.json").read_text() == "old"
+    assert name_of(tmp_path / "b") == "old"
     with staged(tmp_path / "b", overwrite=True) as stage:
         fill(stage, "new")
-    assert (tmp_path / "b" / "manifest.json").read_text() == "new"
+    assert name_of(tmp_path / "b") == "new"
     assert os.listdir(tmp_path) == ["b"]
 
 
@@ -62,9 +65,36 @@ def test_existing_folders_are_protected(tmp_path: Path) -> None:
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
     with pytest.raises(BuildError, match="--overwrite"), staged(tmp_path / "precious", overwrite=False):
         pass
-    with pytest.raises(BuildError, match="not a bundle"), staged(tmp_path / "precious", overwrite=True):
+    with pytest.raises(BuildError, match="not a whole bundle"), staged(tmp_path / "precious", overwrite=True):
+        pass
+    (tmp_path / "precious" / "manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(BuildError, match="not a whole bundle"), staged(tmp_path / "precious", overwrite=True):
         pass
     assert (tmp_path / "precious" / "thesis.txt").exists()
+    write_null_bundle(tmp_path / "precious")
+    with (
+        pytest.raises(BuildError, match=r"not the bundle's: \['thesis.txt'\]"),
+        staged(tmp_path / "precious", overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def test_a_bundle_that_came_in_the_meantime_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="exists"), staged(tmp_path / "b", overwrite=False) as stage:
+        fill(stage, "late")
+        fill(tmp_path / "b", "first")
+    assert name_of(tmp_path / "b") == "first"
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    fill(tmp_path / "real", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with staged(tmp_path / "link", overwrite=True) as stage:
+        fill(stage, "new")
+    assert (tmp_path / "link").is_symlink()
+    assert name_of(tmp_path / "real") == "new"
 
 
 def test_too_small_a_disk_is_refused_before_the_work(tmp_path: Path) -> None:
@@ -92,8 +122,13 @@ def test_disk_that_fills_up_half_way(checkpoint_d: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_build_leaves_nothing_that_opens(checkpoint_d: Path, tmp_path: Path, stop: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("stop", "when"),
+    [(signal.SIGINT, "tracing"), (signal.SIGTERM, "tracing"), (signal.SIGKILL, "running the golden")],
+)
+def test_a_stopped_build_leaves_nothing_that_opens(
+    checkpoint_d: Path, tmp_path: Path, stop: signal.Signals, when: str
+) -> None:
     command = [sys.executable, "export/build_engine.py", str(checkpoint_d), "--task", "depth", "--resolution", "64x64"]
     output = tmp_path / "b"
     process = subprocess.Popen(
@@ -105,9 +140,8 @@ def test_a_stopped_build_leaves_nothing_that_opens(checkpoint_d: Path, tmp_path:
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if "tracing" in line:
+        if when in line:
             break
-    time.sleep(0.5)
     process.send_signal(stop)
     process.stderr.read()
     assert process.wait() != 0
@@ -171,7 +205,7 @@ def test_finishing_for_tensorrt_without_tensorrt(bundle_d: Path, tmp_path: Path)
 def test_manifest_records_how_the_bundle_was_made(bundle_g: Path, checkpoint_g: Path) -> None:
     manifest = Manifest.load(bundle_g)
     assert (manifest.mode, manifest.tasks, manifest.noise_seed) == ("g", ["normal"], 7)
-    assert manifest.checkpoint.id == str(checkpoint_g)
+    assert manifest.checkpoint.id == checkpoint_g.name
     assert manifest.golden.measured[0].backend == "onnxruntime"
     assert 0 < manifest.golden.measured[0].max_abs_error <= manifest.golden.tolerance == 1e-4
     assert manifest.tools["torch"].startswith("2.")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from export.build_engine import main
+from export.build_engine import main, without_folders
 from runtime.manifest import Manifest
 
 SCRIPT = str(ROOT / "export" / "build_engine.py")
@@ -92,6 +92,8 @@ def test_rtx_engine_is_built_here_and_finished_again_from_its_bundle(tiny_bundle
         (["x", "--resolution", "512"], "not HxW"),
         (["x", "--resolution", "axb"], "not HxW"),
         (["x", "--seed", "-1"], "non-negative"),
+        (["x", "--seed", str(1 << 63)], "below 2^63"),
+        (["--from-bundle", "x", "--resolution", "64x64", "--opset", "20"], "--resolution, --opset cannot be changed"),
         (["x", "--target", "tflite"], "invalid choice"),
     ],
 )
@@ -100,6 +102,20 @@ def test_wrong_usage_is_status_2(arguments: list[str], words: str, capsys: pytes
         main(arguments)
     assert caught.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_paths_of_the_machine_stay_out_of_the_recorded_command() -> None:
+    words = [
+        "/home/me/lotus",
+        "--output=/data/out",
+        "../up/model",
+        "tiny/disparity-d",
+        "--output",
+        "engines/x",
+        "512x512",
+    ]
+    shown = ["lotus", "--output=out", "model", "tiny/disparity-d", "--output", "engines/x", "512x512"]
+    assert [without_folders(word) for word in words] == shown
 
 
 def test_errors_are_one_message_and_status_1(tmp_path: Path) -> None:

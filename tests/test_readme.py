@@ -18,7 +18,7 @@ RUN = [block for block in BLOCKS if not block["skip"]]
 
 def test_most_blocks_are_run() -> None:
     assert len(RUN) >= 4
-    assert len(RUN) > len(BLOCKS) - len(RUN)
+    assert len(RUN) >= len(BLOCKS) - len(RUN)
 
 
 @pytest.mark.slow

@@ -60,6 +60,37 @@ def test_no_result_overwrites_another(null_bundle: Path, tmp_path: Path) -> None
     assert main(["predict", str(null_bundle), *twice, "--output", str(tmp_path / "out2")]) == 1
 
 
+def test_an_image_is_never_overwritten_by_its_own_result(null_bundle: Path, tmp_path: Path) -> None:
+    for arguments in ([str(tmp_path / "in")], [str(picture(tmp_path / "in" / "a.png"))]):
+        before = (picture(tmp_path / "in" / "a.png")).read_bytes()
+        assert main(["predict", str(null_bundle), *arguments, "--output", str(tmp_path / "in")]) == 1
+        assert (tmp_path / "in" / "a.png").read_bytes() == before
+        assert len(list((tmp_path / "in").iterdir())) == 1
+
+
+def test_endings_are_part_of_what_may_clash(null_bundle: Path, tmp_path: Path) -> None:
+    images = [str(picture(tmp_path / "in" / name)) for name in ("a.png", "a-16bit.jpg")]
+    assert main(["predict", str(null_bundle), *images, "--output", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_failed_images_are_named_even_if_the_run_ends_early(
+    null_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.png").write_bytes(b"no image")
+    (tmp_path / "out").write_text("a file where the folder should be")
+    images = [str(tmp_path / "1.png"), str(picture(tmp_path / "2.png"))]
+    assert main(["predict", str(null_bundle), *images, "--output", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr().err
+    assert "1 of 2 images could not be used" in shown
+    assert "error: cannot write" in shown
+
+
+def test_closed_pipe_is_no_traceback(null_bundle: Path) -> None:
+    command = f"{sys.executable} -m runtime info {null_bundle} | true"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, check=True).stderr == b""
+
+
 def test_verify_and_info(null_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(null_bundle)]) == 0
     assert "files and golden are right" in capsys.readouterr().out

@@ -79,6 +79,36 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     assert np.array_equal(loaded, turned)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_turned_uncompressed_tiffs(tmp_path: Path, mode: str, orientation: int) -> None:
+    """Opened by path, Pillow maps such files and shears the turned ones; a stream does not."""
+    grey = RGB[..., 0]
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    plain = deep if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    upright = load(save(tmp_path, plain, "plain.tif"))
+    turned = load(save(tmp_path, plain, "turned.tif", tiffinfo={0x0112: orientation}))
+    assert np.array_equal(turned, np.rot90(upright, {3: 2, 6: -1, 8: 1}[orientation]))
+
+
+def test_broken_exif_turns_nothing(tmp_path: Path) -> None:
+    assert np.array_equal(load(save(tmp_path, Image.fromarray(RGB), exif=b"Exif\0\0nonsense")), RGB)
+
+
+def test_pil_images_that_cannot_be_read(tmp_path: Path) -> None:
+    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    path = save(tmp_path, noisy, "cut.jpg")
+    path.write_bytes(path.read_bytes()[:2000])
+    closed = Image.fromarray(RGB)
+    closed.close()
+    for image in (Image.open(path), closed):
+        with pytest.raises(ImageError, match="the given PIL image"):
+            load(image)
+        image.close()
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load(tmp_path / ("long" * 100 + ".png"))
+
+
 def test_missing_folder_empty_truncated_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         load(tmp_path / "none.png")

@@ -33,7 +33,7 @@ def test_what_is_written_is_what_is_read(null_bundle: Path, tmp_path: Path) -> N
     assert Manifest.load(null_bundle) == manifest
 
 
-@pytest.mark.parametrize("schema", [0, 2, 999, "1", None])
+@pytest.mark.parametrize("schema", [0, 2, 999, "1", None, True, 1.0])
 def test_other_schema(null_bundle: Path, schema: object) -> None:
     edit(null_bundle, lambda body: body.update(schema=schema))
     with pytest.raises(SchemaError, match="this runtime reads schema 1"):
@@ -53,7 +53,9 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
             LotusEngine(path)
 
 
-@pytest.mark.parametrize("path", ["../golden.npz", "/etc/hostname", "a/../../b", "..\\b", "C:b", "", "."])
+@pytest.mark.parametrize(
+    "path", ["../golden.npz", "/etc/hostname", "a/../../b", "..\\b", "C:b", "", ".", "a\0b", "x" * 300, "\ud800"]
+)
 def test_paths_that_lead_outside(null_bundle: Path, path: str) -> None:
     for change in (
         lambda body: body["files"][0].update(path=path),
@@ -91,6 +93,15 @@ def test_link_that_leads_outside(null_bundle: Path, tmp_path: Path) -> None:
         (lambda body: body["golden"].update(tolerance=float("nan")), "tolerance"),
         (lambda body: body["golden"].update(tolerance=0), "tolerance"),
         (lambda body: body["buckets"][0].update(graph="other.onnx"), "not listed"),
+        (lambda body: body["golden"].update(tolerance=float("inf")), "tolerance"),
+        (lambda body: body["golden"].update(tolerance=10**400), "expected float"),
+        (lambda body: body["golden"].update(tolerance=0.2), "tolerance"),
+        (lambda body: body["preprocess"].update(scale=float("nan")), "finite"),
+        (lambda body: body["latent"].update(channels=0), "positive"),
+        (lambda body: body.update(noise_seed=-1), "not negative"),
+        (lambda body: body["buckets"].append(body["buckets"][0]), "twice"),
+        (lambda body: body["files"].append(body["files"][0]), "twice"),
+        (lambda body: body.update(outputs={}), "describes"),
         (lambda body: body.update(surprise=1), "unknown fields"),
         (lambda body: body.pop("precision"), "missing or unknown fields"),
         (lambda body: body.update(files={}), "expected"),

@@ -40,7 +40,7 @@ def installed() -> list[str]:
 
 def session_class(name: str) -> type[Session]:
     """The session class of a backend. Raises: BackendMissingError."""
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise BackendMissingError(f"unknown backend {name!r}; known: {sorted(BACKENDS)}; installed: {installed()}")
     backend = BACKENDS[name]
     if not _is_installed(backend):

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.session import Arrays, Session, Shapes
+from runtime.backends.session import Arrays, Session, Shapes, import_vendor
 from runtime.errors import BackendError
 
 _ERRORS_ONLY = 3  # log severity
+_CUDA = "CUDAExecutionProvider"
+# TF32 would round fp32 products to 10 bits, and the golden would fail.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"CPUExecutionProvider": {}, _CUDA: {"use_tf32": "0"}}
 
 
 class BackendSession(Session):
@@ -18,18 +21,19 @@ class BackendSession(Session):
     _session: Any = None
 
     def _open(self) -> Shapes:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        path = self.folder / self.bucket.graph
+        self._ort = ort = import_vendor("onnxruntime", extra="cpu")
         if self.option not in ort.get_available_providers():
             raise BackendError(
                 f"this onnxruntime has no {self.option}; it has {ort.get_available_providers()}. "
-                "`pip install onnxruntime-gpu` brings CUDA; backend='onnxruntime' uses the CPU."
+                "`pip install 'lotus-edge[gpu]'` brings CUDA; backend='onnxruntime' uses the CPU."
             )
+        if self.option == _CUDA and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any
+        path = self.folder / self.bucket.graph
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[self.option])
+            self._session = ort.InferenceSession(
+                str(path), self._options(), providers=[(self.option, _PROVIDER_OPTIONS[self.option])]
+            )
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot open {path}: {error}\n"
@@ -43,10 +47,18 @@ class BackendSession(Session):
             )
         return {node.name: tuple(node.shape) for node in (*self._session.get_inputs(), *self._session.get_outputs())}
 
+    def _options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        if self.option == _CUDA:
+            # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return options
+
     def _run(self, inputs: Arrays) -> Arrays:
         names = list(self.output_shapes)
         try:
-            if self.option == "CUDAExecutionProvider":
+            if self.option == _CUDA:
                 return self._run_bound(inputs)
             return dict(zip(names, self._session.run(names, inputs), strict=True))
         except Exception as error:  # as above
@@ -54,8 +66,7 @@ class BackendSession(Session):
 
     def _run_bound(self, inputs: Arrays) -> Arrays:
         """Copy once to the device and once back; outputs are allocated on the device."""
-        import onnxruntime as ort
-
+        ort = self._ort
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.session import Arrays, Session, Shapes
+from runtime.backends.session import Arrays, Session, Shapes, import_vendor
 from runtime.errors import BackendError
 
 # Without a hint OpenVINO computes fp32 graphs in bf16 on CPUs that have it, and the golden would fail.
@@ -19,8 +19,7 @@ class BackendSession(Session):
     _compiled: Any = None
 
     def _open(self) -> Shapes:
-        import openvino
-
+        openvino = import_vendor("openvino", extra="openvino")
         path = self.folder / self.bucket.graph
         if self.manifest.precision not in _PRECISION_HINT:
             raise BackendError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, DamagedBundleError
+from runtime.errors import BackendError, BackendMissingError, DamagedBundleError
 from runtime.manifest import Bucket, Manifest
 
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]
@@ -80,3 +81,13 @@ class Session(ABC):
 
     @abstractmethod
     def _close(self) -> None: ...
+
+
+def import_vendor(package: str, extra: str, hint: str = "") -> Any:
+    """A vendor's package. Raises: BackendMissingError when it is not installed or its libraries do not load."""
+    try:
+        return importlib.import_module(package)
+    except (ImportError, OSError) as error:  # the wheels load their shared libraries on import
+        raise BackendMissingError(
+            f"the Python package {package!r} cannot be imported: {error}. `pip install 'lotus-edge[{extra}]'`{hint}"
+        ) from error

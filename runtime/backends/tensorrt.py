@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.session import Arrays, Session, Shapes
+from runtime.backends.session import Arrays, Session, Shapes, import_vendor
 from runtime.errors import (
     BackendError,
     BackendMissingError,
@@ -50,14 +50,11 @@ FLAVOURS = {
 def load_vendor(flavour: str) -> Any:
     """The vendor's module. Raises: BackendMissingError when it is not installed or its libraries do not load."""
     known = FLAVOURS[flavour]
-    try:
-        return importlib.import_module(known.module)
-    except (ImportError, OSError) as error:  # the wheels load their shared libraries on import
-        raise BackendMissingError(
-            f"{flavour} needs the Python package {known.module!r}, which cannot be imported: {error}. "
-            f"`pip install 'lotus-edge[{known.extra}]'`; on a Jetson use JetPack's own package (python3-libnvinfer), "
-            "in a virtual environment made with --system-site-packages."
-        ) from error
+    hint = (
+        "; on a Jetson use JetPack's own package (python3-libnvinfer), in a virtual environment made with "
+        "--system-site-packages"
+    )
+    return import_vendor(known.module, known.extra, hint)
 
 
 class Log:
