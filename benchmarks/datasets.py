@@ -1,0 +1,130 @@
+"""Images with ground truth: the project's rendered scenes, or a folder of the user's own.
+
+Such a folder holds `dataset.yaml`:
+
+    kind: depth                   # or normal
+    image: rgb/{name}.jpg         # every file that matches is an image; {name} is what stands in its place
+    truth: depth/{name}.png       # .npy, or 16-bit PNG (normals: .npy [H,W,3], or 8-bit PNG with rgb = (n + 1) / 2)
+    mask: mask/{name}.png         # optional; what is not zero counts
+    scale: 0.001                  # metres in one unit of `truth` (depth)
+    valid: [0.1, 80]              # metres that count (depth)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime.errors import LotusError
+from runtime.image import load
+
+
+class DatasetError(LotusError):
+    """A data set cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image with its truth: depth [H,W] in metres, or normals [H,W,3] in Lotus's axes; `mask` [H,W]: what counts."""
+
+    image: NDArray[np.uint8]
+    truth: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Named samples of one kind ("depth" or "normal"), read one at a time; a name's first part is its group.
+
+    `nearest` and `farthest` bound the depth that counts, in metres. `read` raises DatasetError or ImageError.
+    """
+
+    name: str
+    kind: str
+    nearest: float
+    farthest: float
+    names: list[str]
+    read: Callable[[str], Sample]
+
+
+def synthetic(kind: str) -> Dataset:
+    """The held-out rendered scenes at 256x256; the sky counts for depth no more than a sensor would see it."""
+    from tiny.render import LOTUS_AXES, render
+    from tiny.scene import HELD_OUT_SEEDS, STYLES
+
+    def read(name: str) -> Sample:
+        scene = render(int(name.rpartition("/")[2]), 256, 256)
+        truth = scene.depth if kind == "depth" else scene.normals * LOTUS_AXES
+        return Sample(image=scene.image, truth=truth, mask=~scene.sky)
+
+    names = [f"in-style/{seed:03d}" for seed in HELD_OUT_SEEDS]
+    return Dataset(name="synthetic", kind=kind, nearest=0.1, farthest=STYLES["mixed"].far, names=names, read=read)
+
+
+def open_folder(folder: Path) -> Dataset:
+    """The data set that `folder/dataset.yaml` describes. Raises: DatasetError."""
+    settings = _settings(folder)
+    kind, scale, (nearest, farthest) = settings["kind"], settings["scale"], settings["valid"]
+    before, after = settings["image"].split("{name}")
+    found = sorted(folder.glob(f"{before}*{after}"))
+    names = [path.relative_to(folder).as_posix().removeprefix(before).removesuffix(after) for path in found]
+    if not names:
+        raise DatasetError(f"{folder}: no file matches {settings['image']!r}")
+
+    def read(name: str) -> Sample:
+        place = {
+            what: folder / settings[what].replace("{name}", name)
+            for what in ("image", "truth", "mask")
+            if what in settings
+        }
+        truth = _read_map(place["truth"], kind, scale)
+        mask = _open(place["mask"]) != 0 if "mask" in place else np.ones(truth.shape[:2], bool)
+        if mask.shape != truth.shape[:2]:
+            raise DatasetError(f"{place['mask']} is {list(mask.shape)}, its truth {list(truth.shape[:2])}")
+        return Sample(image=load(place["image"]), truth=truth, mask=mask)
+
+    return Dataset(name=folder.resolve().name, kind=kind, nearest=nearest, farthest=farthest, names=names, read=read)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    path = folder / "dataset.yaml"
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = {key: str(given[key]) for key in ("kind", "image", "truth", "mask") if key in given or key != "mask"}
+        settings["scale"] = float(given.get("scale", 1))
+        settings["valid"] = tuple(map(float, given.get("valid", (1e-3, 1e9))))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"cannot use {path}: {error!r}. What it holds is said in benchmarks/datasets.py.") from error
+    patterns = [settings[key] for key in ("image", "truth", "mask") if key in settings]
+    if settings["kind"] not in ("depth", "normal") or any(pattern.count("{name}") != 1 for pattern in patterns):
+        raise DatasetError(f"{path}: `kind` is depth or normal, and each pattern holds {{name}} once")
+    if len(settings["valid"]) != 2 or not 0 < settings["valid"][0] < settings["valid"][1] or not settings["scale"] > 0:
+        raise DatasetError(f"{path}: `valid` is [nearest, farthest] in metres, `scale` positive")
+    return settings
+
+
+def _read_map(path: Path, kind: str, scale: float) -> NDArray[np.float32]:
+    raw = _open(path)
+    if raw.ndim != {"depth": 2, "normal": 3}[kind] or (kind == "normal" and raw.shape[2] != 3):
+        raise DatasetError(f"{path}: not a {kind} map, its shape is {list(raw.shape)}")
+    if kind == "depth":
+        return raw.astype(np.float32) * np.float32(scale)
+    return raw.astype(np.float32) if path.suffix == ".npy" else raw.astype(np.float32) / np.float32(127.5) - 1
+
+
+def _open(path: Path) -> NDArray[Any]:
+    try:
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        with path.open("rb") as stream, Image.open(stream) as image:
+            return np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DatasetError(f"cannot read {path}: {error}") from error
