@@ -71,8 +71,7 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
 def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
     """The manifest as far as it is known before anything is written."""
     cell = checkpoint.downscale
-    trained = checkpoint.unet.config.sample_size * cell
-    buckets = [_bucket(height, width, cell) for height, width in settings.resolutions or ((trained, trained),)]
+    buckets = [_bucket(height, width, cell) for height, width in settings.resolutions or (_trained_size(checkpoint),)]
     if len(set(buckets)) < len(buckets):
         raise BuildError(f"a resolution is named twice: {', '.join(map(str, buckets))}")
     target = TARGETS[settings.target]
@@ -101,6 +100,15 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
         command=settings.command,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _trained_size(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Height and width in pixels of the latents that the UNet's config names."""
+    size = checkpoint.unet.config.sample_size
+    if size is None:
+        raise BuildError(f"the config of {checkpoint.id!r} names no size of training; pass --resolution")
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * checkpoint.downscale, width * checkpoint.downscale
 
 
 def _bucket(height: int, width: int, cell: int) -> Bucket:

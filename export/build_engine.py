@@ -137,6 +137,11 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def command() -> int:
+    """The command as a process of its own: a termination becomes an exception, so that a half-built folder is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return main()
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the half-built folder is removed
-    sys.exit(main())
+    sys.exit(command())
