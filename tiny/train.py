@@ -40,14 +40,14 @@ COLOUR_WEIGHT = 1.0
 GUIDED = 0.4
 """For this share of the time, less and less, three latent channels are drawn to the mean colours of their 8x8 pixels.
 Left alone, all four learn the structure of brightness first, and colour, which normals are made of, comes too late."""
-UNET_BATCHES = (((128, 128), 24), ((192, 192), 12), ((128, 128), 24), ((256, 256), 8))
+UNET_BATCHES = (*[((128, 128), 16)] * 5, ((192, 192), 8), ((128, 192), 12), ((256, 256), 6))
 DECODED_BATCHES = (((128, 128), 8), ((256, 256), 3), ((192, 192), 5), ((192, 256), 4), ((256, 256), 3), ((320, 256), 2))
 """As VAE_BATCHES, for the UNet's two stages: the loss on latents, then the loss on decoded maps."""
 REPLAY_LENGTH, FRESH_SHARE = 1500, 0.25
 """Encoding costs more than the small UNet: a quarter of each latent batch is new, the rest comes from the last 1500."""
-LATENT_STAGE = 0.55
+LATENT_STAGE = 0.85
 """The first stage's share of a UNet's training time."""
-RECONSTRUCTION_SHARE = 0.25
+RECONSTRUCTION_SHARE = 0.125
 
 
 def train_vae(minutes: float, seed: int = 1) -> None:
@@ -78,7 +78,7 @@ def train_unet(task: str, mode: str, minutes: float, output: Path, seed: int = 2
     scenes = load_scenes(CACHE)
     vae = AutoencoderKL.from_pretrained(CACHE / "vae").requires_grad_(False).eval()
     model = TinyLotus(vae=vae, unet=new_unet(seed, mode), prompt=new_prompt())
-    training = Training(model.unet, CACHE / f"{task}-{mode}.safetensors", minutes=minutes, peak_rate=1e-3)
+    training = Training(model.unet, CACHE / f"{task}-{mode}.safetensors", minutes=minutes, peak_rate=1.2e-3)
     replays: dict[tuple[int, int], deque] = {size: deque(maxlen=REPLAY_LENGTH) for size, _ in UNET_BATCHES}
 
     def draw(rng: np.random.Generator, size: tuple[int, int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
