@@ -138,7 +138,7 @@ def _seed(text: str) -> int:
 
 
 def command() -> int:
-    """The command as a process of its own: a termination becomes an exception, so that a half-built folder is removed."""
+    """The command as a process: a termination becomes an exception, so that a half-built folder is removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return main()
 
