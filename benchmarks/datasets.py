@@ -54,16 +54,24 @@ class Dataset:
 
 
 def synthetic(kind: str) -> Dataset:
-    """The held-out rendered scenes at 256x256; the sky counts for depth no more than a sensor would see it."""
+    """The 200 held-out rendered scenes at 256x256, half of them in a style that training never sees.
+
+    The sky does not count: a sensor would measure no depth there.
+    """
     from tiny.render import LOTUS_AXES, render
     from tiny.scene import HELD_OUT_SEEDS, STYLES
 
     def read(name: str) -> Sample:
-        scene = render(int(name.rpartition("/")[2]), 256, 256)
+        group, seed = name.split("/")
+        scene = render(int(seed), 256, 256, styles[group])
         truth = scene.depth if kind == "depth" else scene.normals * LOTUS_AXES
         return Sample(image=scene.image, truth=truth, mask=~scene.sky)
 
-    names = [f"in-style/{seed:03d}" for seed in HELD_OUT_SEEDS]
+    styles = {"in-style": "mixed", "unseen-style": "unseen"}
+    half = len(HELD_OUT_SEEDS) // 2
+    names = [
+        f"{'in-style' if place < half else 'unseen-style'}/{seed:03d}" for place, seed in enumerate(HELD_OUT_SEEDS)
+    ]
     return Dataset(name="synthetic", kind=kind, nearest=0.1, farthest=STYLES["mixed"].far, names=names, read=read)
 
 

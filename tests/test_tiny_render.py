@@ -42,11 +42,12 @@ def test_normals_face_the_camera():
         assert ((rendered.normals * rays).sum(2) < 1e-3).all()
 
 
-def test_normals_agree_with_the_gradient_of_depth():
+@pytest.mark.parametrize("style", ["mixed", "unseen"])
+def test_normals_agree_with_the_gradient_of_depth(style):
     """The cross product of the steps to the neighbours' points, in double precision, on pixels off every edge."""
     checked = 0
     for seed in range(8):
-        rendered = render(seed, 192, 192)
+        rendered = render(seed, 192, 192, style)
         points = _rays(rendered) * rendered.depth[..., None].astype(np.float64)
         across = points[1:-1, 2:] - points[1:-1, :-2]
         down = points[2:, 1:-1] - points[:-2, 1:-1]

@@ -56,6 +56,9 @@ def render_scene(scene: Scene, height: int, width: int) -> Rendered:
     lit = surface != _SKY
     radiance = albedo.copy()
     radiance[:, lit] *= _illuminate(scene, points[:, lit], normals[:, lit])
+    if scene.fog is not None:
+        left = np.exp(-depth / np.float32(scene.fog))
+        radiance = radiance * left + _HAZE * (1 - left)
     camera_normals = camera.rotation.astype(np.float32).T @ normals
     camera_normals[:, ~lit] = np.array([[0], [0], [-1]], np.float32)
     return Rendered(
@@ -67,6 +70,7 @@ def render_scene(scene: Scene, height: int, width: int) -> Rendered:
     )
 
 
+_HAZE = np.array([[0.8], [0.85], [0.92]], np.float32)
 _FLOOR, _SKY, _FIRST_SOLID = 0, 3, 4
 """Surface numbers: `_FLOOR`, 1 for walls, 2 for the ceiling, `_SKY`, then the solids in order."""
 
@@ -102,9 +106,13 @@ def _interval(solid: Solid, origin: np.ndarray, directions: np.ndarray) -> tuple
     with np.errstate(divide="ignore", invalid="ignore"):
         if solid.shape == "sphere":
             return _roots((d * d).sum(0), (o * d).sum(0), (o * o).sum(0) - half[0] ** 2)
-        if solid.shape == "box":
-            inverse = 1 / d
-            to_centre, reach = -o * inverse, np.abs(half[:, None] * inverse)
+        if solid.shape == "ellipsoid":
+            o, d = o / half[:, None], d / half[:, None]
+            return _roots((d * d).sum(0), (o * d).sum(0), (o * o).sum(0) - 1)
+        if solid.shape != "cylinder":
+            axes, widths = _slabs(solid)
+            inverse = 1 / (axes @ d)
+            to_centre, reach = -(axes @ o) * inverse, np.abs(widths[:, None] * inverse)
             return (to_centre - reach).max(0), (to_centre + reach).min(0)
         flat_o, flat_d = o[::2], d[::2]
         enter, leave = _roots(
@@ -112,6 +120,21 @@ def _interval(solid: Solid, origin: np.ndarray, directions: np.ndarray) -> tuple
         )
         to_centre, reach = -o[1] / d[1], np.abs(half[1] / d[1])
         return np.maximum(enter, to_centre - reach), np.minimum(leave, to_centre + reach)
+
+
+def _slabs(solid: Solid) -> tuple[np.ndarray, np.ndarray]:
+    """A body with flat faces as |axes @ p| <= widths in its own axes: unit axes [K, 3], widths [K]."""
+    half = solid.half.astype(np.float32)
+    if solid.shape == "box":
+        return np.eye(3, dtype=np.float32), half
+    if solid.shape == "prism":
+        sides = [[np.cos(angle), 0, np.sin(angle)] for angle in (0, np.pi / 3, 2 * np.pi / 3)]
+        return np.array([*sides, [0, 1, 0]], np.float32), np.array([half[0]] * 3 + [half[1]], np.float32)
+    if solid.shape == "octahedron":
+        axes = np.array([[1, 1, 1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]], np.float32) / half
+        lengths = np.linalg.norm(axes, axis=1)
+        return axes / lengths[:, None], 1 / lengths
+    raise ValueError(f"unknown shape {solid.shape!r}")
 
 
 def _roots(a: np.ndarray, half_b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,11 +197,15 @@ def _solid_normals(solid: Solid, local: np.ndarray) -> np.ndarray:
     half = solid.half.astype(np.float32)
     if solid.shape == "sphere":
         return local / np.sqrt((local * local).sum(0))
+    if solid.shape == "ellipsoid":
+        gradient = local / half[:, None] ** 2
+        return gradient / np.sqrt((gradient * gradient).sum(0))
+    if solid.shape != "cylinder":
+        axes, widths = _slabs(solid)
+        distance = axes @ local
+        face = (np.abs(distance) / widths[:, None]).argmax(0)
+        return axes[face].T * np.sign(distance[face, np.arange(len(face))])
     normals = np.zeros_like(local)
-    if solid.shape == "box":
-        axis = (np.abs(local) / half[:, None]).argmax(0)[None]
-        np.put_along_axis(normals, axis, np.sign(np.take_along_axis(local, axis, 0)), 0)
-        return normals
     radius = np.hypot(local[0], local[2])
     cap = np.abs(local[1]) / half[1] > radius / half[0]
     normals[::2] = np.where(cap, 0, local[::2] / radius)
@@ -190,10 +217,10 @@ def _surface_coordinates(shape: str, local: np.ndarray, normals: np.ndarray) -> 
     """Texture coordinates in metres, float32 [2, N]."""
     x, y, z = local
     flat = np.abs(normals[1]) > 0.7
-    if shape == "box":
+    if shape in ("box", "prism", "octahedron"):
         return np.stack([np.where(np.abs(normals[0]) > 0.7, z, x), np.where(flat, z, y)])
     around = np.arctan2(x, z) * np.hypot(x, z).max(initial=0)
-    if shape == "sphere":
+    if shape in ("sphere", "ellipsoid"):
         return np.stack([around, y])
     return np.stack([np.where(flat, x, around), np.where(flat, z, y)])
 
@@ -212,8 +239,13 @@ def _texture(noise: np.ndarray, material: Material, uv: np.ndarray, footprint: n
             weight = _lookup(noise, u * 32, v * 32)
         case "white":
             weight = _hash(np.floor(u * 6), np.floor(v * 6))
+        case "brick":
+            along = u + 0.5 * (np.floor(2 * v) % 2)
+            weight = ((along % 1 < 0.08) | (2 * v % 1 < 0.16)).astype(np.float32)
+        case "dots":
+            weight = (np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.3).astype(np.float32)
         case unknown:
-            raise ValueError(f"unknown texture {unknown!r}; known: plain, checker, stripe, smooth, white")
+            raise ValueError(f"unknown texture {unknown!r}; known: plain, checker, stripe, smooth, white, brick, dots")
     weight = 0.5 + (weight - 0.5) * np.clip(1.5 - 2 * footprint, 0, 1)
     first, second = material.colours[:, :, None]
     return first + weight * (second - first)
@@ -241,10 +273,9 @@ def _hash(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _sky_colour(scene: Scene, directions: np.ndarray) -> np.ndarray:
     x, y, z = directions / np.sqrt((directions * directions).sum(0))
     zenith = np.array([[0.25], [0.45], [0.85]], np.float32)
-    haze = np.array([[0.8], [0.85], [0.92]], np.float32)
     height = np.clip(y, 0, 1) ** np.float32(0.5)
     clouds = np.clip(2 * _lookup(scene.noise, 60 * x / (y + 0.15), 60 * z / (y + 0.15)) - 0.8, 0, 1)
-    sky = haze + (zenith - haze) * height
+    sky = _HAZE + (zenith - _HAZE) * height
     return sky + (1 - sky) * clouds * height * 0.9
 
 

@@ -5,6 +5,7 @@ World coordinates: y is up, the floor is y = 0, metres. Everything random is dra
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ class Style:
     textures: tuple[str, ...] = ("plain", "plain", "checker", "stripe", "smooth", "smooth", "white")
     solids: tuple[int, int] = (3, 11)  # fewest, most
     exposure: tuple[float, float] = (0.5, 1.0)
+    sensor_noise: tuple[float, float] = (0.0, 0.02)  # standard deviation, display values in [0, 1]
+    fog: tuple[float, float] | None = None  # metres after which 1 / e of the light is left
     far: float = 80.0  # metres
 
 
@@ -31,6 +34,15 @@ STYLES = {
     "mixed": Style(backgrounds=("room", "room", "outdoor")),
     "room": Style(backgrounds=("room",)),
     "outdoor": Style(backgrounds=("outdoor",)),
+    # For evaluation alone: shapes, textures, air and light that training never sees.
+    "unseen": Style(
+        backgrounds=("room", "room", "outdoor"),
+        shapes=("ellipsoid", "prism", "octahedron"),
+        textures=("plain", "brick", "dots", "brick", "dots"),
+        exposure=(0.12, 0.5),
+        sensor_noise=(0.01, 0.04),
+        fog=(6.0, 60.0),
+    ),
 }
 
 
@@ -48,7 +60,7 @@ class Material:
 class Solid:
     """A convex body, rotated around the vertical axis; `half` of a cylinder is radius, half height, radius."""
 
-    shape: str  # "box", "sphere" or "cylinder"
+    shape: str  # "box", "sphere", "cylinder", "ellipsoid", "prism" (hexagonal) or "octahedron"
     centre: np.ndarray  # [3], metres
     half: np.ndarray  # [3], metres
     yaw: float  # radians
@@ -86,6 +98,7 @@ class Scene:
     noise: np.ndarray  # [256, 256] smooth noise in [0, 1], tileable; textures and clouds read it
     exposure: float
     sensor_noise: float
+    fog: float | None  # metres after which 1 / e of the light is left
     far: float
 
 
@@ -100,7 +113,7 @@ def make_scene(seed: int, style: Style) -> Scene:
         solid = _draw_solid(rng, style, room, camera)
         if not _is_close(solid, camera.position):
             solids.append(solid)
-    return Scene(
+    scene = Scene(
         seed=seed,
         room=room,
         surfaces=tuple(_draw_material(rng, style, 1.0 if indoors else 3.0) for _ in range(4)),
@@ -109,9 +122,12 @@ def make_scene(seed: int, style: Style) -> Scene:
         light=_draw_light(rng, room),
         noise=_draw_noise(rng),
         exposure=rng.uniform(*style.exposure),
-        sensor_noise=rng.uniform(0, 0.02),
+        sensor_noise=rng.uniform(*style.sensor_noise),
+        fog=None,
         far=style.far,
     )
+    # Drawn last, so that the scenes of styles without fog are what they were before there was any.
+    return scene if style.fog is None else dataclasses.replace(scene, fog=np.exp(rng.uniform(*np.log(style.fog))))
 
 
 def _draw_camera(rng: np.random.Generator, room: np.ndarray | None) -> Camera:
@@ -136,7 +152,7 @@ def _draw_solid(rng: np.random.Generator, style: Style, room: np.ndarray | None,
     shape = str(rng.choice(style.shapes))
     size = 1.0 if room is not None else np.exp(rng.uniform(0, 1.6))
     half = size * np.exp(rng.uniform(np.log(0.12), np.log(0.7), 3))
-    if shape != "box":
+    if shape in ("sphere", "cylinder", "prism"):
         half[2] = half[0]
     if shape == "sphere":
         half[1] = half[0]
