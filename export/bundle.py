@@ -103,9 +103,16 @@ def finish_on_device(
     manifest = Manifest.load(source)
     if TARGETS[target].engine_suffix is None:
         raise BuildError(f"target {target!r} needs no engine: open the bundle with backend={target!r}")
+    if manifest.target not in TARGETS:
+        raise BuildError(f"{source} is for {manifest.target!r}, which this release does not know: {sorted(TARGETS)}")
     if manifest.precision not in TARGETS[target].tolerance:
         known = sorted(TARGETS[target].tolerance)
         raise BuildError(f"target {target!r} has no precision {manifest.precision!r}; it has {known}")
+    if not TARGETS[manifest.target].group_norm_kernel:
+        progress(
+            f"the bundle was built for {manifest.target}, with group normalisation spelled out for it; one built with "
+            f"--target {target} keeps the operator"
+        )
     if manifest.opset > TARGETS[target].opset:
         progress(
             f"the graph is ONNX opset {manifest.opset}; every {target} reads {TARGETS[target].opset}, newer ones more. "
