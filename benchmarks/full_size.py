@@ -7,6 +7,7 @@ depends on them. Takes minutes and up to 16 GB of memory, so it is no part of th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import ROOT, write_rows
+from runtime.manifest import Manifest
 
 _LIMIT_GB = 16.0
 
@@ -39,9 +41,14 @@ def main() -> int:
         for step, command in steps.items():
             rows.append({"target": target, "resolution": arguments.resolution, "step": step} | _run(command))
             print("{target:<14} {step:<8} status {status}  {seconds:7.1f} s  peak {peak_gb:5.2f} GB".format(**rows[-1]))
-        size = sum(path.stat().st_size for path in bundle.glob("*")) / 1e9
-        rows.append({"target": target, "resolution": arguments.resolution, "bundle_gb": size})
-        print(f"{target:<14} bundle   {size:.2f} GB")
+        if (bundle / "manifest.json").exists():
+            manifest = Manifest.load(bundle)
+            size = sum(file.bytes for file in manifest.files) / 1e9
+            golden = [dataclasses.asdict(run) for run in manifest.golden.measured]
+            rows.append(
+                {"target": target, "resolution": arguments.resolution, "bundle_gb": round(size, 2), "golden": golden}
+            )
+            print(f"{target:<14} bundle   {size:.2f} GB  golden {golden}")
     print(f"rows: {write_rows('full-size', rows).name}")
     failed = [row for row in rows if row.get("status", 0) != 0 or row.get("peak_gb", 0) > _LIMIT_GB]
     return 1 if failed else 0
