@@ -43,7 +43,7 @@ Left alone, all four learn the structure of brightness first, and colour, which 
 UNET_BATCHES = (*[((128, 128), 16)] * 5, ((192, 192), 8), ((128, 192), 12), ((256, 256), 6))
 DECODED_BATCHES = (((128, 128), 8), ((256, 256), 3), ((192, 192), 5), ((192, 256), 4), ((256, 256), 3), ((320, 256), 2))
 """As VAE_BATCHES, for the UNet's two stages: the loss on latents, then the loss on decoded maps."""
-LATENT_STAGE = 0.85
+LATENT_STAGE = 0.9
 """The first stage's share of a UNet's training time."""
 RECONSTRUCTION_SHARE = 0.125
 
