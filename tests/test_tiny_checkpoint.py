@@ -24,6 +24,11 @@ def test_the_folder_is_under_12_mb_of_safetensors_and_json():
     assert 5e6 < sum(path.stat().st_size for path in files) < 12e6
 
 
+def test_no_folder_of_the_training_machine_is_in_it():
+    for path in CHECKPOINT.rglob("*.json"):
+        assert '"/' not in path.read_text(), path.name
+
+
 @pytest.fixture(scope="module")
 def model():
     return models.load_checkpoint(CHECKPOINT)

@@ -108,6 +108,9 @@ def save_checkpoint(model: TinyLotus, folder: Path) -> None:
     """Write the diffusers folder, weights in fp16."""
     for network, name in ((model.unet, "unet"), (model.vae, "vae")):
         copy.deepcopy(network).half().save_pretrained(folder / name)
+        config = folder / name / "config.json"
+        kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n")  # without the folder it was once loaded from
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
