@@ -177,7 +177,9 @@ def test_builds_with_only_numpy_and_the_vendor(rtx, tmp_path):
 def test_ctrl_c_stops_the_build_and_leaves_no_engine(rtx, tmp_path):
     command = [sys.executable, "-c", BUILD_IN_A_CHILD, make_graph(tmp_path), tmp_path / "model.rtx", "slowly"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as child:
+    # A shell's background job ignores SIGINT, and its children with it.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes, **heed) as child:
         assert child.stdout is not None
         assert any(", step 1 of" in line for line in child.stdout)  # now the vendor is at work, and waits a second
         child.send_signal(signal.SIGINT)
