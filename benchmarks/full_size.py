@@ -49,7 +49,9 @@ def main() -> int:
                 {"target": target, "resolution": arguments.resolution, "bundle_gb": round(size, 2), "golden": golden}
             )
             print(f"{target:<14} bundle   {size:.2f} GB  golden {golden}")
-    print(f"rows: {write_rows('full-size', rows).name}")
+    for target in arguments.target:
+        name = write_rows(f"full-size-{target}", [row for row in rows if row["target"] == target]).name
+        print(f"rows: {name}")
     failed = [row for row in rows if row.get("status", 0) != 0 or row.get("peak_gb", 0) > _LIMIT_GB]
     return 1 if failed else 0
 
