@@ -9,6 +9,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from runtime import LotusEngine
 from runtime.backends import installed
 from runtime.engine import draw_noise, unit_vectors
 from runtime.image import IMAGE_SUFFIXES, load
-from runtime.manifest import Manifest
 
 
 def main() -> int:
@@ -53,27 +53,28 @@ def _compare(
     bundle: Path, settings: BuildSettings, images: list[Path], backends: list[str]
 ) -> Iterator[dict[str, Any]]:
     checkpoint = load_checkpoint(settings.checkpoint, task=settings.task)
-    manifest = Manifest.load(bundle)
-    for path in _files(images):
-        rgb = _crop(load(path), settings.resolutions[0])
-        shape = manifest.input_shapes(manifest.buckets[0]).get("noise")
-        noise = draw_noise(1, shape) if shape else None
-        expected = predict_reference(checkpoint, rgb, noise).transpose(1, 2, 0)
-        if checkpoint.task == "normal":
-            expected = unit_vectors(expected)
-        for backend in backends:
-            with LotusEngine(bundle, backend=backend) as engine:
+    with ExitStack() as stack:
+        engines = [stack.enter_context(LotusEngine(bundle, backend=backend)) for backend in backends]
+        for path in _files(images):
+            rgb = _crop(load(path), settings.resolutions[0])
+            manifest = engines[0].manifest
+            shape = manifest.input_shapes(manifest.buckets[0]).get("noise")
+            noise = draw_noise(1, shape) if shape else None
+            expected = predict_reference(checkpoint, rgb, noise).transpose(1, 2, 0)
+            if checkpoint.task == "normal":
+                expected = unit_vectors(expected)
+            for engine in engines:
                 values = engine(rgb, noise=noise, resize=None).values.reshape(expected.shape)
-            apart = np.abs(values - expected)
-            yield {
-                "checkpoint": settings.checkpoint,
-                "image": path.name,
-                "backend": backend,
-                "precision": settings.precision,
-                "size": f"{rgb.shape[0]}x{rgb.shape[1]}",
-                "max_abs": float(apart.max()),
-                "mean_abs": float(apart.mean()),
-            }
+                apart = np.abs(values - expected)
+                yield {
+                    "checkpoint": settings.checkpoint,
+                    "image": path.name,
+                    "backend": engine.backend,
+                    "precision": settings.precision,
+                    "size": f"{rgb.shape[0]}x{rgb.shape[1]}",
+                    "max_abs": float(apart.max()),
+                    "mean_abs": float(apart.mean()),
+                }
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:

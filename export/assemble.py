@@ -75,12 +75,11 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
     if len(set(buckets)) < len(buckets):
         raise BuildError(f"a resolution is named twice: {', '.join(map(str, buckets))}")
     target = TARGETS[settings.target]
-    name = "-".join(
-        [Path(_public_id(settings.checkpoint)).name, *map(str, buckets), settings.precision, settings.target]
-    )
+    identity = _public_id(checkpoint.id)
+    name = "-".join([Path(identity).name, *map(str, buckets), settings.precision, settings.target])
     return Manifest(
         name=name,
-        checkpoint=CheckpointEntry(id=_public_id(checkpoint.id), sha256=checkpoint.sha256()),
+        checkpoint=CheckpointEntry(id=identity, sha256=checkpoint.sha256()),
         mode=checkpoint.mode,
         tasks=[checkpoint.task],
         outputs={checkpoint.task: TASKS[checkpoint.task].meaning},
