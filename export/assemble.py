@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import gc
 import importlib.metadata
@@ -10,13 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from export.bundle import check_destination, finish, staged
 from export.checkpoint import Checkpoint, load_checkpoint
 from export.errors import BuildError
+from export.folds import apply_folds
 from export.golden import write_golden
 from export.single_pass import SinglePass
 from export.targets import TARGETS
 from export.to_onnx import write_graphs
+from runtime.engine import draw_noise
 from runtime.manifest import Bucket, Golden, Latent, Manifest
 from runtime.manifest import Checkpoint as CheckpointEntry
 from runtime.tasks import TASKS
@@ -28,7 +33,8 @@ _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxrunti
 class BuildSettings:
     """What to build. `resolutions` are (height, width) in pixels, empty for the size the UNet was trained at; `output`
     None means `engines/<name>`; `opset` None means the target's own; `seed` draws the golden's noise (mode G), is the
-    bundle's default noise seed, and draws the weights of `random/...` checkpoints."""
+    bundle's default noise seed, and draws the weights of `random/...` checkpoints; `fixed_noise` makes that noise part
+    of the graph. Without `folds` the graph is the plain one, for comparison."""
 
     checkpoint: str
     task: str | None = None
@@ -38,6 +44,8 @@ class BuildSettings:
     opset: int | None = None
     output: Path | None = None
     seed: int = 0
+    folds: bool = True
+    fixed_noise: bool = False
     overwrite: bool = False
     command: str = ""
 
@@ -61,8 +69,13 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
     copies = 1 + (len(manifest.buckets) if target.engine_suffix else 0)
     with staged(destination, overwrite=settings.overwrite, needed_bytes=weight_bytes * copies) as stage:
         write_golden(checkpoint, manifest, stage, progress)
-        write_graphs(SinglePass(checkpoint), manifest, stage, progress)
-        del checkpoint  # the engine builder and the golden run need the memory
+        module = SinglePass(checkpoint, _fixed_noises(manifest))
+        if settings.folds:
+            manifest = dataclasses.replace(
+                manifest, folds=apply_folds(module, progress, target.upsampling[settings.precision])
+            )
+        write_graphs(module, manifest, stage, progress)
+        del checkpoint, module  # the engine builder and the golden run need the memory
         gc.collect()
         finish(stage, manifest, progress)
     return destination
@@ -74,6 +87,8 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
     buckets = [_bucket(height, width, cell) for height, width in settings.resolutions or (_trained_size(checkpoint),)]
     if len(set(buckets)) < len(buckets):
         raise BuildError(f"a resolution is named twice: {', '.join(map(str, buckets))}")
+    if settings.fixed_noise and checkpoint.mode != "g":
+        raise BuildError(f"{checkpoint.id!r} is of mode D: it has no noise to fix")
     target = TARGETS[settings.target]
     identity = _public_id(checkpoint.id)
     name = "-".join([Path(identity).name, *map(str, buckets), settings.precision, settings.target])
@@ -93,12 +108,21 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
             scaling_factor=checkpoint.vae.config.scaling_factor,
         ),
         noise_seed=settings.seed,
+        fixed_noise=settings.fixed_noise,
+        folds=[],
         golden=Golden(file="golden.npz", tolerance=target.tolerance[settings.precision], measured=[]),
         files=[],
         tools=tool_versions(_TOOLS),
         command=settings.command,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _fixed_noises(manifest: Manifest) -> list[torch.Tensor]:
+    if not manifest.fixed_noise:
+        return []
+    shapes = {manifest.noise_shape(bucket) for bucket in manifest.buckets}
+    return [torch.from_numpy(draw_noise(manifest.noise_seed, shape)) for shape in shapes]
 
 
 def _trained_size(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from export.targets import TARGETS
 from runtime.errors import LotusError
 from runtime.tasks import TASKS
 
-_BUILD_ONLY = ("task", "resolution", "precision", "opset", "seed")  # what the graph in a bundle already has
+# What the graph in a bundle already has.
+_BUILD_ONLY = ("task", "resolution", "precision", "opset", "seed", "fixed_noise", "no_folds")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if (arguments.checkpoint is None) == (arguments.from_bundle is None):
         parser.error("name a CHECKPOINT, or --from-bundle BUNDLE")
-    ignored = [f"--{name}" for name in _BUILD_ONLY if getattr(arguments, name) != parser.get_default(name)]
+    changed = [name for name in _BUILD_ONLY if getattr(arguments, name) != parser.get_default(name)]
+    ignored = [f"--{name.replace('_', '-')}" for name in changed]
     if arguments.from_bundle and ignored:
         parser.error(f"{', '.join(ignored)} cannot be changed with --from-bundle: the graph in the bundle has them")
     command = shlex.join(["python", "export/build_engine.py", *map(without_folders, words)])
@@ -59,13 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resolution", type=_resolutions, default=(), metavar="HxW[,HxW...]", help="default: the size of training"
     )
-    parser.add_argument("--precision", default="fp32", choices=["fp32"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--target", default="onnxruntime", choices=sorted(TARGETS))
     parser.add_argument(
         "--opset", type=int, choices=[20, 23], help="ONNX opset; default: what the target's parser reads"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="the bundle's folder; default: engines/<name>")
     parser.add_argument("--seed", type=_seed, default=0, help="noise of mode G, and weights of random/...; default 0")
+    parser.add_argument("--fixed-noise", action="store_true", help="mode G: make the seed's noise part of the graph")
+    parser.add_argument("--no-folds", action="store_true", help="the plain graph, for comparison")
     parser.add_argument("--overwrite", action="store_true", help="replace an old bundle")
     parser.add_argument(
         "--from-bundle", type=Path, metavar="BUNDLE", help="build the engine of --target from this bundle"
@@ -87,6 +91,8 @@ def _build(arguments: argparse.Namespace, command: str) -> Path:
         opset=arguments.opset,
         output=arguments.output,
         seed=arguments.seed,
+        folds=not arguments.no_folds,
+        fixed_noise=arguments.fixed_noise,
         overwrite=arguments.overwrite,
         command=command,
     )

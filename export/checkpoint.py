@@ -32,6 +32,11 @@ KNOWN_TASKS = {
     "jingheya/lotus-normal-d-v1-0": "normal",
     "jingheya/lotus-normal-d-v1-1": "normal",
     "tiny/disparity-d": "disparity",
+    "tiny/disparity-g": "disparity",
+    "tiny/depth-d": "depth",
+    "tiny/depth-g": "depth",
+    "tiny/normal-d": "normal",
+    "tiny/normal-g": "normal",
     "random/lotus-d": "disparity",
     "random/lotus-g": "disparity",
 }
@@ -111,7 +116,9 @@ def load_checkpoint(
         folder = _find(name, progress)
         progress(f"loading {name}")
         unet = _load(UNet2DConditionModel, folder, "unet")
-        vae = _load(AutoencoderKL, folder, "vae")
+        family = folder.resolve().parent  # may hold one autoencoder for all its checkpoints
+        shared = not (folder / "vae").is_dir() and (family / "vae").is_dir()
+        vae = _load(AutoencoderKL, family if shared else folder, "vae")
         prompt = _load_prompt(folder)
     mode = _read_mode(unet, vae, prompt, name)
     return Checkpoint(

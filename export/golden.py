@@ -24,10 +24,9 @@ def write_golden(checkpoint: Checkpoint, manifest: Manifest, folder: Path, progr
     for bucket in manifest.buckets:
         progress(f"PyTorch reference at {bucket}")
         image = golden_image(bucket.height, bucket.width, seed=manifest.noise_seed)
-        shape = manifest.input_shapes(bucket).get("noise")
-        noise = None if shape is None else draw_noise(manifest.noise_seed, shape)
+        noise = draw_noise(manifest.noise_seed, manifest.noise_shape(bucket)) if manifest.mode == "g" else None
         arrays[f"image_{bucket}"] = image
-        if noise is not None:
+        if "noise" in manifest.input_shapes(bucket):
             arrays[f"noise_{bucket}"] = noise
         arrays[f"{checkpoint.task}_{bucket}"] = predict_reference(checkpoint, image, noise)
     np.savez_compressed(folder / manifest.golden.file, **arrays)

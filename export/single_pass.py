@@ -5,6 +5,8 @@ Its three children are the stages `encoder`, `unet` and `decoder`; every node of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -13,12 +15,15 @@ from runtime.tasks import TASKS, Task
 
 
 class SinglePass(nn.Module):
-    """Lotus with prompt, timestep and task as constants and the posterior's mean in place of a sample."""
+    """Lotus with prompt, timestep and task as constants and the posterior's mean in place of a sample.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    `noises` [1,C,h,w] are mode G's constant noise, one for each size of latent; without them noise is an input.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, noises: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.encoder = _Encoder(checkpoint)
-        self.unet = _UNet(checkpoint)
+        self.unet = _UNet(checkpoint, noises)
         self.decoder = _Decoder(checkpoint, TASKS[checkpoint.task])
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -49,17 +54,27 @@ class _UNet(nn.Module):
     task: Tensor
     timestep: Tensor
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, noises: Sequence[Tensor]) -> None:
         super().__init__()
         self.network = checkpoint.unet
+        self.noises = {tuple(noise.shape[2:]): noise for noise in noises}
         self.register_buffer("prompt", checkpoint.prompt)
         self.register_buffer("task", task_embedding())
         self.register_buffer("timestep", torch.tensor([TIMESTEP]))
 
+    def embedding(self) -> Tensor:
+        """What timestep and task switch together give every residual block, [1,E]."""
+        network, like = self.network, self.task
+        time = network.time_embedding(network.get_time_embed(sample=like, timestep=self.timestep))
+        return time + network.get_class_embed(sample=like, class_labels=self.task)
+
     def forward(self, latent: Tensor, noise: Tensor | None) -> Tensor:
+        if noise is None and self.noises:
+            noise = self.noises[tuple(latent.shape[2:])]
         if noise is not None:
             latent = torch.cat([latent, noise], dim=1)
-        return self.network(latent, self.timestep, self.prompt, class_labels=self.task, return_dict=False)[0]
+        prompt = self.prompt if len(latent) == 1 else self.prompt.expand(len(latent), -1, -1)
+        return self.network(latent, self.timestep, prompt, class_labels=self.task, return_dict=False)[0]
 
 
 class _Decoder(nn.Module):

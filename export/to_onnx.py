@@ -14,7 +14,9 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from export.attention import join_heads
 from export.errors import BuildError
 from export.group_norm import spell_out_group_norm
 from export.single_pass import SinglePass
@@ -40,8 +42,12 @@ def write_graphs(module: SinglePass, manifest: Manifest, folder: Path, progress:
             inputs = {name: torch.zeros(shape) for name, shape in manifest.input_shapes(bucket).items()}
             model = _trace(module, inputs, manifest.tasks[0], manifest.opset)
             _name_nodes(model.graph)
-            if not TARGETS[manifest.target].group_norm_kernel:
+            target = TARGETS[manifest.target]
+            if not target.group_norm_kernel:
                 spell_out_group_norm(model.graph)
+            if target.attention != "split":
+                join_heads(model.graph, contrib=target.attention == "contrib")
+            RemoveUnusedNodesPass()(model)
             _strip(model)
             pool.externalise(model.graph)
             ir.save(model, folder / bucket.graph)
@@ -54,7 +60,7 @@ def write_graphs(module: SinglePass, manifest: Manifest, folder: Path, progress:
 
 
 def _trace(module: SinglePass, inputs: dict[str, torch.Tensor], output: str, opset: int) -> ir.Model:
-    with _quiet_exporter(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
@@ -72,7 +78,7 @@ def _trace(module: SinglePass, inputs: dict[str, torch.Tensor], output: str, ops
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """The exporter logs missing torchvision operators and its own deprecations; neither concerns a user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -128,7 +128,9 @@ class LotusEngine:
         shape = self.manifest.input_shapes(bucket).get("noise")
         if shape is None:
             if noise is not None:
-                raise ImageError("this bundle is of mode D and takes no noise")
+                raise ImageError("this bundle takes no noise: it is of mode D, or its noise is part of the graph")
+            if self.manifest.fixed_noise and seed not in (None, self.manifest.noise_seed):
+                raise ImageError(f"the noise of this bundle is fixed to seed {self.manifest.noise_seed}, found {seed}")
             return {}
         if noise is None:
             return {"noise": draw_noise(self.manifest.noise_seed if seed is None else seed, shape)}

@@ -29,7 +29,7 @@ def golden_error(session: Session) -> float:
     manifest = session.manifest
     golden = _read(session)
     feeds = {"image": manifest.preprocess.apply(golden["image"])}
-    if manifest.mode == "g":
+    if "noise" in golden:
         feeds["noise"] = golden["noise"]
     # Twice: a backend may run plainly the first time and from a captured graph ever after.
     answers = (session(feeds), session(feeds))
@@ -48,10 +48,10 @@ def judge(errors: dict[str, float], backend: str, tolerance: float) -> Verificat
 
 
 def _read(session: Session) -> dict[str, NDArray[Any]]:
-    """`image` uint8 [H,W,3], `noise` (mode G) and each task's float32 [C,H,W]."""
+    """`image` uint8 [H,W,3], `noise` (where it is an input) and each task's float32 [C,H,W]."""
     manifest = session.manifest
     path = session.folder / manifest.golden.file
-    names = ["image", *manifest.tasks] + (["noise"] if manifest.mode == "g" else [])
+    names = [*session.input_shapes, *manifest.tasks]
     try:
         with np.load(path, allow_pickle=False) as stored:
             golden = {name: stored[f"{name}_{session.bucket}"] for name in names}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from runtime.errors import DamagedBundleError, SchemaError, UnsafePathError
 from runtime.tasks import TASKS, Task
 
-SCHEMA = 1
+SCHEMA = 2
 LARGEST_TOLERANCE = 0.1  # of values in [0,1]; a proof with a wider one proves nothing
 MANIFEST = "manifest.json"
 
@@ -108,7 +108,8 @@ class Manifest:
     """A bundle's description of itself.
 
     `mode` is "d" (regression) or "g" (generation, takes a noise tensor); `tasks` name the outputs and their order;
-    `outputs` states in words what each means; `noise_seed` is the seed used when the caller names none (mode G).
+    `outputs` states in words what each means; `noise_seed` is the seed used when the caller names none (mode G), and
+    with `fixed_noise` the only one: its noise is part of the graph. `folds` names the exact rewrites in the graph.
     """
 
     name: str
@@ -122,6 +123,8 @@ class Manifest:
     buckets: list[Bucket]
     latent: Latent
     noise_seed: int
+    fixed_noise: bool
+    folds: list[str]
     golden: Golden
     files: list[File]
     tools: dict[str, str]
@@ -131,12 +134,16 @@ class Manifest:
     engine: EngineInfo | None = None
 
     def input_shapes(self, bucket: Bucket) -> dict[str, tuple[int, ...]]:
-        """Shapes of the float32 inputs: `image` [1,3,H,W] and, for mode G, `noise` [1,C,H/8,W/8]."""
+        """Shapes of the float32 inputs: `image` [1,3,H,W] and, unless mode G's is fixed, `noise` [1,C,H/8,W/8]."""
         shapes: dict[str, tuple[int, ...]] = {"image": (1, 3, bucket.height, bucket.width)}
-        if self.mode == "g":
-            cell = self.latent.downscale
-            shapes["noise"] = (1, self.latent.channels, bucket.height // cell, bucket.width // cell)
+        if self.mode == "g" and not self.fixed_noise:
+            shapes["noise"] = self.noise_shape(bucket)
         return shapes
+
+    def noise_shape(self, bucket: Bucket) -> tuple[int, ...]:
+        """[1,C,H/8,W/8], what mode G's noise has."""
+        cell = self.latent.downscale
+        return (1, self.latent.channels, bucket.height // cell, bucket.width // cell)
 
     def output_shapes(self, bucket: Bucket) -> dict[str, tuple[int, ...]]:
         """Shapes of the float32 outputs: one `[1,channels,H,W]` for each task, named by the task."""

@@ -33,14 +33,14 @@ def test_what_is_written_is_what_is_read(null_bundle: Path, tmp_path: Path) -> N
     assert Manifest.load(null_bundle) == manifest
 
 
-@pytest.mark.parametrize("schema", [0, 2, 999, "1", None, True, 1.0])
+@pytest.mark.parametrize("schema", [0, 1, 999, "2", None, True, 2.0])
 def test_other_schema(null_bundle: Path, schema: object) -> None:
     edit(null_bundle, lambda body: body.update(schema=schema))
-    with pytest.raises(SchemaError, match="this runtime reads schema 1"):
+    with pytest.raises(SchemaError, match="this runtime reads schema 2"):
         LotusEngine(null_bundle)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\x00\x01", '{"schema": 1}', "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\x00\x01", '{"schema": 2}', "[" * 100_000])
 def test_unreadable_manifest(null_bundle: Path, content: str) -> None:
     (null_bundle / MANIFEST).write_text(content)
     with pytest.raises(SchemaError):

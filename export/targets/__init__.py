@@ -10,12 +10,16 @@ class Target:
     """A place where bundles run.
 
     `opset` is the default ONNX opset; `group_norm_kernel` says whether the target runs `GroupNormalization` itself;
+    `attention` is the operator it runs fastest, "split" for heads split by the graph (see export/attention.py);
+    `upsampling` one of export/folds/subpixel.py's forms by precision, the fastest in `benchmarks.upsampling`;
     `tolerance` is the largest absolute difference from the PyTorch reference that the golden may show, by precision;
     `engine_suffix` is set where a vendor's builder turns the graph into an engine.
     """
 
     opset: int
     group_norm_kernel: bool = True
+    attention: str = "split"
+    upsampling: dict[str, str]
     tolerance: dict[str, float]
     engine_suffix: str | None = None
 
@@ -23,8 +27,19 @@ class Target:
 # The name of a target is also the name of the runtime's backend. TensorRT 10.3 (JetPack 6) documents opset 20;
 # TensorRT-RTX, ONNX Runtime and OpenVINO keep the fused operators of opset 23.
 TARGETS = {
-    "onnxruntime": Target(opset=23, group_norm_kernel=False, tolerance={"fp32": 1e-4}),
-    "openvino": Target(opset=23, tolerance={"fp32": 1e-3}),
-    "tensorrt": Target(opset=20, tolerance={"fp32": 1e-3}, engine_suffix=".plan"),
-    "tensorrt-rtx": Target(opset=23, tolerance={"fp32": 1e-3}, engine_suffix=".rtx"),
+    "onnxruntime": Target(
+        opset=23,
+        group_norm_kernel=False,
+        attention="contrib",
+        upsampling={"fp32": "transposed"},
+        tolerance={"fp32": 1e-4},
+    ),
+    "openvino": Target(
+        opset=23,
+        attention="joined",
+        upsampling={"fp32": "transposed", "bf16": "shuffle"},
+        tolerance={"fp32": 1e-3, "bf16": 5e-2},
+    ),
+    "tensorrt": Target(opset=20, upsampling={"fp32": "transposed"}, tolerance={"fp32": 1e-3}, engine_suffix=".plan"),
+    "tensorrt-rtx": Target(opset=23, upsampling={"fp32": "transposed"}, tolerance={"fp32": 1e-3}, engine_suffix=".rtx"),
 }

@@ -1,0 +1,153 @@
+"""What a graph costs, counted from its shapes: multiply-adds, bytes of weights and of activations."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from export.errors import BuildError
+from export.to_onnx import STAGES
+
+VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity")
+"""Operators that only rename memory: no traffic, no memory of their own."""
+
+
+@dataclass(kw_only=True)
+class Costs:
+    """Of one stage or of all. `traffic` are bytes of activations read and written if every operator is a kernel of its
+    own; `peak` are bytes of activations alive at once in the graph's order; `kernels` counts operators by type."""
+
+    multiply_adds: int = 0
+    weights: int = 0
+    traffic: int = 0
+    peak: int = 0
+    kernels: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCost:
+    """One operator: multiply-adds, bytes of weights, and bytes of activations read and written."""
+
+    stage: str
+    multiply_adds: int
+    weights: int
+    traffic: int
+
+
+def read_costs(graph: Path) -> dict[str, Costs]:
+    """Costs by stage, and of "all", of an ONNX file with static shapes. Raises: BuildError when a shape is missing."""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(graph, load_external_data=False), data_prop=True))
+    found = {stage: Costs() for stage in (*STAGES, "all")}
+    seen: set[str] = set()
+    for node in model.graph:
+        cost = node_cost(node, seen)
+        for key in (cost.stage, "all"):
+            found[key].multiply_adds += cost.multiply_adds
+            found[key].weights += cost.weights
+            found[key].traffic += cost.traffic
+            found[key].kernels[node.op_type] += 1
+    for stage, peak in _peaks(model.graph).items():
+        found[stage].peak = peak
+    return found
+
+
+def node_cost(node: ir.Node, seen: set[str] | None = None) -> NodeCost:
+    """The cost of one operator; weights whose names are in `seen` were counted before, and new ones are added to it."""
+    seen = set() if seen is None else seen
+    weights = [value for value in node.inputs if value is not None and _is_constant(value)]
+    new = [value for value in weights if value.name not in seen]
+    seen.update(str(value.name) for value in new)
+    moved = [value for value in (*node.inputs, *node.outputs) if value is not None and not _is_constant(value)]
+    return NodeCost(
+        stage=stage_of(node),
+        multiply_adds=_MULTIPLY_ADDS.get(node.op_type, lambda _: 0)(node),
+        weights=sum(_bytes(value) for value in new),
+        traffic=0 if node.op_type in VIEWS else sum(_bytes(value) for value in moved),
+    )
+
+
+def stage_of(node: ir.Node) -> str:
+    """The stage that the node is named after."""
+    stage = str(node.name).split("/", 1)[0]
+    if stage not in STAGES:
+        raise BuildError(f"the node {node.name!r} is named after no stage of {STAGES}; was this graph built here?")
+    return stage
+
+
+def _peaks(graph: ir.Graph) -> dict[str, int]:
+    """Largest sum of live activations, by the stage of the operator that runs then, and over all."""
+    order = {node: place for place, node in enumerate(graph)}
+    last: dict[ir.Value, int] = {}
+    owner: dict[ir.Value, ir.Value] = {}
+    for node, place in order.items():
+        for value in node.outputs:
+            source = node.inputs[0] if node.op_type in VIEWS else None
+            owner[value] = owner.get(source, source) if source is not None and not _is_constant(source) else value
+        for value in node.inputs:
+            if value is not None and not _is_constant(value):
+                last[owner.setdefault(value, value)] = place
+    for value in graph.outputs:
+        last[owner[value]] = len(order)
+    peaks = dict.fromkeys((*STAGES, "all"), 0)
+    live = {owner[value]: _bytes(value) for value in graph.inputs if value in owner}
+    for node, place in order.items():
+        live |= {owner[value]: _bytes(value) for value in node.outputs if owner[value] is value}
+        total = sum(live.values())
+        for key in (stage_of(node), "all"):
+            peaks[key] = max(peaks[key], total)
+        live = {value: size for value, size in live.items() if last.get(value, -1) > place}
+    return peaks
+
+
+def _shape(value: ir.Value | None) -> list[int]:
+    if value is None or value.shape is None or not all(isinstance(edge, int) for edge in value.shape):
+        raise BuildError(f"the value {getattr(value, 'name', None)!r} has no static shape")
+    return [int(edge) for edge in value.shape]
+
+
+def _bytes(value: ir.Value) -> int:
+    size = value.dtype.itemsize if value.dtype is not None else 4
+    return math.prod(_shape(value)) * int(size)
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return value.const_value is not None or value.is_initializer()
+
+
+def _conv(node: ir.Node) -> int:
+    return math.prod(_shape(node.outputs[0])) * math.prod(_shape(node.inputs[1])[1:])
+
+
+def _conv_transpose(node: ir.Node) -> int:
+    return math.prod(_shape(node.inputs[0])) * math.prod(_shape(node.inputs[1])[1:])
+
+
+def _matmul(node: ir.Node) -> int:
+    return math.prod(_shape(node.outputs[0])) * _shape(node.inputs[0])[-1]
+
+
+def _gemm(node: ir.Node) -> int:
+    transposed = "transA" in node.attributes and node.attributes["transA"].as_int()
+    return math.prod(_shape(node.outputs[0])) * _shape(node.inputs[0])[0 if transposed else 1]
+
+
+def _attention(node: ir.Node) -> int:
+    """Both products; heads together or apart, [B, S, C] or [B, heads, S, d]."""
+    queries, keys = _shape(node.inputs[0]), _shape(node.inputs[1])
+    return 2 * math.prod(queries) * keys[-2]
+
+
+_MULTIPLY_ADDS: dict[str, Callable[[ir.Node], int]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Attention": _attention,
+    "MultiHeadAttention": _attention,
+}

@@ -1,0 +1,43 @@
+"""Timestep and task are constants, and so is what they add inside every residual block.
+
+    emb  = time_embedding(sinusoid(t)) + class_embedding(task)                a constant vector
+    h    = conv1(x) + (W silu(emb) + b)                                       one value for each channel
+         = conv1(x) with the bias  b1 + W silu(emb) + b
+
+The embeddings' own networks are then read by nothing and fall out of the graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+
+from export.folds.report import Folded
+from export.single_pass import SinglePass
+
+
+def fold(module: SinglePass) -> Folded:
+    """Rewrite every residual block of the UNet that takes the embedding."""
+    folded = Folded()
+    embedding = module.unet.embedding()
+    for block in module.unet.network.modules():
+        if isinstance(block, ResnetBlock2D) and block.time_emb_proj is not None and folded.count(_refusal(block)):
+            _absorb(block, embedding)
+    return folded
+
+
+def _refusal(block: ResnetBlock2D) -> str | None:
+    if block.time_embedding_norm != "default":
+        return f"a {block.time_embedding_norm!r} embedding multiplies after the norm and is no bias of the convolution"
+    if block.conv1.bias is None:
+        return "its first convolution has no bias"
+    return None
+
+
+def _absorb(block: ResnetBlock2D, embedding: torch.Tensor) -> None:
+    activated = embedding if block.skip_time_act else block.nonlinearity(embedding)
+    project = block.time_emb_proj
+    shift = activated.double() @ project.weight.double().T + project.bias.double()
+    block.conv1.bias.data = (block.conv1.bias.double() + shift[0]).to(block.conv1.bias.dtype)
+    block.time_emb_proj = None
+    block.time_embedding_norm = "none"  # with any name but its two, the block leaves the embedding unused

@@ -1,0 +1,32 @@
+"""Linear maps, multiplied out in float64 and rounded once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer or of a convolution as float64."""
+    return layer.weight.detach().double()
+
+
+def bias_of(layer: nn.Module) -> Tensor:
+    """The bias as float64, zeros [out] where the layer has none."""
+    return weight_of(layer).new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach().double()
+
+
+def new_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
+    """The layer x W^T + b with weight [out, in]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return layer
+
+
+def set_affine(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    """Replace a layer's weight and bias, keeping its dtype."""
+    dtype = layer.weight.dtype
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)

@@ -1,0 +1,93 @@
+"""Nearest 2x upsampling followed by a 3x3 convolution is a convolution of the small map: 4 multiplications, not 9.
+
+Along one axis, with kernel (a, b, c) and small map x, the enlarged map is x0 x0 x1 x1 x2 x2 ...; its convolution is
+
+    even outputs   y[2i]   = a x[i-1] + (b + c) x[i]
+    odd outputs    y[2i+1] = (a + b) x[i] + c x[i+1]
+
+two taps each, and the zero padding falls on the same outputs. In two directions: four 2x2 kernels, one for each parity
+of row and column. Three equal ways to write it; the target takes the one it runs fastest (`benchmarks.upsampling`):
+
+    transposed   one transposed convolution, 4x4, stride 2: the kernel (c, b + c, a + b, a) along each axis
+    shuffle      one 2x2 convolution to 4 C channels on the map padded by one, depth-to-space, one pixel cut all around
+    four         four 2x2 convolutions, each padded on its own two sides, then depth-to-space of all
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.folds.linear import bias_of, weight_of
+from export.folds.report import Folded
+from export.single_pass import SinglePass
+
+FORMS = ("transposed", "shuffle", "four")
+_TAPS = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)
+"""[parity, tap, kernel element]: which elements of the 3-kernel meet in each tap."""
+
+
+class SubpixelUpsample(nn.Module):
+    """Upsample2D as convolutions of the small map [B, C, H, W]; the answer is [B, C', 2H, 2W].
+
+    Where the block asks for another size than 2H x 2W (latents that are no multiple of the UNet's levels), the algebra
+    does not hold at the cut border and the plain form, whose weights stay, answers.
+    """
+
+    def __init__(self, plain: Upsample2D, form: str) -> None:
+        super().__init__()
+        self.plain, self.form = plain, form
+        conv = plain.conv
+        # [row parity, column parity, out, in, row tap, column tap]
+        kernels = torch.einsum("pre,qsf,oief->pqoirs", _TAPS, _TAPS, weight_of(conv))
+        dtype, bias = conv.weight.dtype, bias_of(conv)
+        if form == "transposed":
+            # Output 2i + p of a transposed convolution takes x[i - 1 + p + r] at kernel element 3 - p - 2 r.
+            whole = kernels.new_empty(conv.in_channels, conv.out_channels, 4, 4)
+            for p, q, r, s in torch.cartesian_prod(*[torch.arange(2)] * 4).tolist():
+                whole[:, :, 3 - p - 2 * r, 3 - q - 2 * s] = kernels[p, q, :, :, r, s].T
+            weights = [whole]
+        elif form == "shuffle":
+            # Depth-to-space puts channel (c, p, q) at (2i + p, 2j + q); cutting one pixel makes odd places even.
+            weights = [kernels.flip(0, 1).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)]
+            bias = bias.repeat_interleave(4)
+        else:
+            weights = list(kernels.flatten(0, 1))
+        self.weights = nn.ParameterList([nn.Parameter(w.to(dtype), requires_grad=False) for w in weights])
+        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor, output_size: torch.Size | None = None) -> Tensor:
+        height, width = x.shape[2:]
+        if output_size is not None and tuple(output_size) != (2 * height, 2 * width):
+            return self.plain(x, output_size)
+        if self.form == "transposed":
+            return F.conv_transpose2d(x, self.weights[0], self.bias, stride=2, padding=1)
+        if self.form == "shuffle":
+            return F.pixel_shuffle(F.conv2d(x, self.weights[0], self.bias, padding=1), 2)[:, :, 1:-1, 1:-1]
+        padded = F.pad(x, (1, 1, 1, 1))
+        parts = [
+            F.conv2d(padded[:, :, p : p + height + 1, q : q + width + 1], self.weights[2 * p + q], self.bias)
+            for p in (0, 1)
+            for q in (0, 1)
+        ]
+        return F.pixel_shuffle(torch.stack(parts, dim=2).flatten(1, 2), 2)
+
+
+def fold(module: SinglePass, form: str = FORMS[0]) -> Folded:
+    """Rewrite every upsampling of the UNet and of the decoder."""
+    folded = Folded()
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Upsample2D) and folded.count(_refusal(child)):
+                setattr(parent, name, SubpixelUpsample(child, form))
+    return folded
+
+
+def _refusal(block: Upsample2D) -> str | None:
+    if not (block.use_conv and block.interpolate and block.name == "conv") or block.norm is not None:
+        return "it does not end in a convolution, or more than enlarging comes before that"
+    if block.conv.kernel_size != (3, 3) or block.conv.padding != (1, 1):
+        return f"its convolution is {block.conv.kernel_size} with padding {block.conv.padding}"
+    return None

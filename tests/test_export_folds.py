@@ -1,0 +1,195 @@
+"""Folds: how many places, what is left, the same numbers in float64, and why a place is refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from export.checkpoint import load_checkpoint
+from export.folds import FOLDS, apply_folds, constant_attention, constant_embedding, subpixel
+from export.folds.constant_attention import ConstantKeyAttention, FewTokenAttention, TwoTokenAttention
+from export.folds.constant_noise import ConstantNoiseConv
+from export.folds.lean_transformer import LeanTransformer
+from export.single_pass import SinglePass
+
+SIZES = ((1, 72, 40), (2, 64, 64))
+"""Batch, height, width; 72x40 leaves odd maps on the UNet's levels, where upsampling does not double the size."""
+PLACES = {
+    "constant-embedding": 22,
+    "constant-attention": 16,
+    "constant-noise": 0,
+    "latent-in": 1,
+    "latent-out": 1,
+    "subpixel": 6,
+    "merged-projections": 16,
+    "lean-transformer": 16,
+}
+
+
+def load(checkpoint: Path, tokens: int | None = None, fixed_noise: bool = False) -> SinglePass:
+    loaded = load_checkpoint(str(checkpoint), task="depth")
+    if tokens is not None:
+        prompt = torch.randn(1, tokens, 32, generator=torch.Generator().manual_seed(tokens))
+        loaded = dataclasses.replace(loaded, prompt=prompt)
+    noises = [torch.randn(n, 4, h // 8, w // 8) for n, h, w in SIZES] if fixed_noise else []
+    module = SinglePass(loaded, noises).double()
+    module.unet.timestep = module.unet.timestep.long()
+    module.unet.noises = {size: noise.double() for size, noise in module.unet.noises.items()}
+    return module
+
+
+def answers(
+    module: SinglePass, noise: bool = False, sizes: tuple[tuple[int, int, int], ...] = SIZES
+) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for batch, height, width in sizes:
+        image = 2 * torch.rand(batch, 3, height, width, dtype=torch.float64, generator=generator) - 1
+        drawn = torch.randn(batch, 4, height // 8, width // 8, dtype=torch.float64, generator=generator)
+        with torch.no_grad():
+            found.append(module(image, drawn if noise else None))
+    return found
+
+
+def largest_difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["d", "g"])
+def test_every_fold_keeps_the_function(mode: str, request: pytest.FixtureRequest) -> None:
+    module = load(request.getfixturevalue(f"checkpoint_{mode}"))
+    noise = mode == "g"
+    expected = answers(module, noise)
+    assert max(float(answer.std()) for answer in expected) > 1e-3, "a constant would prove nothing"
+    for name, fold in FOLDS.items():
+        assert fold(module).places == PLACES[name], name
+        assert largest_difference(answers(module, noise, SIZES[:1]), expected[:1]) < 1e-12, name
+    assert largest_difference(answers(module, noise), expected) < 1e-12
+
+
+def test_the_noise_of_a_fixed_seed_is_a_constant_map(checkpoint_g: Path) -> None:
+    module = load(checkpoint_g, fixed_noise=True)
+    expected = answers(module)
+    assert FOLDS["constant-noise"](module).places == 1
+    assert isinstance(module.unet.network.conv_in, ConstantNoiseConv)
+    assert module.unet.network.conv_in.conv.weight.shape[1] == 4
+    assert largest_difference(answers(module), expected) < 1e-12
+
+
+def test_what_the_folds_leave(checkpoint_d: Path) -> None:
+    module = load(checkpoint_d)
+    lines: list[str] = []
+    applied = apply_folds(module, lines.append)
+    assert applied == [name for name in FOLDS if PLACES[name]]
+    assert any("subpixel: 6 places" in line for line in lines)
+    kinds = [type(part) for part in module.unet.modules()]
+    assert kinds.count(LeanTransformer) == kinds.count(TwoTokenAttention) == 16
+    assert Transformer2DModel not in kinds
+    assert Attention not in kinds
+    assert not [norm for norm in module.unet.modules() if isinstance(norm, nn.LayerNorm) and norm.weight is not None]
+    assert all(block.time_emb_proj is None for block in module.modules() if isinstance(block, ResnetBlock2D))
+    assert module.encoder.network.conv_out.out_channels == 8  # as the config has it; the weight is what counts
+    assert module.encoder.network.conv_out.weight.shape[0] == 4
+    assert isinstance(module.encoder.quant, nn.Identity)
+    assert isinstance(module.decoder.quant, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kind"),
+    [(1, FewTokenAttention), (2, TwoTokenAttention), (3, FewTokenAttention), (77, ConstantKeyAttention)],
+)
+def test_cross_attention_takes_the_smaller_matrices(checkpoint_d: Path, tokens: int, kind: type) -> None:
+    """77 tokens with one or two heads of 32 channels are wider than the square matrices."""
+    module = load(checkpoint_d, tokens)
+    expected = answers(module, sizes=SIZES[:1])
+    FOLDS["constant-attention"](module)
+    found = {type(block.attn2) for block in module.unet.modules() if hasattr(block, "attn2")}
+    assert kind in found
+    assert largest_difference(answers(module, sizes=SIZES[:1]), expected) < 1e-12
+
+
+@pytest.mark.parametrize("form", subpixel.FORMS)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (6, 3)])
+def test_the_forms_of_upsampling_are_exact_at_the_borders_too(form: str, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    plain = Upsample2D(3, use_conv=True, out_channels=5).double()
+    folded = subpixel.SubpixelUpsample(plain, form)
+    x = torch.randn(2, 3, height, width, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), plain(x), rtol=0, atol=1e-13)
+        odd = torch.Size((2 * height - 1, 2 * width))
+        torch.testing.assert_close(folded(x, odd), plain(x, odd), rtol=0, atol=0)
+
+
+def test_upsampling_multiplies_four_ninths(checkpoint_d: Path) -> None:
+    plain = Upsample2D(8, use_conv=True, out_channels=8)
+    weights = {form: sum(w.numel() for w in subpixel.SubpixelUpsample(plain, form).weights) for form in subpixel.FORMS}
+    # Each of the 4 outputs of a small pixel has 4 taps, where it had 9.
+    assert set(weights.values()) == {4 * 4 * 8 * 8}
+
+
+def test_a_place_that_does_not_fit_is_refused_with_a_reason(checkpoint_d: Path) -> None:
+    module = load(checkpoint_d)
+    before = answers(module)
+    blocks = [block for block in module.unet.modules() if isinstance(block, ResnetBlock2D)]
+    blocks[0].time_embedding_norm = "scale_shift"
+    folded = constant_embedding.fold(copy.deepcopy(module))
+    assert folded.places == 21
+    assert "'scale_shift'" in folded.refused[0]
+    blocks[0].time_embedding_norm = "default"
+
+    attention = next(block.attn2 for block in module.unet.modules() if hasattr(block, "attn2"))
+    attention.norm_q = nn.Identity()
+    folded = constant_attention.fold(copy.deepcopy(module))
+    assert folded.places == 15
+    assert "normalised" in folded.refused[0]
+    # What later folds need from that one is refused with it, and the rest still agrees.
+    lines: list[str] = []
+    apply_folds(module, lines.append)
+    assert any("lean-transformer leaves 1: its blocks were not folded" in line for line in lines)
+    assert largest_difference(answers(module), before) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("latent-in", lambda m: setattr(m.encoder, "quant", nn.Conv2d(8, 8, 3, padding=1)), "single pixels"),
+        ("latent-out", lambda m: setattr(m.decoder, "quant", nn.Conv2d(4, 4, 3, padding=1)), "single pixels"),
+        ("subpixel", lambda m: _set_kernels(m, 5), "(5, 5)"),
+        ("merged-projections", lambda m: None, "was not folded"),
+        ("lean-transformer", lambda m: None, "were not folded"),
+    ],
+)
+def test_refusals(name: str, damage: object, reason: str, checkpoint_d: Path) -> None:
+    module = load(checkpoint_d)
+    damage(module)
+    folded = FOLDS[name](module)
+    assert folded.places == 0
+    assert folded.refused
+    assert all(reason in why for why in folded.refused)
+
+
+def _set_kernels(module: SinglePass, size: int) -> None:
+    for block in module.modules():
+        if isinstance(block, Upsample2D):
+            channels = block.channels
+            block.conv = nn.Conv2d(channels, channels, size, padding=size // 2)
+
+
+def test_the_noise_fold_refuses_what_is_no_plain_convolution(checkpoint_g: Path) -> None:
+    module = load(checkpoint_g, fixed_noise=True)
+    module.unet.network.conv_in.padding_mode = "reflect"
+    folded = FOLDS["constant-noise"](module)
+    assert folded.places == 0
+    assert "zeros" in folded.refused[0]
+    assert np.isfinite(answers(module)[0].numpy()).all()
