@@ -1,0 +1,225 @@
+"""Latency, memory and error of our bundles and of what a user would run instead: `python -m benchmarks.latency`.
+
+Each contender is a process of its own. They are loaded in groups that fit into memory, each group with the reference;
+in every round each one predicts once, in turn, so that a machine that slows down slows all of them. The image is read
+and decoded beforehand; pre- and post-processing are inside the timed region. Ratios are of medians within one group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contenders import BASELINE, CONTENDERS, bundle_path, opened
+from benchmarks.rows import ROOT, write_rows
+from runtime.errors import LotusError
+
+_CEILING_EDGE = 3072
+
+
+def main() -> int:
+    """Measure and save; status 1 when nothing could be measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", default="random/lotus-d")
+    parser.add_argument("--resolution", default="512x512", metavar="HxW")
+    parser.add_argument("--what", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--together", type=int, default=2, help="contenders in memory at once, beside the reference")
+    parser.add_argument("--image", type=Path, default=ROOT / "tiny" / "samples" / "room.png")
+    parser.add_argument("--bundles", type=Path, default=ROOT / "engines", help="where bundles are built and kept")
+    parser.add_argument("--name", help="of the file of rows; default: latency-CHECKPOINT-RESOLUTION")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return _work(arguments)
+    others = [name for name in arguments.what if name != BASELINE]
+    groups = [others[at : at + arguments.together] for at in range(0, len(others), arguments.together)] or [[]]
+    rows = [{"what": "ceiling", "gflops": _ceiling()}]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, group in enumerate(groups):
+            rows += [{"group": number} | row for row in _race([BASELINE, *group], arguments, Path(folder))]
+    title = f"latency-{Path(arguments.checkpoint).name}-{arguments.resolution}"
+    print(f"rows: {write_rows(arguments.name or title, rows).name}")
+    return 0 if any("p50_s" in row for row in rows) else 1
+
+
+def _race(names: list[str], arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Load the group one after the other, run the rounds in turn, and describe each."""
+    runners: dict[str, _Runner] = {}
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            runners[name] = _Runner(name, arguments, folder)
+        except _WorkerError as error:
+            rows.append({"what": name, "meaning": CONTENDERS[name].meaning, "not_measured": str(error)})
+            _say(f"{name:<18} not measured: {error}")
+    for turn in range(arguments.rounds):
+        for runner in runners.values():
+            _say(f"round {turn + 1}/{arguments.rounds}  {runner.name:<18} {runner.predict():8.3f} s")
+    for runner in runners.values():
+        rows.append(runner.finish(arguments))
+    reference = np.load(folder / f"{BASELINE}.npy") if BASELINE in runners else None
+    base = next((row for row in rows if row["what"] == BASELINE), {})
+    for row in rows:
+        if "p50_s" not in row:
+            continue
+        if reference is not None and "p50_s" in base:
+            row["ratio"] = base["p50_s"] / row["p50_s"]
+            row["max_abs_error"] = float(np.abs(np.load(folder / f"{row['what']}.npy") - reference).max())
+        print(
+            f"{row['what']:<18} p50 {row['p50_s']:7.3f} s  {row.get('ratio', 1):5.2f}x  first {row['first_s']:6.2f} s  "
+            f"load {row['load_s']:6.2f} s  peak {row['peak_gb']:5.2f} GB  error {row.get('max_abs_error', 0):.1e}"
+        )
+    return rows
+
+
+class _WorkerError(Exception):
+    pass
+
+
+class _Runner:
+    """A contender's process; its bundle is built first, by a process of its own, where it is not there yet."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace, folder: Path) -> None:
+        self.name, self.seconds = name, list[float]()
+        bundle = bundle_path(name, arguments.checkpoint, arguments.resolution, arguments.bundles)
+        if bundle is not None and not bundle.exists():
+            _build(name, arguments, bundle)
+        command = [sys.executable, "-m", "benchmarks.latency", "--worker", str(folder / f"{name}.npy"), "--what", name]
+        command += ["--checkpoint", arguments.checkpoint, "--resolution", arguments.resolution]
+        command += ["--image", str(arguments.image), "--bundles", str(arguments.bundles)]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.start = self._read()
+
+    def predict(self) -> float:
+        """One prediction's seconds."""
+        self.seconds.append(float(self._ask("go")["seconds"]))
+        return self.seconds[-1]
+
+    def finish(self, arguments: argparse.Namespace) -> dict[str, Any]:
+        """The row; the process has ended then."""
+        end = self._ask("end")
+        self._process.wait()
+        p50, p90, p99 = (float(np.percentile(self.seconds, share)) for share in (50, 90, 99))
+        row = {"what": self.name, "meaning": CONTENDERS[self.name].meaning, "checkpoint": arguments.checkpoint}
+        row |= {"resolution": arguments.resolution, "batch": 1, "rounds": len(self.seconds)}
+        row |= {"p50_s": p50, "p90_s": p90, "p99_s": p99, "min_s": min(self.seconds), "per_second": 1 / p50}
+        bundle = bundle_path(self.name, arguments.checkpoint, arguments.resolution, arguments.bundles)
+        if bundle is not None:
+            row |= _work_of(bundle, p50)
+        return row | self.start | end
+
+    def _ask(self, word: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"the process ended with status {self._process.wait()}"}
+        if "error" in answer:
+            self._process.wait()
+            raise _WorkerError(answer["error"])
+        return dict(answer)
+
+
+def _build(name: str, arguments: argparse.Namespace, bundle: Path) -> None:
+    options = CONTENDERS[name].options
+    command = [sys.executable, "export/build_engine.py", arguments.checkpoint, "--resolution", arguments.resolution]
+    command += [f"--{key}={value}" for key, value in options.items() if key != "folds"]
+    command += [] if options.get("folds", True) else ["--no-folds"]
+    if subprocess.run([*command, "--output", str(bundle)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode != 0:
+        raise _WorkerError("its bundle could not be built")
+
+
+def _work_of(bundle: Path, seconds: float) -> dict[str, Any]:
+    """Multiply-adds of the graph, and the rate at which they were done."""
+    from export.costs import read_costs
+    from runtime.manifest import Manifest
+
+    manifest = Manifest.load(bundle)
+    count = read_costs(bundle / manifest.buckets[0].graph)["all"].multiply_adds
+    return {"multiply_adds": count, "gflops": 2 * count / seconds / 1e9, "folds": manifest.folds}
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    """The process of one contender: answers `go` with one prediction's seconds and `end` with its peak memory."""
+    from runtime.image import fit_to_bucket, load
+    from runtime.manifest import Bucket
+
+    name = arguments.what[0]
+    height, width = map(int, arguments.resolution.split("x"))
+    bundle = bundle_path(name, arguments.checkpoint, arguments.resolution, arguments.bundles)
+    image = np.ascontiguousarray(fit_to_bucket(load(arguments.image), Bucket(height=height, width=width, graph=""))[0])
+    stages: dict[str, float] = {}
+    start = time.perf_counter()
+    try:
+        with opened(name, arguments.checkpoint, bundle, stages) as predict:
+            loaded = time.perf_counter()
+            values = predict(image)  # bundles open their graph here: the first prediction holds that
+            first = time.perf_counter()
+            predict(image)  # warm
+            _tell({"load_s": loaded - start, "first_s": first - start})
+            for line in sys.stdin:
+                if line.strip() == "end":
+                    break
+                before = time.perf_counter()
+                values = predict(image)
+                _tell({"seconds": time.perf_counter() - before})
+            np.save(arguments.worker, values)
+    # A missing package or device, a compiler that is not there: each library raises types of its own.
+    except (LotusError, OSError, RuntimeError, ImportError, ValueError) as error:
+        _tell({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
+        return 1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    _tell({"peak_gb": round(peak, 3), "device_peak_gb": _device_peak()} | ({"stages_s": stages} if stages else {}))
+    return 0
+
+
+def _device_peak() -> float | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return round(float(torch.cuda.max_memory_allocated()) / 1e9, 3)
+
+
+def _ceiling() -> dict[str, float]:
+    """GFLOP/s of one large matrix product on this machine now, by type: the median of five."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        one, other = (torch.randn(_CEILING_EDGE, _CEILING_EDGE, device=device, dtype=dtype) for _ in range(2))
+        seconds = []
+        for _ in range(6):
+            start = time.perf_counter()
+            float((one @ other)[0, 0])  # reading a value waits for a GPU
+            seconds.append(time.perf_counter() - start)
+        rates[str(dtype).removeprefix("torch.")] = 2 * _CEILING_EDGE**3 / statistics.median(seconds[1:]) / 1e9
+    return rates
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Where a bundle's time goes, by stage and operator: `python -m benchmarks.profile --bundle B [--backend openvino]`.
+
+The engine's own profiler, over a few predictions on the golden's first image. Profiling costs a little itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks.rows import write_rows
+from export.to_onnx import STAGES
+from runtime.manifest import Bucket, Manifest
+
+_Feeds = dict[str, NDArray[np.float32]]
+_Times = Counter[tuple[str, str]]
+"""Seconds by (stage, operator)."""
+
+
+def main() -> int:
+    """Profile, print the operators that take the most, save all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--backend", choices=_PROFILERS, help="default: the bundle's target")
+    parser.add_argument("--runs", type=int, default=2)
+    arguments = parser.parse_args()
+    manifest = Manifest.load(arguments.bundle)
+    backend = arguments.backend or manifest.target
+    bucket = manifest.buckets[0]
+    golden = np.load(arguments.bundle / manifest.golden.file)
+    feeds = {"image": manifest.preprocess.apply(golden[f"image_{bucket}"])}
+    if "noise" in manifest.input_shapes(bucket):
+        feeds["noise"] = golden[f"noise_{bucket}"]
+    times = _PROFILERS[backend](arguments.bundle, manifest, bucket, feeds, arguments.runs)
+    rows = [
+        {"bundle": manifest.name, "backend": backend, "stage": stage, "operator": operator, "seconds": seconds}
+        for (stage, operator), seconds in times.most_common()
+    ]
+    total = times.total()
+    for stage in dict.fromkeys(stage for stage, _ in times):
+        seconds = sum(seconds for (of, _), seconds in times.items() if of == stage)
+        print(f"{stage:<10}{'':<28}{seconds:8.3f} s {seconds / total:6.1%}")
+    for row in rows[:25]:
+        print(f"{row['stage']:<10}{row['operator']:<28}{row['seconds']:8.3f} s {row['seconds'] / total:6.1%}")
+    print(f"rows: {write_rows(f'profile-{manifest.name}-{backend}', rows).name}")
+    return 0
+
+
+def _onnxruntime(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, runs: int) -> _Times:
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as place:
+        options = ort.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(place) / "profile")
+        session = ort.InferenceSession(str(folder / bucket.graph), options, providers=["CPUExecutionProvider"])
+        for _ in range(runs):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    # Convolutions in the blocked layout bear the name of their output; reorders have numbers. Both follow their stage.
+    nodes = onnx.load(folder / bucket.graph, load_external_data=False).graph.node
+    stages = {value: node.name.split("/")[0] for node in nodes for value in node.output}
+    times: _Times = Counter()
+    stage = STAGES[0]
+    for event in kernels:
+        name = event["name"].removesuffix("_kernel_time")
+        stage = name.split("/")[0] if name.split("/")[0] in STAGES else stages.get(name.removesuffix("_nchwc"), stage)
+        times[stage, event["args"]["op_name"]] += event["dur"] / 1e6 / runs
+    return times
+
+
+def _openvino(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, runs: int) -> _Times:
+    import openvino
+
+    precision = {"fp32": "f32"}.get(manifest.precision, manifest.precision)
+    hints = {"PERF_COUNT": True, "INFERENCE_PRECISION_HINT": precision, "SNIPPETS_MODE": "DISABLE"}
+    core = openvino.Core()
+    graph = folder / bucket.graph
+    request = core.compile_model(core.read_model(str(graph)), "CPU", hints).create_infer_request()
+    times: _Times = Counter()
+    for _ in range(runs):
+        request.infer(feeds)
+        stage = STAGES[0]
+        for layer in request.profiling_info:  # layers that OpenVINO adds follow their stage
+            stage = layer.node_name.split("/")[0] if layer.node_name.split("/")[0] in STAGES else stage
+            times[stage, layer.node_type] += layer.real_time.total_seconds() / runs
+    return times
+
+
+_PROFILERS: dict[str, Callable[[Path, Manifest, Bucket, _Feeds, int], _Times]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Tables and plots from the committed rows: `python -m benchmarks.report [--check]`.
+
+A table stands in a Markdown file between `<!-- rows: NAME -->` and `<!-- end -->`; NAME is a file of results/, and its
+beginning picks the kind of table. `--check` writes nothing and fails where a file differs from its rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import RESULTS, ROOT
+
+PAGES = (ROOT / "README.md", ROOT / "tiny" / "README.md", Path(__file__).with_name("NOTES.md"))
+_BLOCK = re.compile(r"<!-- rows: (?P<names>[\w., -]+?) -->\n.*?<!-- end -->", re.DOTALL)
+_Body = dict[str, Any]
+
+
+def main() -> int:
+    """Write the tables and plots, or with --check compare the tables. Status 1 when one differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        made = render(text)
+        if made != text:
+            stale.append(page.name)
+        if not arguments.check:
+            page.write_text(made, encoding="utf-8")
+    if arguments.check:
+        for name in stale:
+            print(f"{name} differs from its rows: python -m benchmarks.report", file=sys.stderr)
+        return 1 if stale else 0
+    for path in sorted(RESULTS.glob("latency-*.json")):
+        print(_plot_latency(json.loads(path.read_text()), path.with_suffix(".png")))
+    return 0
+
+
+def render(text: str) -> str:
+    """The page with every table made anew from its rows."""
+
+    def table(match: re.Match[str]) -> str:
+        names = match["names"].split(", ")
+        bodies = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
+        lines = _TABLES[names[0].split("-")[0]](bodies)
+        return f"<!-- rows: {match['names']} -->\n" + "\n".join(lines) + "\n<!-- end -->"
+
+    return _BLOCK.sub(table, text)
+
+
+def _latency(bodies: list[_Body]) -> list[str]:
+    lines = [
+        "| | p50 | against PyTorch | first prediction | peak memory | GFLOP/s | off PyTorch by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for body in bodies:
+        ceiling = body["rows"][0]["gflops"]
+        machine = body["machine"]
+        where = f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}, {body['date']}"
+        shown: set[str] = set()
+        for row in body["rows"][1:]:
+            if row["what"] in shown:
+                continue  # the reference runs in every group
+            shown.add(row["what"])
+            if "p50_s" not in row:
+                lines.append(f"| {row['meaning']} | not measured: {_plain(row['not_measured'])} | | | | | |")
+                continue
+            rate = f"{row['gflops']:.0f}" if "gflops" in row else ""
+            lines.append(
+                f"| {row['meaning']} | {row['p50_s']:.2f} s | {row['ratio']:.2f}x | {row['first_s']:.1f} s | "
+                f"{row['peak_gb']:.1f} GB | {rate} | {row['max_abs_error']:.1e} |"
+            )
+        rates = f"{ceiling['float32']:.0f} GFLOP/s in fp32, {ceiling['bfloat16']:.0f} in bf16"
+        lines += ["", f"{where}; one large product ran at {rates}. `{body['command']}`"]
+    return lines
+
+
+def _plain(reason: str) -> str:
+    return reason.split(". ")[0].replace("|", "/")[:100]
+
+
+def _accuracy(bodies: list[_Body]) -> list[str]:
+    """One line for each bundle and group, its constant prediction beside it."""
+    keys = list(bodies[0]["rows"][-1]["metrics"])
+    shown = [key for key in ("abs_rel", "delta1", "rmse", "mean", "median", "below_11.25") if key in keys]
+    lines = ["| | " + " | ".join(shown) + " | the constant's |", "|---|" + "---|" * (len(shown) + 1)]
+    for body in bodies:
+        found = {row["name"]: row for row in body["rows"] if row["images"] != 1}
+        bundle = body["command"].split("--bundle ")[1].split()[0].rsplit("/", 1)[-1]
+        many = (
+            f", mean of {body['command'].split('--mean-of ')[1].split()[0]}" if "--mean-of" in body["command"] else ""
+        )
+        for name, row in found.items():
+            if name.startswith(("constant", "all")):
+                continue
+            constant = found.get(f"constant map: {name}", {"metrics": {}})["metrics"].get(shown[0])
+            numbers = " | ".join(f"{row['metrics'][key]:.3f}" for key in shown)
+            beside = "" if constant is None else f"{constant:.3f}"
+            lines.append(f"| {bundle}{many}, {name} | {numbers} | {beside} |")
+    return lines
+
+
+_TABLES: dict[str, Callable[[list[_Body]], list[str]]] = {"latency": _latency, "accuracy": _accuracy}
+
+
+def _plot_latency(body: _Body, path: Path) -> Path:
+    """Bars of the medians, and beside them latency against the difference from the reference."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = list({row["what"]: row for row in body["rows"] if "p50_s" in row}.values())
+    figure, (bars, scatter) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    names = [row["what"] for row in rows]
+    bars.barh(names, [row["p50_s"] for row in rows], color="#4477aa")
+    for place, row in enumerate(rows):
+        bars.annotate(f" {row['ratio']:.2f}x", (row["p50_s"], place), va="center")
+    bars.invert_yaxis()
+    bars.set_xlabel("seconds per image, median")
+    for row in rows:
+        if row["max_abs_error"] > 0:
+            scatter.plot(row["p50_s"], row["max_abs_error"], "o", color="#4477aa")
+            scatter.annotate(f" {row['what']}", (row["p50_s"], row["max_abs_error"]), fontsize=8)
+    scatter.set_yscale("log")
+    scatter.margins(0.2)
+    scatter.set_xlabel("seconds per image, median")
+    scatter.set_ylabel("largest difference from PyTorch")
+    figure.suptitle(f"{rows[0]['checkpoint']}, {rows[0]['resolution']}, batch 1" if rows else path.stem)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The least time a graph can take on named devices: `python -m benchmarks.roofline BUNDLE [--precision fp16 ...]`.
+
+A bound from the vendors' peak rates (devices.yaml), never a measurement: nothing reaches both peaks at once. Floors:
+
+    fused      max(operations / peak rate, bytes of weights / bandwidth)          no activation ever leaves the chip
+    kernels    sum over operators of max(operations / rate, bytes / bandwidth)    every operator is a kernel of its own
+
+A device is between the two at best. Memory is weights and the largest sum of live activations, without the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import yaml
+
+from benchmarks.rows import write_rows
+from export.costs import NodeCost, node_cost, read_costs
+from runtime.errors import LotusError
+from runtime.manifest import Manifest
+
+DEVICES = Path(__file__).with_name("devices.yaml")
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+_SMALL_GB = 8.0
+
+
+def main() -> int:
+    """Print and save the bounds of each bucket on each device. Status 1 when the bundle cannot be read."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--precision", nargs="+", default=list(BYTES), choices=BYTES)
+    arguments = parser.parse_args()
+    try:
+        manifest = Manifest.load(arguments.bundle)
+        rows = [
+            {"bundle": manifest.name, "bucket": str(bucket), "bound": True} | row
+            for bucket in manifest.buckets
+            for row in bounds(arguments.bundle / bucket.graph, arguments.precision)
+        ]
+    except LotusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        "Bounds from peak rates, not measurements: ms if all is fused, ms if every operator is a kernel, GB of memory"
+    )
+    for row in rows:
+        print(
+            f"{row['bucket']:<10}{row['device']:<32}{row['precision']:<6}{row['fused_ms']:9.2f}{row['kernels_ms']:9.2f}"
+            f"{row['memory_gb']:7.2f}  {'fits' if row['fits'] else 'does not fit'}"
+            f"{', fits in 8 GB' if row['fits_8gb'] else ''}"
+        )
+    print(f"rows: {write_rows(f'roofline-{manifest.name}', rows).name}")
+    return 0
+
+
+def bounds(graph: Path, precisions: list[str]) -> list[dict[str, Any]]:
+    """For each device and precision of a graph that is stored in fp32: milliseconds and GB."""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(graph, load_external_data=False), data_prop=True))
+    seen: set[str] = set()
+    nodes = [node_cost(node, seen) for node in model.graph]
+    peak = read_costs(graph)["all"].peak
+    return [
+        {"device": device["name"], "precision": precision} | _bound(nodes, peak, device, precision)
+        for device in yaml.safe_load(DEVICES.read_text(encoding="utf-8"))
+        for precision in precisions
+    ]
+
+
+def _bound(nodes: list[NodeCost], peak: int, device: dict[str, Any], precision: str) -> dict[str, Any]:
+    share = BYTES[precision] / BYTES["fp32"]
+    rate, bandwidth = device["tflops"][precision] * 1e12, device["bandwidth_gb_s"] * 1e9
+    operations = [2 * node.multiply_adds / rate for node in nodes]
+    moved = [share * (node.weights + node.traffic) / bandwidth for node in nodes]
+    weights = share * sum(node.weights for node in nodes)
+    memory = (weights + share * peak) / 1e9
+    return {
+        "fused_ms": 1e3 * max(sum(operations), weights / bandwidth),
+        "kernels_ms": 1e3 * sum(map(max, operations, moved)),
+        "memory_gb": memory,
+        "fits": memory < device["memory_gb"],
+        "fits_8gb": memory < _SMALL_GB,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""The forms of the subpixel fold on each backend: `python -m benchmarks.upsampling`.
+
+The three places of the full-size decoder at 512x512 and the last of the UNet, one layer at a time; medians of
+interleaved rounds. What `export/targets` names for each target is the fastest here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.upsampling import Upsample2D
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.rows import write_rows
+from export.folds.subpixel import FORMS, SubpixelUpsample
+from export.to_onnx import quiet_exporter
+
+_PLACES = ((512, 64), (512, 128), (256, 256), (640, 32))
+"""(channels, edge of the small map)."""
+_Run = Callable[[NDArray[np.float32]], object]
+
+
+def main() -> int:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    rows = []
+    for channels, edge in _PLACES:
+        x = np.random.default_rng(0).standard_normal((1, channels, edge, edge), dtype=np.float32)
+        plain = Upsample2D(channels, use_conv=True, out_channels=channels).eval()
+        modules = {"plain": plain, **{form: SubpixelUpsample(plain, form).eval() for form in FORMS}}
+        with tempfile.TemporaryDirectory() as folder:
+            graphs = {name: _export(module, x, Path(folder) / f"{name}.onnx") for name, module in modules.items()}
+            runs = {(backend, name): open_(graph) for name, graph in graphs.items() for backend, open_ in _OPEN.items()}
+            seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+            for turn in range(arguments.rounds + 1):
+                for key, run in runs.items():
+                    start = time.perf_counter()
+                    run(x)
+                    if turn:  # the first is warm-up
+                        seconds[key].append(time.perf_counter() - start)
+        for (backend, form), measured in seconds.items():
+            row = {"channels": channels, "edge": edge, "backend": backend, "form": form}
+            rows.append(row | {"p50_s": statistics.median(measured)})
+            print("{channels:4d} channels {edge:4d}  {backend:<14}{form:<12}{p50_s:8.4f} s".format(**rows[-1]))
+    print(f"rows: {write_rows('upsampling', rows).name}")
+    return 0
+
+
+def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
+    with quiet_exporter(), torch.no_grad():
+        torch.onnx.export(module, (torch.from_numpy(x),), path, dynamo=True, opset_version=23, verbose=False)
+    return path
+
+
+def _onnxruntime(path: Path) -> _Run:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})
+
+
+def _openvino(path: Path, precision: str) -> _Run:
+    import openvino
+
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    return openvino.Core().compile_model(str(path), "CPU", hints)
+
+
+_OPEN: dict[str, Callable[[Path], _Run]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": lambda path: _openvino(path, "f32"),
+    "openvino-bf16": lambda path: _openvino(path, "bf16"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
