@@ -9,9 +9,11 @@ PHOTOS ?= tiny/samples
 
 demo: $(READY)
 	$(BIN)/python export/build_engine.py tiny/disparity-d --resolution 256x256 --output engines/demo --overwrite
+	$(BIN)/python export/build_engine.py tiny/normal-d --resolution 256x256 --output engines/demo-normal --overwrite
 	$(BIN)/python -m runtime verify engines/demo
 	$(BIN)/python -m runtime predict engines/demo tiny/samples --output out/demo
-	@echo "Look at out/demo/*.png"
+	$(BIN)/python -m runtime predict engines/demo-normal tiny/samples --output out/demo-normal
+	@echo "Look at out/demo/*.png and out/demo-normal/*.png"
 
 test: $(READY) lint
 	$(BIN)/python -m pytest
@@ -36,4 +38,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) out engines/demo
+	rm -rf $(VENV) out engines/demo engines/demo-normal

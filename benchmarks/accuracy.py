@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from benchmarks.datasets import Dataset, DatasetError, Sample, open_folder, synt
 from benchmarks.metrics import DepthAccuracy, NormalAccuracy
 from benchmarks.rows import write_rows
 from runtime import LotusEngine, LotusError, Prediction
+from runtime.engine import unit_vectors
 from runtime.tasks import TASKS, Task
 
 _RANKED_BY = {"depth": "abs_rel", "normal": "mean"}  # smaller is better
@@ -35,6 +36,9 @@ def main() -> int:
     parser.add_argument("--data", default="synthetic", help="synthetic, or a folder with dataset.yaml")
     parser.add_argument("--count", type=int, help="only the first images of each group")
     parser.add_argument("--seed", type=int, help="noise seed of mode G; default: the bundle's")
+    parser.add_argument(
+        "--mean-of", type=int, default=1, metavar="N", help="mode G: average over N seeds from --seed on"
+    )
     parser.add_argument("--output", type=Path, default=Path("out/accuracy"), help="predictions and sheet go here")
     arguments = parser.parse_args()
     try:
@@ -54,10 +58,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise DatasetError(f"{arguments.bundle} predicts {task.name}, but {data.name} holds {data.kind}")
         names = list(_first_of_each_group(data.names, arguments.count))
         folder = arguments.output / f"{engine.manifest.name}-{engine.backend}-{data.name}"
-        _claim(folder, {"files": [file.sha256 for file in engine.manifest.files], "seed": arguments.seed})
-        _predict(engine, data, names, folder, arguments.seed)
+        folder = folder.with_name(f"{folder.name}-mean-of-{arguments.mean_of}") if arguments.mean_of > 1 else folder
+        identity = {"files": [file.sha256 for file in engine.manifest.files], "seed": arguments.seed}
+        _claim(folder, identity | {"mean_of": arguments.mean_of})
+        _predict(engine, data, names, folder, _seeds(engine, arguments))
         title = f"accuracy-{engine.manifest.name}-{data.name}"
-    rows = list(_score(task, data, names, folder))
+        title += f"-mean-of-{arguments.mean_of}" if arguments.mean_of > 1 else ""
+    rows = list(_score(task, data, names, lambda name: np.load(folder / f"{name}.npy", allow_pickle=False)))
+    if data.constant is not None and arguments.mean_of == 1:
+        constant = data.constant(task.name)
+        guesses = [row for row in _score(task, data, names, lambda name: constant) if row["images"] != 1]
+        rows += [row | {"name": f"constant map: {row['name']}"} for row in guesses]
     for row in rows:
         if row["images"] != 1:
             print(row["name"], " ".join(f"{key} {value:.4f}" for key, value in row["metrics"].items()))
@@ -87,11 +98,24 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     mark.write_text(json.dumps(identity))
 
 
-def _predict(engine: LotusEngine, data: Dataset, names: list[str], folder: Path, seed: int | None) -> None:
+def _seeds(engine: LotusEngine, arguments: argparse.Namespace) -> list[int | None]:
+    if arguments.mean_of == 1:
+        return [arguments.seed]
+    if engine.manifest.mode != "g" or arguments.mean_of < 1:
+        raise DatasetError(f"--mean-of {arguments.mean_of}: only mode G answers differently for another seed")
+    first = engine.manifest.noise_seed if arguments.seed is None else arguments.seed
+    return list(range(first, first + arguments.mean_of))
+
+
+def _predict(engine: LotusEngine, data: Dataset, names: list[str], folder: Path, seeds: list[int | None]) -> None:
     start = time.perf_counter()
     for number, name in enumerate(names, start=1):
         if not (folder / f"{name}.npy").exists():
-            engine(data.read(name).image, seed=seed).save((folder / name).parent, Path(name).name)
+            image = data.read(name).image
+            values = np.mean([engine(image, seed=seed).values for seed in seeds], axis=0, dtype=np.float32)
+            if engine.manifest.task.channels == 3:
+                values = unit_vectors(values)
+            Prediction(task=engine.manifest.task.name, values=values).save((folder / name).parent, Path(name).name)
         seconds = time.perf_counter() - start
         sys.stderr.write(
             f"\r[{number}/{len(names)}] {seconds:.0f} s, about {seconds / number * len(names):.0f} s in all "
@@ -99,12 +123,14 @@ def _predict(engine: LotusEngine, data: Dataset, names: list[str], folder: Path,
     sys.stderr.write("\n")
 
 
-def _score(task: Task, data: Dataset, names: list[str], folder: Path) -> Iterator[dict[str, Any]]:
+def _score(
+    task: Task, data: Dataset, names: list[str], predicted: Callable[[str], NDArray[np.float32]]
+) -> Iterator[dict[str, Any]]:
     """A row for each image, then one for each group, then one for all."""
     meters = {group: _meter(task, data) for group in ("all", *sorted({_group(name) for name in names}))}
     for name in names:
         sample = data.read(name)
-        prediction = np.load(folder / f"{name}.npy", allow_pickle=False)
+        prediction = predicted(name)
         for group in {"all", _group(name)}:
             metrics = meters[group].update(prediction, sample.truth, sample.mask)
         yield {"name": name, "images": 1, "metrics": metrics}

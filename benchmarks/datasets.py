@@ -12,6 +12,7 @@ Such a folder holds `dataset.yaml`:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from PIL import Image
 
 from runtime.errors import LotusError
 from runtime.image import load
+
+_CONSTANT_SCENES = 256
 
 
 class DatasetError(LotusError):
@@ -43,6 +46,7 @@ class Dataset:
     """Named samples of one kind ("depth" or "normal"), read one at a time; a name's first part is its group.
 
     `nearest` and `farthest` bound the depth that counts, in metres. `read` raises DatasetError or ImageError.
+    `constant` answers, for a task's name, the map [H,W] or [H,W,3] that can be said without looking at the image.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Dataset:
     farthest: float
     names: list[str]
     read: Callable[[str], Sample]
+    constant: Callable[[str], NDArray[np.float32]] | None = None
 
 
 def synthetic(kind: str) -> Dataset:
@@ -61,6 +66,7 @@ def synthetic(kind: str) -> Dataset:
     from tiny.render import LOTUS_AXES, render
     from tiny.scene import HELD_OUT_SEEDS, STYLES
 
+    @functools.cache
     def read(name: str) -> Sample:
         group, seed = name.split("/")
         scene = render(int(seed), 256, 256, styles[group])
@@ -72,7 +78,28 @@ def synthetic(kind: str) -> Dataset:
     names = [
         f"{'in-style' if place < half else 'unseen-style'}/{seed:03d}" for place, seed in enumerate(HELD_OUT_SEEDS)
     ]
-    return Dataset(name="synthetic", kind=kind, nearest=0.1, farthest=STYLES["mixed"].far, names=names, read=read)
+    return Dataset(
+        name="synthetic",
+        kind=kind,
+        nearest=0.1,
+        farthest=STYLES["mixed"].far,
+        names=names,
+        read=read,
+        constant=_mean_training_map,
+    )
+
+
+def _mean_training_map(task: str) -> NDArray[np.float32]:
+    """The mean of the maps that the tiny Lotus learns, over the first training scenes."""
+    from tiny.data import TASKS
+    from tiny.render import render
+    from tiny.scene import TRAIN_FIRST_SEED
+
+    scenes = (render(TRAIN_FIRST_SEED + index, 256, 256) for index in range(_CONSTANT_SCENES))
+    mean = np.mean([TASKS[task](scene.depth, scene.normals) for scene in scenes], axis=0, dtype=np.float32)
+    if task == "normal":
+        return np.asarray(mean / np.linalg.norm(mean, axis=2, keepdims=True), np.float32)
+    return np.asarray(mean[..., 0] / 2 + 0.5, np.float32)
 
 
 def open_folder(folder: Path) -> Dataset:

@@ -40,7 +40,7 @@ class DepthAccuracy:
         """
         counted = _valid(prediction, depth, mask) & (depth >= self.nearest) & (depth <= self.farthest)
         truth = depth[counted].astype(np.float64)
-        aligned = self._align(prediction[counted].astype(np.float64), truth)
+        aligned = fit_depth(prediction[counted].astype(np.float64), truth, self.space)
         self.images.append(_depth_errors(np.clip(aligned, self.nearest, self.farthest), truth))
         return self.images[-1]
 
@@ -49,13 +49,16 @@ class DepthAccuracy:
         names = list(self.images[0]) if self.images else []
         return {name: _mean_of_finite([image[name] for image in self.images]) for name in names}
 
-    def _align(self, prediction: Map, truth: Map) -> Map:
-        if self.space == "depth":
-            return _fit(prediction, truth)
-        # Disparity models are fitted where the prediction is positive; zero is "as far as can be said".
-        near = prediction > 0
-        scale, shift = _least_squares(prediction[near], 1 / truth[near])
-        return 1 / np.maximum(scale * prediction + shift, LEAST_DISPARITY)
+
+def fit_depth(prediction: Map, truth: Map, space: str) -> Map:
+    """Depth from a prediction in "depth" or "disparity" space [N], scaled and shifted to the true depth [N] there."""
+    if space == "depth":
+        scale, shift = _least_squares(prediction, truth)
+        return scale * prediction + shift
+    # Disparity models are fitted where the prediction is positive; zero is "as far as can be said".
+    near = prediction > 0
+    scale, shift = _least_squares(prediction[near], 1 / truth[near])
+    return 1 / np.maximum(scale * prediction + shift, LEAST_DISPARITY)
 
 
 @dataclass(kw_only=True)
@@ -98,11 +101,6 @@ def _least_squares(x: Map, y: Map) -> tuple[float, float]:
     variance = float(spread @ spread)
     scale = float(spread @ (y - y.mean())) / variance if variance > 1e-12 * len(x) else 0.0
     return scale, float(y.mean() - scale * x.mean())
-
-
-def _fit(prediction: Map, truth: Map) -> Map:
-    scale, shift = _least_squares(prediction, truth)
-    return scale * prediction + shift
 
 
 def _depth_errors(prediction: Map, truth: Map) -> dict[str, float]:

@@ -89,7 +89,7 @@ def _plain(reason: str) -> str:
 def _accuracy(bodies: list[_Body]) -> list[str]:
     """One line for each bundle and group, its constant prediction beside it."""
     keys = list(bodies[0]["rows"][-1]["metrics"])
-    shown = [key for key in ("abs_rel", "delta1", "rmse", "mean", "median", "below_11.25") if key in keys]
+    shown = [key for key in ("abs_rel", "delta1", "mean", "median", "below_11.25", "rmse") if key in keys]
     lines = ["| | " + " | ".join(shown) + " | the constant's |", "|---|" + "---|" * (len(shown) + 1)]
     for body in bodies:
         found = {row["name"]: row for row in body["rows"] if row["images"] != 1}

@@ -12,9 +12,11 @@ import pytest
 from conftest import PHOTOS, ROOT, build_bundle
 
 from export.checkpoint import Checkpoint, load_checkpoint
+from export.errors import BuildError
 from export.reference import predict_reference
 from runtime import LotusEngine
 from runtime.engine import unit_vectors
+from runtime.errors import ImageError
 from runtime.manifest import Manifest
 
 pytestmark = pytest.mark.slow
@@ -148,6 +150,42 @@ def test_parity_with_the_reference(
     crops = [np.ascontiguousarray(crop) for crop in pictures(kind, photo)]
     errors = [parity(bundle, checkpoint, crop, backend) for crop in crops]
     assert max(errors) <= tolerance, errors
+
+
+def test_bf16_is_near_and_only_for_targets_that_have_it(checkpoint_d: Path, tmp_path: Path, photo: np.ndarray) -> None:
+    pytest.importorskip("openvino")
+    settings = {"task": "depth", "resolutions": ((64, 64),), "precision": "bf16"}
+    bundle = build_bundle(checkpoint_d, tmp_path / "bf16", target="openvino", **settings)
+    found = counts(bundle)
+    # OpenVINO has no fast bf16 transposed convolution; there the fold writes 2x2 convolutions and depth-to-space.
+    assert found["ConvTranspose"] == 0
+    assert found["DepthToSpace"] == 6
+    checkpoint = load_checkpoint(str(checkpoint_d), task="depth")
+    assert parity(bundle, checkpoint, np.ascontiguousarray(photo[:64, :64]), "openvino") < 5e-2
+    with pytest.raises(BuildError, match="'onnxruntime' has no precision 'bf16'"):
+        build_bundle(checkpoint_d, tmp_path / "no", target="onnxruntime", **settings)
+
+
+def test_fixed_noise_is_part_of_the_graph(checkpoint_g: Path, tmp_path: Path, photo: np.ndarray) -> None:
+    crop = np.ascontiguousarray(photo[:64, :64])
+    settings = {"task": "depth", "resolutions": ((64, 64), (64, 72)), "seed": 5}
+    free = build_bundle(checkpoint_g, tmp_path / "free", **settings)
+    fixed = build_bundle(checkpoint_g, tmp_path / "fixed", fixed_noise=True, **settings)
+    with LotusEngine(free) as one, LotusEngine(fixed) as other:
+        assert "constant-noise" in other.manifest.folds
+        assert list(other.manifest.input_shapes(other.manifest.buckets[0])) == ["image"]
+        np.testing.assert_allclose(other(crop).values, one(crop).values, atol=2e-5)
+        np.testing.assert_array_equal(other(crop, seed=5).values, other(crop).values)
+        with pytest.raises(ImageError, match="fixed to seed 5, found 6"):
+            other(crop, seed=6)
+        with pytest.raises(ImageError, match="takes no noise"):
+            other(crop, noise=np.zeros((1, 4, 8, 8), np.float32))
+        other.verify()
+
+
+def test_fixed_noise_needs_mode_g(checkpoint_d: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="mode D"):
+        build_bundle(checkpoint_d, tmp_path / "no", task="depth", fixed_noise=True)
 
 
 def test_opset_20_is_the_same_function(bundle_opset20: Path, checkpoint_d: Path, photo: np.ndarray) -> None:

@@ -5,13 +5,16 @@ Images and maps are float32 [3, H, W] in [-1, 1], as the autoencoder takes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 from tiny.render import LOTUS_AXES, render
@@ -19,6 +22,12 @@ from tiny.scene import TRAIN_FIRST_SEED
 
 SCENE_COUNT = 3200
 SCENE_SIZE = 256
+LATENT_VIEWS = (
+    *[((128, 128), (0.5, 1.0))] * 4,
+    ((128, 192), (0.6, 1.0)),
+    ((256, 256), (0.7, 1.0)),
+)
+"""(height, width) in pixels and the span of `share` of the views whose latents are kept, of every scene."""
 _CHUNK = 50
 
 
@@ -60,6 +69,42 @@ def _render_chunk(folder: Path, first: int) -> None:
         normals[i] = np.round(rendered.normals * 127)
 
 
+def load_latents(folder: Path) -> list[np.ndarray]:
+    """Latents float16 [N, 4, 4, h, w] of each of LATENT_VIEWS: of the image, then of its maps in TASKS's order.
+
+    Encoded once with `folder/vae`, on two processes, for all the UNets. Killed, it begins anew.
+    """
+    final, partial = folder / "latents", folder / "latents.partial"
+    if not final.exists():
+        partial.mkdir(parents=True, exist_ok=True)
+        for view, ((height, width), _) in enumerate(LATENT_VIEWS):
+            shape = (SCENE_COUNT, 1 + len(TASKS), 4, height // 8, width // 8)
+            np.lib.format.open_memmap(partial / f"{view}.npy", mode="w+", dtype=np.float16, shape=shape)
+        load_scenes(folder)
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            chunks = [pool.submit(_encode_chunk, folder, partial, at) for at in range(0, SCENE_COUNT, _CHUNK)]
+            for done, chunk in enumerate(chunks, 1):
+                chunk.result()
+                sys.stderr.write(f"\rlatents of {done * _CHUNK}/{SCENE_COUNT} scenes")
+        sys.stderr.write("\n")
+        partial.rename(final)
+    return [np.load(final / f"{view}.npy", mmap_mode="r") for view in range(len(LATENT_VIEWS))]
+
+
+def _encode_chunk(folder: Path, output: Path, first: int) -> None:
+    torch.set_num_threads(1)
+    scenes = load_scenes(folder)
+    vae = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    for view, (size, shares) in enumerate(LATENT_VIEWS):
+        latents = np.load(output / f"{view}.npy", mmap_mode="r+")
+        for index in range(first, first + _CHUNK):
+            rng = np.random.default_rng([view, index])
+            views = draw_views(scenes, rng, list(TASKS), size, rng.uniform(*shares), index)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                mean = vae.encode(views.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
+            latents[index] = mean.float() * vae.config.scaling_factor
+
+
 def disparity_map(depth: np.ndarray, normals: np.ndarray) -> np.ndarray:
     """1 / z, scaled so that its 2nd and 98th percentiles are -1 and 1, near is large; float32 [H, W, 3]."""
     return _normalise(1 / np.asarray(depth, np.float32))
@@ -88,14 +133,19 @@ def image_map(image: np.ndarray) -> np.ndarray:
     return np.asarray(image, np.float32) / 127.5 - 1
 
 
-def draw_pair(
-    scenes: Scenes, rng: np.random.Generator, task: str, size: tuple[int, int], share: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random scene as an augmented image and the task's map of the same view, each [3, *size].
+def draw_views(
+    scenes: Scenes,
+    rng: np.random.Generator,
+    tasks: Sequence[str],
+    size: tuple[int, int],
+    share: float,
+    index: int | None = None,
+) -> torch.Tensor:
+    """A scene (by default a random one) as an augmented image and each task's map of the same view, [1 + T, 3, *size].
 
     The view is a window that spans `share` of the scene's edge, at a random place.
     """
-    index = int(rng.integers(len(scenes)))
+    index = int(rng.integers(len(scenes))) if index is None else index
     aspect = size[0] / size[1]
     height = int(share * SCENE_SIZE * min(1, aspect))
     width = int(share * SCENE_SIZE * min(1, 1 / aspect))
@@ -106,14 +156,8 @@ def draw_pair(
     if rng.random() < 0.5:
         image, depth = image[:, ::-1], depth[:, ::-1]
         normals = normals[:, ::-1] * np.array([-1, 1, 1], np.float32)
-    target = TASKS[task](depth, normals)
-    return _recolour(_resize(image_map(image), size), rng), _resize(target, size)
-
-
-def stack_pairs(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and maps of several pairs, each [N, 3, H, W]."""
-    images, maps = zip(*pairs, strict=True)
-    return torch.stack(images), torch.stack(maps)
+    maps = [_resize(TASKS[task](depth, normals), size) for task in tasks]
+    return torch.stack([_recolour(_resize(image_map(image), size), rng), *maps])
 
 
 def _normalise(values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 PROMPT_CHANNELS = 32
@@ -31,7 +31,7 @@ class TinyLotus:
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
-    prompt: torch.Tensor  # [1, 77, C]
+    prompt: torch.Tensor  # [1, 2, C]
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled posterior means, fp32."""
@@ -79,18 +79,22 @@ def new_vae(seed: int) -> AutoencoderKL:
     return vae
 
 
-def new_unet(seed: int, mode: str) -> UNet2DConditionModel:
-    """An untrained UNet, 4.4 M parameters; `mode` is a key of MODES."""
+def new_unet(seed: int, mode: str, tasks: int = 1) -> UNet2DConditionModel:
+    """An untrained UNet, 4.7 M parameters; `mode` is a key of MODES, `tasks` the number of maps it answers.
+
+    No attention on the widest maps, where it would take half of the time.
+    """
     torch.manual_seed(seed)
     return UNet2DConditionModel(
         sample_size=32,
         in_channels=MODES[mode],
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(64, 64, 96, 96),
+        out_channels=4 * tasks,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 96, 96, 96),
         layers_per_block=1,
-        attention_head_dim=[2, 2, 3, 3],  # heads, as in SD2's config: diffusers kept the misnomer
+        norm_num_groups=8,
+        attention_head_dim=[2, 4, 4, 4],  # heads, as in SD2's config: diffusers kept the misnomer
         cross_attention_dim=PROMPT_CHANNELS,
         use_linear_projection=True,
         class_embed_type="projection",
@@ -99,18 +103,15 @@ def new_unet(seed: int, mode: str) -> UNet2DConditionModel:
 
 
 def new_prompt() -> torch.Tensor:
-    """The constant that stands for the encoded empty prompt, [1, 77, C], exact in fp16."""
-    values = np.random.default_rng(np.random.Philox(77)).standard_normal((1, 77, PROMPT_CHANNELS))
+    """The constant that stands for the encoded empty prompt, [1, 2, C], exact in fp16: its start and its end."""
+    values = np.random.default_rng(np.random.Philox(77)).standard_normal((1, 2, PROMPT_CHANNELS))
     return torch.from_numpy(values.astype(np.float16).astype(np.float32))
 
 
 def save_checkpoint(model: TinyLotus, folder: Path) -> None:
-    """Write the diffusers folder, weights in fp16."""
-    for network, name in ((model.unet, "unet"), (model.vae, "vae")):
-        copy.deepcopy(network).half().save_pretrained(folder / name)
-        config = folder / name / "config.json"
-        kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
-        config.write_text(json.dumps(kept, indent=2) + "\n")  # without the folder it was once loaded from
+    """Write the diffusers folder, weights in fp16; its autoencoder goes beside it, where the whole family finds it."""
+    _save_network(model.unet, folder / "unet")
+    _save_network(model.vae, folder.parent / "vae")
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -131,10 +132,17 @@ def save_checkpoint(model: TinyLotus, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def _save_network(network: ModelMixin, folder: Path) -> None:
+    copy.deepcopy(network).half().to(memory_format=torch.contiguous_format).save_pretrained(folder)
+    config = folder / "config.json"
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")  # without the folder it was once loaded from
+
+
 def load_checkpoint(folder: Path) -> TinyLotus:
     """Read a diffusers folder into fp32 networks, ready for inference."""
     return TinyLotus(
-        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae").float().eval(),
+        vae=AutoencoderKL.from_pretrained(folder.parent, subfolder="vae").float().eval(),
         unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet").float().eval(),
         prompt=load_file(folder / "prompt_embedding.safetensors")["prompt_embedding"].float(),
     )

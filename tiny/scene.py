@@ -27,7 +27,7 @@ class Style:
     exposure: tuple[float, float] = (0.5, 1.0)
     sensor_noise: tuple[float, float] = (0.0, 0.02)  # standard deviation, display values in [0, 1]
     fog: tuple[float, float] | None = None  # metres after which 1 / e of the light is left
-    far: float = 80.0  # metres
+    far: float = 30.0  # metres
 
 
 STYLES = {
@@ -157,7 +157,7 @@ def _draw_solid(rng: np.random.Generator, style: Style, room: np.ndarray | None,
     if shape == "sphere":
         half[1] = half[0]
     bearing = np.arctan2(*camera.rotation[[0, 2], 2]) + rng.uniform(-0.55, 0.55) * camera.fov
-    nearest, farthest = (0.9, 6.0) if room is not None else (2.0, 40.0)
+    nearest, farthest = (0.9, 6.0) if room is not None else (1.5, 20.0)
     distance = np.exp(rng.uniform(np.log(nearest), np.log(farthest))) + half.max()
     centre = camera.position + distance * np.array([np.sin(bearing), 0, np.cos(bearing)])
     floats = rng.random() < 0.2

@@ -1,31 +1,47 @@
 """Train the tiny Lotus: the shared autoencoder once, then one UNet for each task and mode.
 
     python -m tiny.train vae
-    python -m tiny.train unet --task disparity --mode d
-    python -m tiny.train evaluate --checkpoint tiny/checkpoints/disparity-d --sheet sheet.png
+    python -m tiny.train trunk
+    python -m tiny.train unet --task depth --mode d
+    python -m tiny.train unet --task depth --mode g --start tiny/checkpoints/depth-d
 
-Training is bounded by wall time, and the learning rate follows the share of it that is spent. A killed run goes on from
-its last saved state when the same command is given again.
+The trunk is a UNet that answers the maps of all tasks at once; it is where every task's own UNet begins.
+
+Every step draws from a stream of its own, so a killed run goes on from its last saved state, when the same command is
+given again, as if it had never stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import copy
+import functools
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from tiny.data import TASKS, Scenes, draw_pair, load_scenes, stack_pairs
-from tiny.evaluate import evaluate
-from tiny.models import MODES, PREDICT, RECONSTRUCT, TinyLotus, new_prompt, new_unet, new_vae, save_checkpoint
+from tiny.data import SCENE_COUNT, TASKS, Scenes, draw_views, load_latents, load_scenes
+from tiny.models import (
+    MODES,
+    PREDICT,
+    RECONSTRUCT,
+    TIMESTEP,
+    TinyLotus,
+    new_prompt,
+    new_unet,
+    new_vae,
+    save_checkpoint,
+)
 from tiny.state import Training
 
 HERE = Path(__file__).parent
@@ -40,28 +56,35 @@ COLOUR_WEIGHT = 1.0
 GUIDED = 0.4
 """For this share of the time, less and less, three latent channels are drawn to the mean colours of their 8x8 pixels.
 Left alone, all four learn the structure of brightness first, and colour, which normals are made of, comes too late."""
-UNET_BATCHES = (*[((128, 128), 16)] * 5, ((192, 192), 8), ((128, 192), 12), ((256, 256), 6))
-DECODED_BATCHES = (((128, 128), 8), ((256, 256), 3), ((192, 192), 5), ((192, 256), 4), ((256, 256), 3), ((320, 256), 2))
-"""As VAE_BATCHES, for the UNet's two stages: the loss on latents, then the loss on decoded maps."""
-LATENT_STAGE = 0.9
-"""The first stage's share of a UNet's training time."""
+LATENT_BATCHES = ((0, 20), (5, 8), (1, 20), (5, 8), (2, 20), (4, 14), (5, 8), (3, 20))
+"""A place in LATENT_VIEWS and the number of samples, of the steps in turn. Latents of small views are small thumbnails:
+cheap, but much of what a 256x256 picture shows is not in them."""
+DECODED_BATCHES = (((128, 128), 8), ((256, 256), 3), ((128, 192), 6), ((192, 192), 4), ((256, 256), 3), ((320, 256), 2))
+"""As VAE_BATCHES, for the UNet's second stage: the loss on decoded maps."""
+LATENT_STAGE = 0.5
+"""The first stage's share of a UNet's steps: the loss on latents, which needs no decoder."""
+LATENT_BETA = 0.2  # of the smooth L1 loss on latents, whose deviation is about 1
 RECONSTRUCTION_SHARE = 0.125
+SPREAD = 0.5
+"""Mode G: 1 is the energy score, whose optimum draws from the whole posterior; 0 is plain regression, deaf to noise."""
+NEAREST_SHARE = 0.15
+"""Weights of decoded disparity and depth are 1 / (value in [0, 1] + this): AbsRel is an error relative to the value."""
 
 
-def train_vae(minutes: float, seed: int = 1) -> None:
+def train_vae(steps: int, seed: int = 1) -> None:
     """Train the shared autoencoder on images and on every task's maps; the result is the EMA in cache/vae."""
     scenes = load_scenes(CACHE)
-    vae = new_vae(seed)
-    training = Training(vae, CACHE / "vae.safetensors", minutes=minutes, peak_rate=1.5e-3)
+    vae = new_vae(seed).to(memory_format=torch.channels_last)  # 1.7 times as fast
+    training = Training(vae, CACHE / "vae.safetensors", steps=steps, peak_rate=1.5e-3)
 
-    def prepare(step: int) -> tuple[torch.Tensor]:
+    def prepare(step: int) -> torch.Tensor:
         rng = _step_rng(seed, step)
         size, count = VAE_BATCHES[step % len(VAE_BATCHES)]
         kinds = rng.choice(list(MAP_SHARES), count, p=list(MAP_SHARES.values()))
         # Small batches show small windows, so that textures keep the size that they have in a whole picture.
         low, high = (0.4, 0.75) if size[0] < 256 else (0.6, 1)
-        pairs = [draw_pair(scenes, rng, str(kind), size, rng.uniform(low, high)) for kind in kinds]
-        return (torch.cat(stack_pairs(pairs)),)
+        views = [draw_views(scenes, rng, [str(kind)], size, rng.uniform(low, high)) for kind in kinds]
+        return torch.cat(views).contiguous(memory_format=torch.channels_last)
 
     def loss_of(target: torch.Tensor) -> torch.Tensor:
         posterior = vae.encode(target).latent_dist
@@ -73,39 +96,89 @@ def train_vae(minutes: float, seed: int = 1) -> None:
     _run(training, prepare, loss_of, lambda: _save_vae(training, scenes, seed))
 
 
-def train_unet(task: str, mode: str, minutes: float, output: Path, seed: int = 2) -> None:
-    """Train one UNet against the frozen autoencoder of cache/vae and write the checkpoint's folder."""
-    scenes = load_scenes(CACHE)
-    vae = AutoencoderKL.from_pretrained(CACHE / "vae").requires_grad_(False).eval()
-    model = TinyLotus(vae=vae, unet=new_unet(seed, mode), prompt=new_prompt())
-    training = Training(model.unet, CACHE / f"{task}-{mode}.safetensors", minutes=minutes, peak_rate=1.2e-3)
+def train_trunk(steps: int, seed: int = 2) -> None:
+    """Train one UNet on the latents of every task's map at once; the result is the EMA in cache/trunk/unet."""
+    latents = load_latents(CACHE)
+    unet = new_unet(seed, "d", len(TASKS))
+    unet.set_attn_processor(AttnProcessor())  # plain products: twice as fast to train as torch's fused attention here
+    prompt = new_prompt()
+    training = Training(unet, CACHE / "trunk.safetensors", steps=steps, peak_rate=1.5e-3)
 
-    def prepare(step: int) -> tuple[torch.Tensor | bool | None, ...]:
-        """Image latents, the wanted latents or maps, the task switch, noise for mode G, and whether maps are wanted."""
+    def prepare(step: int) -> _Batch:
         rng = _step_rng(seed, step)
-        decoded = training.spent >= LATENT_STAGE
-        batches = DECODED_BATCHES if decoded else UNET_BATCHES
-        size, count = batches[step % len(batches)]
-        shares = np.where(rng.random(count) < 0.5, 1, rng.uniform(0.5, 1, count))
-        images, maps = stack_pairs([draw_pair(scenes, rng, task, size, share) for share in shares])
-        latents = model.encode(images)
-        reconstruct = torch.from_numpy(rng.random((count, 1, 1, 1)) < RECONSTRUCTION_SHARE)
-        wanted = (
-            torch.where(reconstruct, images, maps) if decoded else torch.where(reconstruct, latents, model.encode(maps))
-        )
-        switch = torch.where(reconstruct[:, 0, 0], RECONSTRUCT, PREDICT)
-        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)) if mode == "g" else None
-        return latents, wanted, switch, noise, decoded
+        rows = _latent_rows(latents, rng, step)
+        images, reconstruct = rows[:, 0], _reconstruct(rng, len(rows))
+        wanted = torch.where(reconstruct, images.repeat(1, len(TASKS), 1, 1), rows[:, 1:].flatten(1, 2))
+        return _Batch(latents=images, wanted=wanted, switch=_switch(reconstruct))
 
-    def loss_of(
-        latents: torch.Tensor, wanted: torch.Tensor, switch: torch.Tensor, noise: torch.Tensor | None, decoded: bool
-    ) -> torch.Tensor:
-        # On small latents two threads spend their time waiting for each other, and `prepare` keeps the other core busy.
-        torch.set_num_threads(2 if decoded else 1)
-        predicted = model.predict_latents(latents, noise, switch).float()
+    def loss_of(batch: _Batch) -> torch.Tensor:
+        count = len(batch)
+        labels = batch.switch.to(batch.latents)
+        predicted = unet(batch.latents, TIMESTEP, prompt.expand(count, -1, -1), class_labels=labels).sample
+        return nn.functional.smooth_l1_loss(predicted.float(), batch.wanted, beta=LATENT_BETA)
+
+    def save() -> None:
+        with training.averaged():
+            unet.save_pretrained(CACHE / "trunk" / "unet")
+
+    _run(training, prepare, loss_of, save)
+
+
+def train_unet(task: str, mode: str, steps: int, output: Path, start: Path, seed: int = 3) -> None:
+    """Train one UNet against the frozen autoencoder of cache/vae and write the checkpoint's folder.
+
+    `start` is the trunk's folder, or that of a checkpoint of any task and mode, whose weights it begins with.
+    """
+    latents = load_latents(CACHE)
+    scenes = load_scenes(CACHE)
+    vae = AutoencoderKL.from_pretrained(CACHE / "vae").to(memory_format=torch.channels_last).requires_grad_(False)
+    unet = new_unet(seed, mode)
+    take_weights(unet, UNet2DConditionModel.from_pretrained(start / "unet"), list(TASKS).index(task))
+    unet.set_attn_processor(AttnProcessor())
+    model = TinyLotus(vae=vae.eval(), unet=unet, prompt=new_prompt())
+    training = Training(unet, CACHE / f"{task}-{mode}.safetensors", steps=steps, peak_rate=5e-4)
+
+    def prepare(step: int) -> _Batch:
+        rng = _step_rng(seed, step)
+        decoded = step >= LATENT_STAGE * steps
         if decoded:
-            return _map_loss(model.decode(predicted), wanted)
-        return nn.functional.smooth_l1_loss(predicted, wanted, beta=0.5)
+            size, count = DECODED_BATCHES[step % len(DECODED_BATCHES)]
+            shares = np.where(rng.random(count) < 0.5, 1, rng.uniform(0.5, 1, count))
+            views = torch.stack([draw_views(scenes, rng, [task], size, share) for share in shares])
+            images, maps = views[:, 0], views[:, 1]
+            image_latents = model.encode(images.contiguous(memory_format=torch.channels_last))
+        else:
+            rows = _latent_rows(latents, rng, step)
+            count = len(rows)
+            image_latents = images = rows[:, 0]
+            maps = rows[:, 1 + list(TASKS).index(task)]
+        reconstruct = _reconstruct(rng, count)
+        noise = None
+        if mode == "g":  # two draws for each image
+            noise = torch.from_numpy(rng.standard_normal((2 * count, *image_latents.shape[1:]), np.float32))
+        return _Batch(
+            latents=image_latents,
+            wanted=torch.where(reconstruct, images, maps),
+            weights=_weights(maps, task, reconstruct) if decoded else None,
+            switch=_switch(reconstruct),
+            noise=noise,
+        )
+
+    def loss_of(batch: _Batch) -> torch.Tensor:
+        draws = 1 if batch.noise is None else 2
+        image_latents, switch = batch.latents.repeat(draws, 1, 1, 1), batch.switch.repeat(draws, 1)
+        predicted = model.predict_latents(image_latents, batch.noise, switch).float()
+        if batch.weights is None:
+            # With a distance that is quadratic near zero, two draws would have no reason to part.
+            distance = functools.partial(nn.functional.smooth_l1_loss, beta=LATENT_BETA if draws == 1 else 0.0)
+        else:
+            distance = functools.partial(_map_loss, weights=batch.weights)
+            predicted = model.decode(predicted.contiguous(memory_format=torch.channels_last))
+        if draws == 1:
+            return distance(predicted, batch.wanted)
+        one, other = predicted.chunk(2)
+        error = (distance(one, batch.wanted) + distance(other, batch.wanted)) / 2
+        return error - SPREAD / 2 * distance(one, other)
 
     def save() -> None:
         with training.averaged():
@@ -114,10 +187,63 @@ def train_unet(task: str, mode: str, minutes: float, output: Path, seed: int = 2
     _run(training, prepare, loss_of, save)
 
 
+def take_weights(unet: UNet2DConditionModel, trained: UNet2DConditionModel, task: int) -> None:
+    """Copy a trained UNet's weights; of a trunk's maps that of the task, given by its place in TASKS.
+
+    Mode G keeps its own small weights for noise where mode D has none.
+    """
+    state = trained.state_dict()
+    if trained.config.out_channels > unet.config.out_channels:
+        kept = slice(4 * task, 4 * task + 4)
+        state |= {name: state[name][kept] for name in ("conv_out.weight", "conv_out.bias")}
+    missing = unet.config.in_channels - trained.config.in_channels
+    if missing > 0:
+        state["conv_in.weight"] = torch.cat([state["conv_in.weight"], 0.3 * unet.conv_in.weight[:, -missing:]], dim=1)
+    unet.load_state_dict(state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """Samples of one step: `wanted` are latents, or maps where there are `weights`; `noise` has two draws for each."""
+
+    latents: torch.Tensor
+    wanted: torch.Tensor
+    switch: torch.Tensor
+    weights: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def _latent_rows(latents: list[np.ndarray], rng: np.random.Generator, step: int) -> torch.Tensor:
+    """Random scenes of the step's view: latents [N, 4, 4, h, w] of the image and of its maps."""
+    view, count = LATENT_BATCHES[step % len(LATENT_BATCHES)]
+    drawn = np.sort(rng.choice(SCENE_COUNT, count, replace=False))
+    return torch.from_numpy(latents[view][drawn].astype(np.float32))
+
+
+def _reconstruct(rng: np.random.Generator, count: int) -> torch.Tensor:
+    """Which samples ask for the image, bool [N, 1, 1, 1]."""
+    return torch.from_numpy(rng.random((count, 1, 1, 1)) < RECONSTRUCTION_SHARE)
+
+
+def _switch(reconstruct: torch.Tensor) -> torch.Tensor:
+    return torch.where(reconstruct[:, 0, 0], RECONSTRUCT, PREDICT)
+
+
+def _weights(maps: torch.Tensor, task: str, reconstruct: torch.Tensor) -> torch.Tensor:
+    """Weights [N, 1, H, W] of the pixels' errors, of mean 1."""
+    if task == "normal":
+        return torch.ones_like(maps[:, :1])
+    weights = 1 / (maps[:, :1] / 2 + 0.5 + NEAREST_SHARE)
+    return torch.where(reconstruct, 1, weights / weights.mean(dim=(1, 2, 3), keepdim=True))
+
+
 def _run(
     training: Training,
-    prepare: Callable[[int], tuple],
-    loss_of: Callable[..., torch.Tensor],
+    prepare: Callable[[int], Any],
+    loss_of: Callable[[Any], torch.Tensor],
     save: Callable[[], None],
 ) -> None:
     """Step until the time is spent, each batch being prepared in a second thread while the one before is learned from.
@@ -125,7 +251,7 @@ def _run(
     Shows progress, and saves state and result about every two minutes.
     """
 
-    def prepared(step: int) -> tuple:
+    def prepared(step: int) -> Any:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return prepare(step)
 
@@ -139,16 +265,16 @@ def _run(
             batch = upcoming.result()
             upcoming = pool.submit(prepared, training.step + 1)
             with torch.autocast("cpu", torch.bfloat16):  # 1.3 to 1.7 times as fast as fp32 here
-                loss = loss_of(*batch)
+                loss = loss_of(batch)
             training.apply(loss)
             losses.append(float(loss.detach()))
-            images += len(batch[0])
+            images += len(batch)
             now = time.monotonic()
             if now - shown > 10:
-                left = training.seconds * (1 - training.spent)
+                left = (training.steps - training.step) * (now - shown) / len(losses)
                 mean, rate = sum(losses) / len(losses), images / (now - shown)
-                line = f"step {training.step}  loss {mean:.4f}  {rate:.1f} images/s  {left / 60:.1f} min left"
-                sys.stderr.write(line + "\n")
+                place = f"step {training.step}/{training.steps}"
+                sys.stderr.write(f"{place}  loss {mean:.4f}  {rate:.1f} images/s  {left / 60:.1f} min left\n")
                 shown, losses, images = now, [], 0
             if now - saved > 120:
                 training.save()
@@ -162,22 +288,25 @@ def _save_vae(training: Training, scenes: Scenes, seed: int) -> None:
     """Write the averaged autoencoder with the scaling factor that gives its latents unit deviation."""
     vae = training.network
     rng = _step_rng(seed, -1)
-    names = list(TASKS)
-    pairs = [draw_pair(scenes, rng, names[i % len(names)], (256, 256), 1.0) for i in range(24)]
+    views = torch.cat([draw_views(scenes, rng, list(TASKS), (256, 256), 1.0) for _ in range(12)])
     with training.averaged(), torch.no_grad():
-        deviation = vae.encode(torch.cat(stack_pairs(pairs))).latent_dist.mode().std()
+        deviation = vae.encode(views).latent_dist.mode().std()
         vae.register_to_config(scaling_factor=round(1 / float(deviation), 5))
-        vae.save_pretrained(CACHE / "vae")
+        copy.deepcopy(vae).to(memory_format=torch.contiguous_format).save_pretrained(CACHE / "vae")
 
 
-def _map_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 on values, on their differences to the right and below, and on means of 8x8 pixels and their colour."""
+def _map_loss(decoded: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """L1 on values, on their differences to the right and below, and on means of 8x8 pixels and their colour.
+
+    `weights` [N, 1, H, W] multiply the errors of values and of means.
+    """
     difference = decoded.float() - target
     across, down = difference.diff(dim=-1), difference.diff(dim=-2)
-    coarse = nn.functional.avg_pool2d(difference, 8)
+    weighted = difference * weights
+    coarse = nn.functional.avg_pool2d(weighted, 8)
     colour = coarse - coarse.mean(dim=1, keepdim=True)
     edges = across.abs().mean() + down.abs().mean()
-    return difference.abs().mean() + EDGE_WEIGHT * edges + coarse.abs().mean() + COLOUR_WEIGHT * colour.abs().mean()
+    return weighted.abs().mean() + EDGE_WEIGHT * edges + coarse.abs().mean() + COLOUR_WEIGHT * colour.abs().mean()
 
 
 def _step_rng(seed: int, step: int) -> np.random.Generator:
@@ -190,24 +319,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tiny.train", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     vae = commands.add_parser("vae", help="the shared autoencoder")
-    vae.add_argument("--minutes", type=float, default=36, help="wall time to spend, over all resumed runs")
-    unet = commands.add_parser("unet", help="one checkpoint; needs the autoencoder")
+    vae.add_argument("--steps", type=int, default=5000)
+    trunk = commands.add_parser("trunk", help="where every UNet begins; needs the autoencoder")
+    trunk.add_argument("--steps", type=int, default=6000)
+    unet = commands.add_parser("unet", help="one checkpoint; needs the autoencoder and the trunk")
     unet.add_argument("--task", choices=TASKS, required=True)
     unet.add_argument("--mode", choices=MODES, required=True)
-    unet.add_argument("--minutes", type=float, default=36, help="wall time to spend, over all resumed runs")
+    unet.add_argument("--steps", type=int, default=500)
+    unet.add_argument("--start", type=Path, default=CACHE / "trunk", metavar="CHECKPOINT", help="default: the trunk")
+    unet.add_argument("--threads", type=int, default=2)
     unet.add_argument("--output", type=Path, help="default: tiny/checkpoints/TASK-MODE")
-    check = commands.add_parser("evaluate", help="accuracy on held-out scenes")
-    check.add_argument("--checkpoint", type=Path, required=True)
-    check.add_argument("--sheet", type=Path, help="PNG to write: image, truth and prediction of some scenes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(2)
     if options.command == "vae":
-        train_vae(options.minutes)
-    elif options.command == "unet":
-        output = options.output or HERE / "checkpoints" / f"{options.task}-{options.mode}"
-        train_unet(options.task, options.mode, options.minutes, output)
+        train_vae(options.steps)
+    elif options.command == "trunk":
+        train_trunk(options.steps)
     else:
-        json.dump(evaluate(options.checkpoint, CACHE, options.sheet), sys.stdout, indent=2)
+        output = options.output or HERE / "checkpoints" / f"{options.task}-{options.mode}"
+        torch.set_num_threads(options.threads)
+        train_unet(options.task, options.mode, options.steps, output, options.start)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""The latency command end to end on the embedded network, and the report that is made from its rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import latency, report, rows
+
+
+@pytest.mark.slow
+def test_contenders_race_and_absent_ones_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    words = ["latency", "--checkpoint", "tiny/disparity-d", "--resolution", "128x128", "--rounds", "2"]
+    words += ["--what", "pytorch", "onnxruntime", "plain-onnxruntime", "onnxruntime-cuda"]
+    monkeypatch.setattr(sys, "argv", [*words, "--bundles", str(tmp_path / "engines"), "--together", "3"])
+    monkeypatch.setattr(latency, "_CEILING_EDGE", 256)
+    assert latency.main() == 0
+    saved = json.loads((tmp_path / "latency-disparity-d-128x128.json").read_text())["rows"]
+    assert saved[0]["gflops"]["float32"] > 0
+    found = {row["what"]: row for row in saved[1:]}
+    assert "not_measured" in found["onnxruntime-cuda"]
+    for name in ("pytorch", "onnxruntime", "plain-onnxruntime"):
+        row = found[name]
+        assert 0 < row["min_s"] <= row["p50_s"] <= row["p90_s"] <= row["p99_s"]
+        assert row["peak_gb"] > 0.05
+        assert row["first_s"] >= row["load_s"] > 0
+    assert found["pytorch"]["max_abs_error"] == 0
+    assert set(found["pytorch"]["stages_s"]) == {"encoder", "unet", "decoder"}
+    assert 0 < found["onnxruntime"]["max_abs_error"] < 1e-4
+    assert found["onnxruntime"]["ratio"] == pytest.approx(found["pytorch"]["p50_s"] / found["onnxruntime"]["p50_s"])
+    assert found["onnxruntime"]["multiply_adds"] < 0.95 * found["plain-onnxruntime"]["multiply_adds"]
+    assert "rows: latency-disparity-d-128x128.json" in capsys.readouterr().out
+
+
+def test_committed_tables_are_what_their_rows_say() -> None:
+    assert [page.name for page in report.PAGES if report.render(page.read_text()) != page.read_text()] == []
+
+
+def test_a_stale_table_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = sorted((ROOT / "benchmarks" / "results").glob("accuracy-*.json"))
+    shutil.copy(sources[0], tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n<!-- rows: {sources[0].stem} -->\n| old |\n<!-- end -->\nbelow\n")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "PAGES", (page,))
+    monkeypatch.setattr(sys, "argv", ["report", "--check"])
+    assert report.main() == 1
+    assert "| old |" in page.read_text(), "a check writes nothing"
+    monkeypatch.setattr(sys, "argv", ["report"])
+    assert report.main() == 0
+    text = page.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith("<!-- end -->\nbelow\n")
+    assert "in-style" in text
+    assert "| old |" not in text
+    monkeypatch.setattr(sys, "argv", ["report", "--check"])
+    assert report.main() == 0
