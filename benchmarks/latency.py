@@ -109,7 +109,7 @@ class _Runner:
     def finish(self, arguments: argparse.Namespace) -> dict[str, Any]:
         """The row; the process has ended then."""
         end = self._ask("end")
-        self._process.wait()
+        self._process.communicate()
         p50, p90, p99 = (float(np.percentile(self.seconds, share)) for share in (50, 90, 99))
         row = {"what": self.name, "meaning": CONTENDERS[self.name].meaning, "checkpoint": arguments.checkpoint}
         row |= {"resolution": arguments.resolution, "batch": 1, "rounds": len(self.seconds)}
@@ -130,7 +130,7 @@ class _Runner:
         line = self._process.stdout.readline()
         answer = json.loads(line) if line else {"error": f"the process ended with status {self._process.wait()}"}
         if "error" in answer:
-            self._process.wait()
+            self._process.communicate()
             raise _WorkerError(answer["error"])
         return dict(answer)
 

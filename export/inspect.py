@@ -14,7 +14,6 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import dataclasses
 import json
 
 from export.costs import Costs, read_costs
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         rows = [
             {"bundle": manifest.name, "bucket": str(bucket), "folds": manifest.folds}
-            | {stage: dataclasses.asdict(cost) for stage, cost in costs.items()}
+            | {stage: vars(cost) for stage, cost in costs.items()}
             for manifest, bucket, costs in read
         ]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
