@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.datasets import synthetic
-from benchmarks.metrics import fit_depth
+from benchmarks.metrics import angle_between, fit_depth
 from benchmarks.rows import write_rows
 from runtime import LotusEngine, Prediction
 
@@ -68,8 +68,7 @@ def _error(
 ) -> NDArray[np.float64]:
     """Per pixel: |z - z*| / z* after alignment, or the angle in degrees."""
     if mean.ndim == 3:
-        sine, cosine = np.linalg.norm(np.cross(mean, truth), axis=-1), (mean * truth).sum(axis=-1)
-        return np.degrees(np.arctan2(sine, cosine))
+        return angle_between(mean, truth)
     error = np.zeros(truth.shape)
     aligned = fit_depth(mean[mask].astype(np.float64), truth[mask].astype(np.float64), task)
     error[mask] = np.abs(aligned - truth[mask]) / truth[mask]

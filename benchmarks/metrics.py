@@ -50,6 +50,13 @@ class DepthAccuracy:
         return {name: _mean_of_finite([image[name] for image in self.images]) for name in names}
 
 
+def angle_between(first: Map, second: Map) -> Map:
+    """Degrees between vectors [...,3] of any length."""
+    # atan2 of cross and dot keeps its digits near 0 and 180 degrees, where arccos of the dot loses them.
+    sine = np.linalg.norm(np.cross(first, second), axis=-1)
+    return np.degrees(np.arctan2(sine, (first * second).sum(axis=-1)))
+
+
 def fit_depth(prediction: Map, truth: Map, space: str) -> Map:
     """Depth from a prediction in "depth" or "disparity" space [N], scaled and shifted to the true depth [N] there."""
     if space == "depth":
@@ -75,9 +82,7 @@ class NormalAccuracy:
         lengths = np.linalg.norm(prediction, axis=-1), np.linalg.norm(truth, axis=-1)
         counted = _valid(lengths[0], lengths[1], mask) & (lengths[0] > 0) & (lengths[1] > 0)
         first, second = (vectors[counted].astype(np.float64) for vectors in (prediction, truth))
-        # atan2 of cross and dot keeps its digits near 0 and 180 degrees, where arccos of the dot loses them.
-        sine = np.linalg.norm(np.cross(first, second), axis=-1)
-        self.angles.append(np.degrees(np.arctan2(sine, (first * second).sum(axis=-1))))
+        self.angles.append(angle_between(first, second))
         return _angle_errors(self.angles[-1])
 
     def compute(self) -> dict[str, float]:

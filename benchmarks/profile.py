@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.rows import write_rows
 from export.to_onnx import STAGES
+from runtime.backends.openvino import hints
 from runtime.manifest import Bucket, Manifest
 
 _Feeds = dict[str, NDArray[np.float32]]
@@ -81,11 +82,9 @@ def _onnxruntime(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds
 def _openvino(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, runs: int) -> _Times:
     import openvino
 
-    precision = {"fp32": "f32"}.get(manifest.precision, manifest.precision)
-    hints = {"PERF_COUNT": True, "INFERENCE_PRECISION_HINT": precision, "SNIPPETS_MODE": "DISABLE"}
     core = openvino.Core()
-    graph = folder / bucket.graph
-    request = core.compile_model(core.read_model(str(graph)), "CPU", hints).create_infer_request()
+    graph = core.read_model(str(folder / bucket.graph))
+    request = core.compile_model(graph, "CPU", hints(manifest.precision) | {"PERF_COUNT": "YES"}).create_infer_request()
     times: _Times = Counter()
     for _ in range(runs):
         request.infer(feeds)

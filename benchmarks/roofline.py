@@ -15,12 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir as ir
 import yaml
 
 from benchmarks.rows import write_rows
-from export.costs import NodeCost, node_cost, read_costs
+from export.costs import NodeCost, load_model, node_cost, peaks
 from runtime.errors import LotusError
 from runtime.manifest import Manifest
 
@@ -60,10 +58,10 @@ def main() -> int:
 
 def bounds(graph: Path, precisions: list[str]) -> list[dict[str, Any]]:
     """For each device and precision of a graph that is stored in fp32: milliseconds and GB."""
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(graph, load_external_data=False), data_prop=True))
+    model = load_model(graph)
     seen: set[str] = set()
     nodes = [node_cost(node, seen) for node in model.graph]
-    peak = read_costs(graph)["all"].peak
+    peak = peaks(model.graph)["all"]
     return [
         {"device": device["name"], "precision": precision} | _bound(nodes, peak, device, precision)
         for device in yaml.safe_load(DEVICES.read_text(encoding="utf-8"))

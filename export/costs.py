@@ -40,9 +40,14 @@ class NodeCost:
     traffic: int
 
 
+def load_model(graph: Path) -> ir.Model:
+    """An ONNX file without its weights, with the shapes that can be inferred."""
+    return ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(graph, load_external_data=False), data_prop=True))
+
+
 def read_costs(graph: Path) -> dict[str, Costs]:
     """Costs by stage, and of "all", of an ONNX file with static shapes. Raises: BuildError when a shape is missing."""
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(graph, load_external_data=False), data_prop=True))
+    model = load_model(graph)
     found = {stage: Costs() for stage in (*STAGES, "all")}
     seen: set[str] = set()
     for node in model.graph:
@@ -52,7 +57,7 @@ def read_costs(graph: Path) -> dict[str, Costs]:
             found[key].weights += cost.weights
             found[key].traffic += cost.traffic
             found[key].kernels[node.op_type] += 1
-    for stage, peak in _peaks(model.graph).items():
+    for stage, peak in peaks(model.graph).items():
         found[stage].peak = peak
     return found
 
@@ -80,7 +85,7 @@ def stage_of(node: ir.Node) -> str:
     return stage
 
 
-def _peaks(graph: ir.Graph) -> dict[str, int]:
+def peaks(graph: ir.Graph) -> dict[str, int]:
     """Largest sum of live activations, by the stage of the operator that runs then, and over all."""
     order = {node: place for place, node in enumerate(graph)}
     last: dict[ir.Value, int] = {}

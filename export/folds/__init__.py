@@ -7,6 +7,7 @@ leaves the others alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from export.folds import (
@@ -41,8 +42,8 @@ def apply_folds(module: SinglePass, progress: Callable[[str], None], upsampling:
     `upsampling` is the form that the target runs fastest, of `subpixel.FORMS`.
     """
     applied = []
-    for name, fold in FOLDS.items():
-        folded = fold(module) if fold is not subpixel.fold else subpixel.fold(module, upsampling)
+    for name, fold in (FOLDS | {"subpixel": functools.partial(subpixel.fold, form=upsampling)}).items():
+        folded = fold(module)
         progress(f"fold {name}: {folded.places} places")
         for reason in sorted(set(folded.refused)):
             progress(f"fold {name} leaves {folded.refused.count(reason)}: {reason}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from export.folds.linear import bias_of, set_affine, weight_of
+from export.folds.linear import bias_of, merge_pixelwise, refuse_wide, set_affine, weight_of
 from export.folds.report import Folded
 from export.single_pass import SinglePass
 
@@ -21,19 +21,10 @@ def fold(module: SinglePass) -> Folded:
     encoder = module.encoder
     folded = Folded()
     conv, quant = encoder.network.conv_out, encoder.quant
-    if not folded.count(_refusal(quant)):
+    if not folded.count(refuse_wide("quant_conv", quant)):
         return folded
-    weight, bias = weight_of(conv), bias_of(conv)
-    if isinstance(quant, nn.Conv2d):
-        matrix = weight_of(quant)[..., 0, 0]
-        weight, bias = (matrix @ weight.flatten(1)).view(-1, *weight.shape[1:]), matrix @ bias + bias_of(quant)
+    weight, bias = merge_pixelwise(weight_of(conv), bias_of(conv), quant)
     kept = slice(encoder.channels)
     set_affine(conv, encoder.scaling * weight[kept], encoder.scaling * bias[kept])
     encoder.quant, encoder.scaling = nn.Identity(), 1.0
     return folded
-
-
-def _refusal(quant: nn.Module) -> str | None:
-    if isinstance(quant, nn.Conv2d) and quant.kernel_size != (1, 1):
-        return f"quant_conv is {quant.kernel_size}, and does not act on single pixels"
-    return None

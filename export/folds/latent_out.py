@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from export.folds.linear import bias_of, set_affine, weight_of
+from export.folds.linear import bias_of, merge_pixelwise, refuse_wide, set_affine, weight_of
 from export.folds.report import Folded
 from export.single_pass import SinglePass
 
@@ -21,18 +21,8 @@ def fold(module: SinglePass) -> Folded:
     decoder = module.decoder
     folded = Folded()
     conv, quant = module.unet.network.conv_out, decoder.quant
-    if not folded.count(_refusal(quant)):
+    if not folded.count(refuse_wide("post_quant_conv", quant)):
         return folded
-    weight, bias = weight_of(conv) / decoder.scaling, bias_of(conv) / decoder.scaling
-    if isinstance(quant, nn.Conv2d):
-        matrix = weight_of(quant)[..., 0, 0]
-        weight, bias = (matrix @ weight.flatten(1)).view(-1, *weight.shape[1:]), matrix @ bias + bias_of(quant)
-    set_affine(conv, weight, bias)
+    set_affine(conv, *merge_pixelwise(weight_of(conv) / decoder.scaling, bias_of(conv) / decoder.scaling, quant))
     decoder.quant, decoder.scaling = nn.Identity(), 1.0
     return folded
-
-
-def _refusal(quant: nn.Module) -> str | None:
-    if isinstance(quant, nn.Conv2d) and quant.kernel_size != (1, 1):
-        return f"post_quant_conv is {quant.kernel_size}, and does not act on single pixels"
-    return None

@@ -16,6 +16,21 @@ def bias_of(layer: nn.Module) -> Tensor:
     return weight_of(layer).new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach().double()
 
 
+def merge_pixelwise(weight: Tensor, bias: Tensor, after: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with the 1x1 convolution (or nothing) that comes after it."""
+    if not isinstance(after, nn.Conv2d):
+        return weight, bias
+    matrix = weight_of(after)[..., 0, 0]
+    return (matrix @ weight.flatten(1)).view(-1, *weight.shape[1:]), matrix @ bias + bias_of(after)
+
+
+def refuse_wide(name: str, after: nn.Module) -> str | None:
+    """Why `merge_pixelwise` does not hold for the layer called `name`."""
+    if isinstance(after, nn.Conv2d) and after.kernel_size != (1, 1):
+        return f"{name} is {after.kernel_size}, and does not act on single pixels"
+    return None
+
+
 def new_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
     """The layer x W^T + b with weight [out, in]."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")

@@ -14,6 +14,16 @@ from runtime.errors import BackendError
 _PRECISION_HINT = {"fp32": "f32", "bf16": "bf16"}
 
 
+def hints(precision: str) -> dict[str, str]:
+    """What a bundle of this precision is compiled with."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _PRECISION_HINT[precision],
+        # OpenVINO 2026.4 crashes (SIGSEGV) where its snippets fuse product, activation, product over few rows.
+        "SNIPPETS_MODE": "DISABLE",
+    }
+
+
 class BackendSession(Session):
     """Compiles `bucket.graph` for the CPU with the precision that the manifest names."""
 
@@ -26,15 +36,9 @@ class BackendSession(Session):
             raise BackendError(
                 f"backend 'openvino' runs precisions {sorted(_PRECISION_HINT)}, the bundle is {self.manifest.precision}"
             )
-        hints = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _PRECISION_HINT[self.manifest.precision],
-            # OpenVINO 2026.4 crashes (SIGSEGV) where its snippets fuse product, activation, product over few rows.
-            "SNIPPETS_MODE": "DISABLE",
-        }
         try:
             core = openvino.Core()
-            self._compiled = core.compile_model(core.read_model(str(path)), "CPU", hints)
+            self._compiled = core.compile_model(core.read_model(str(path)), "CPU", hints(self.manifest.precision))
         except Exception as error:  # OpenVINO raises RuntimeError and, from its frontends, types of its own
             raise BackendError(
                 f"OpenVINO {openvino.__version__} cannot open {path}: {error}\n"
