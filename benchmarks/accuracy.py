@@ -62,13 +62,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         identity = {"files": [file.sha256 for file in engine.manifest.files], "seed": arguments.seed}
         _claim(folder, identity | {"mean_of": arguments.mean_of})
         _predict(engine, data, names, folder, _seeds(engine, arguments))
-        title = f"accuracy-{engine.manifest.name}-{data.name}"
+        bundle = engine.manifest.name
+        title = f"accuracy-{bundle}-{data.name}"
         title += f"-mean-of-{arguments.mean_of}" if arguments.mean_of > 1 else ""
     rows = list(_score(task, data, names, lambda name: np.load(folder / f"{name}.npy", allow_pickle=False)))
     if data.constant is not None and arguments.mean_of == 1:
         constant = data.constant(task.name)
         guesses = [row for row in _score(task, data, names, lambda name: constant) if row["images"] != 1]
         rows += [row | {"name": f"constant map: {row['name']}"} for row in guesses]
+    rows = [{"bundle": bundle, "mean_of": arguments.mean_of} | row for row in rows]
     for row in rows:
         if row["images"] != 1:
             print(row["name"], " ".join(f"{key} {value:.4f}" for key, value in row["metrics"].items()))

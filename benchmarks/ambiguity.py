@@ -66,12 +66,13 @@ def main() -> int:
 def _error(
     task: str, mean: NDArray[np.float32], truth: NDArray[np.float32], mask: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Per pixel: |z - z*| / z* after alignment, or the angle in degrees."""
+    """Per pixel, in the space that the seeds spread in: |d - d*| of aligned disparity or depth, or degrees."""
     if mean.ndim == 3:
         return angle_between(mean, truth)
     error = np.zeros(truth.shape)
     aligned = fit_depth(mean[mask].astype(np.float64), truth[mask].astype(np.float64), task)
-    error[mask] = np.abs(aligned - truth[mask]) / truth[mask]
+    power = -1 if task == "disparity" else 1
+    error[mask] = np.abs(aligned**power - truth[mask] ** power)
     return error
 
 

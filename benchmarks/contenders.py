@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,8 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.rows import ROOT
+from export.errors import BuildError
+
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""RGB uint8 [H,W,3] to the map as it leaves the network's post-processing, float32."""
+"""RGB uint8 [N,H,W,3] to the N maps as they leave the network's post-processing, float32.
+
+PyTorch takes the N images in one pass; a bundle, whose graph is for one image, takes them one after the other.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,7 @@ CONTENDERS = {
     ),
 }
 BASELINE = "pytorch"
+_NOISE_SEED = 0  # what bundles built without --seed draw
 
 
 def bundle_path(name: str, checkpoint: str, resolution: str, folder: Path) -> Path | None:
@@ -68,6 +77,23 @@ def bundle_path(name: str, checkpoint: str, resolution: str, folder: Path) -> Pa
         return None
     settings = "-".join(f"{key}={value}" for key, value in sorted(contender.options.items()))
     return folder / f"bench-{checkpoint.replace('/', '-')}-{resolution}-{settings}"
+
+
+def built(name: str, checkpoint: str, resolution: str, folder: Path) -> Path | None:
+    """The contender's bundle, built now by a process of its own where it is not there yet; None for PyTorch.
+
+    Raises: BuildError.
+    """
+    bundle = bundle_path(name, checkpoint, resolution, folder)
+    if bundle is None or bundle.exists():
+        return bundle
+    options = CONTENDERS[name].options
+    command = [sys.executable, "export/build_engine.py", checkpoint, "--resolution", resolution]
+    command += [f"--{key}={value}" for key, value in options.items() if key != "folds"]
+    command += [] if options.get("folds", True) else ["--no-folds"]
+    if subprocess.run([*command, "--output", str(bundle)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode != 0:
+        raise BuildError(f"the bundle of {name} could not be built")
+    return bundle
 
 
 @contextlib.contextmanager
@@ -80,7 +106,7 @@ def opened(name: str, checkpoint: str, bundle: Path | None, stages: dict[str, fl
     from runtime import LotusEngine
 
     with LotusEngine(bundle, contender.backend) as engine:
-        yield lambda image: engine(image, resize=None).values
+        yield lambda images: np.stack([engine(image, resize=None).values for image in images])
 
 
 def _pytorch(
@@ -94,7 +120,7 @@ def _pytorch(
     import torch
 
     from export.checkpoint import TIMESTEP, load_checkpoint, task_embedding
-    from runtime.engine import unit_vectors
+    from runtime.engine import draw_noise, unit_vectors
     from runtime.manifest import Preprocess
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -115,26 +141,29 @@ def _pytorch(
             torch.cuda.synchronize()
         stages[stage] = time.perf_counter() - start
 
-    def predict(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         stages.clear()
+        count = len(images)
         with torch.inference_mode(), half:
             text = prompt
             if encode_prompt is not None:
                 with timed("text encoder"):
                     text = encode_prompt()
             with timed("encoder"):
-                posterior = encoder(torch.from_numpy(Preprocess().apply(rgb)).to(device)).latent_dist
+                pixels = np.concatenate([Preprocess().apply(image) for image in images])
+                posterior = encoder(torch.from_numpy(pixels).to(device)).latent_dist
                 latent = (posterior.sample() if published else posterior.mode()) * scaling
             if loaded.mode == "g":
-                noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
-                latent = torch.cat([latent, noise], dim=1)
+                noise = torch.from_numpy(draw_noise(_NOISE_SEED, (1, *latent.shape[1:])))
+                latent = torch.cat([latent, noise.expand(count, -1, -1, -1).to(latent)], dim=1)
             with timed("unet"):
+                text = text.expand(count, -1, -1)
                 predicted = network(latent, TIMESTEP, encoder_hidden_states=text, class_labels=task).sample
             with timed("decoder"):
-                unit = (decoder(predicted / scaling).sample[0].float() / 2 + 0.5).clamp(0, 1)
+                unit = (decoder(predicted / scaling).sample.float() / 2 + 0.5).clamp(0, 1)
             if loaded.task == "normal":
-                return unit_vectors((unit * 2 - 1).permute(1, 2, 0).cpu().numpy())
-            return unit.mean(dim=0).cpu().numpy()
+                return unit_vectors((unit * 2 - 1).permute(0, 2, 3, 1).cpu().numpy())
+            return unit.mean(dim=1).cpu().numpy()
 
     return predict
 

@@ -3,6 +3,7 @@
 Each contender is a process of its own. They are loaded in groups that fit into memory, each group with the reference;
 in every round each one predicts once, in turn, so that a machine that slows down slows all of them. The image is read
 and decoded beforehand; pre- and post-processing are inside the timed region. Ratios are of medians within one group.
+With --batch N a prediction is of N images: by PyTorch in one pass, by a bundle one after the other.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import BASELINE, CONTENDERS, bundle_path, opened
+from benchmarks.contenders import BASELINE, CONTENDERS, built, bundle_path, opened
 from benchmarks.rows import ROOT, write_rows
+from export.errors import BuildError
 from runtime.errors import LotusError
 
 _CEILING_EDGE = 3072
@@ -33,11 +35,12 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="random/lotus-d")
     parser.add_argument("--resolution", default="512x512", metavar="HxW")
     parser.add_argument("--what", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--together", type=int, default=2, help="contenders in memory at once, beside the reference")
     parser.add_argument("--image", type=Path, default=ROOT / "tiny" / "samples" / "room.png")
     parser.add_argument("--bundles", type=Path, default=ROOT / "engines", help="where bundles are built and kept")
-    parser.add_argument("--name", help="of the file of rows; default: latency-CHECKPOINT-RESOLUTION")
+    parser.add_argument("--name", help="of the file of rows; default: latency-CHECKPOINT-RESOLUTION[-batch-N]")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -49,6 +52,7 @@ def main() -> int:
         for number, group in enumerate(groups):
             rows += [{"group": number} | row for row in _race([BASELINE, *group], arguments, Path(folder))]
     title = f"latency-{Path(arguments.checkpoint).name}-{arguments.resolution}"
+    title += f"-batch-{arguments.batch}" if arguments.batch > 1 else ""
     print(f"rows: {write_rows(arguments.name or title, rows).name}")
     return 0 if any("p50_s" in row for row in rows) else 1
 
@@ -60,7 +64,7 @@ def _race(names: list[str], arguments: argparse.Namespace, folder: Path) -> list
     for name in names:
         try:
             runners[name] = _Runner(name, arguments, folder)
-        except _WorkerError as error:
+        except (_WorkerError, BuildError) as error:
             rows.append({"what": name, "meaning": CONTENDERS[name].meaning, "not_measured": str(error)})
             _say(f"{name:<18} not measured: {error}")
     for turn in range(arguments.rounds):
@@ -92,12 +96,11 @@ class _Runner:
 
     def __init__(self, name: str, arguments: argparse.Namespace, folder: Path) -> None:
         self.name, self.seconds = name, list[float]()
-        bundle = bundle_path(name, arguments.checkpoint, arguments.resolution, arguments.bundles)
-        if bundle is not None and not bundle.exists():
-            _build(name, arguments, bundle)
+        built(name, arguments.checkpoint, arguments.resolution, arguments.bundles)
         command = [sys.executable, "-m", "benchmarks.latency", "--worker", str(folder / f"{name}.npy"), "--what", name]
         command += ["--checkpoint", arguments.checkpoint, "--resolution", arguments.resolution]
         command += ["--image", str(arguments.image), "--bundles", str(arguments.bundles)]
+        command += ["--batch", str(arguments.batch)]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.start = self._read()
 
@@ -112,11 +115,12 @@ class _Runner:
         self._process.communicate()
         p50, p90, p99 = (float(np.percentile(self.seconds, share)) for share in (50, 90, 99))
         row = {"what": self.name, "meaning": CONTENDERS[self.name].meaning, "checkpoint": arguments.checkpoint}
-        row |= {"resolution": arguments.resolution, "batch": 1, "rounds": len(self.seconds)}
-        row |= {"p50_s": p50, "p90_s": p90, "p99_s": p99, "min_s": min(self.seconds), "per_second": 1 / p50}
+        row |= {"resolution": arguments.resolution, "batch": arguments.batch, "rounds": len(self.seconds)}
+        row |= {"p50_s": p50, "p90_s": p90, "p99_s": p99, "min_s": min(self.seconds)}
+        row |= {"per_second": arguments.batch / p50}
         bundle = bundle_path(self.name, arguments.checkpoint, arguments.resolution, arguments.bundles)
         if bundle is not None:
-            row |= _work_of(bundle, p50)
+            row |= _work_of(bundle, p50 / arguments.batch)
         return row | self.start | end
 
     def _ask(self, word: str) -> dict[str, Any]:
@@ -135,17 +139,8 @@ class _Runner:
         return dict(answer)
 
 
-def _build(name: str, arguments: argparse.Namespace, bundle: Path) -> None:
-    options = CONTENDERS[name].options
-    command = [sys.executable, "export/build_engine.py", arguments.checkpoint, "--resolution", arguments.resolution]
-    command += [f"--{key}={value}" for key, value in options.items() if key != "folds"]
-    command += [] if options.get("folds", True) else ["--no-folds"]
-    if subprocess.run([*command, "--output", str(bundle)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode != 0:
-        raise _WorkerError("its bundle could not be built")
-
-
 def _work_of(bundle: Path, seconds: float) -> dict[str, Any]:
-    """Multiply-adds of the graph, and the rate at which they were done."""
+    """Multiply-adds of the graph, for one image, and the rate at which they were done in these seconds."""
     from export.costs import read_costs
     from runtime.manifest import Manifest
 
@@ -162,21 +157,22 @@ def _work(arguments: argparse.Namespace) -> int:
     name = arguments.what[0]
     height, width = map(int, arguments.resolution.split("x"))
     bundle = bundle_path(name, arguments.checkpoint, arguments.resolution, arguments.bundles)
-    image = np.ascontiguousarray(fit_to_bucket(load(arguments.image), Bucket(height=height, width=width, graph=""))[0])
+    image = fit_to_bucket(load(arguments.image), Bucket(height=height, width=width, graph=""))[0]
+    images = np.repeat(image[None], arguments.batch, axis=0)
     stages: dict[str, float] = {}
     start = time.perf_counter()
     try:
         with opened(name, arguments.checkpoint, bundle, stages) as predict:
             loaded = time.perf_counter()
-            values = predict(image)  # bundles open their graph here: the first prediction holds that
+            values = predict(images)  # bundles open their graph here: the first prediction holds that
             first = time.perf_counter()
-            predict(image)  # warm
+            predict(images)  # warm
             _tell({"load_s": loaded - start, "first_s": first - start})
             for line in sys.stdin:
                 if line.strip() == "end":
                     break
                 before = time.perf_counter()
-                values = predict(image)
+                values = predict(images)
                 _tell({"seconds": time.perf_counter() - before})
             np.save(arguments.worker, values)
     # A missing package or device, a compiler that is not there: each library raises types of its own.

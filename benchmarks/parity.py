@@ -1,80 +1,64 @@
-"""How far the runtime is from the PyTorch reference: `python -m benchmarks.parity IMAGE_OR_FOLDER... [--checkpoint C]`.
+"""How far bundles are from PyTorch, and folded ones from plain ones: `python -m benchmarks.parity IMAGE_OR_FOLDER...`.
 
-Each image is cropped (not resized) to the bucket; the same noise goes to both sides in mode G.
+Each image is cropped (not resized) to the bucket; the same noise goes to both sides in mode G. One contender is in
+memory at a time, so that the full-size network can be compared too (`--checkpoint random/lotus-d --size 512`).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.rows import write_rows
-from export.assemble import BuildSettings, build
-from export.checkpoint import load_checkpoint
-from export.reference import predict_reference
-from runtime import LotusEngine
-from runtime.backends import installed
-from runtime.engine import draw_noise, unit_vectors
+from benchmarks.contenders import BASELINE, CONTENDERS, built, opened
+from benchmarks.rows import ROOT, write_rows
 from runtime.image import IMAGE_SUFFIXES, load
+
+_DEFAULT = ("onnxruntime", "plain-onnxruntime", "openvino", "plain-openvino")
+_PLAIN = "plain-"
 
 
 def main() -> int:
-    """Build a bundle, compare on every crop with every backend that opens ONNX here, print and save the rows."""
+    """Build what is not there, predict every crop with every contender, print and save the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, nargs="+")
-    parser.add_argument("--checkpoint", default="tiny/disparity-d")
-    parser.add_argument("--task", help="default: what the checkpoint is known for")
+    parser.add_argument("--checkpoint", nargs="+", default=["tiny/disparity-d"])
     parser.add_argument("--size", type=int, default=256, help="edge of the square bucket in pixels")
+    parser.add_argument("--what", nargs="+", default=_DEFAULT, choices=CONTENDERS)
+    parser.add_argument("--bundles", type=Path, default=ROOT / "engines", help="where bundles are built and kept")
     arguments = parser.parse_args()
-    backends = [name for name in ("onnxruntime", "openvino") if name in installed()]
-    with tempfile.TemporaryDirectory() as folder:
-        size = (arguments.size, arguments.size)
-        settings = BuildSettings(
-            checkpoint=arguments.checkpoint, task=arguments.task, resolutions=(size,), output=Path(folder) / "bundle"
-        )
-        bundle = build(settings, lambda line: print(line, file=sys.stderr))
-        rows = list(_compare(bundle, settings, arguments.images, backends))
-    for row in rows:
-        print(f"{row['image']:<24} {row['backend']:<14} max {row['max_abs']:.2e}  mean {row['mean_abs']:.2e}")
-    name = f"parity-{Path(arguments.checkpoint).name}"
-    print(f"rows: {write_rows(name, rows).name}")
+    files = list(_files(arguments.images))
+    crops = np.stack([_crop(load(path), (arguments.size, arguments.size)) for path in files])
+    for checkpoint in arguments.checkpoint:
+        answers = {}
+        for name in (BASELINE, *arguments.what):
+            print(f"{checkpoint}: {name}", file=sys.stderr)
+            bundle = built(name, checkpoint, f"{arguments.size}x{arguments.size}", arguments.bundles)
+            with opened(name, checkpoint, bundle, {}) as predict:
+                answers[name] = [predict(crop[None])[0] for crop in crops]
+        rows = list(_rows(answers, [path.name for path in files]))
+        for row in rows:
+            print("{image:<24} {what:<20} against {against:<14} max {max_abs:.2e}  mean {mean_abs:.2e}".format(**row))
+        circumstances = {"checkpoint": checkpoint, "size": f"{arguments.size}x{arguments.size}"}
+        name = write_rows(f"parity-{Path(checkpoint).name}", [circumstances | row for row in rows]).name
+        print(f"rows: {name}")
     return 0
 
 
-def _compare(
-    bundle: Path, settings: BuildSettings, images: list[Path], backends: list[str]
-) -> Iterator[dict[str, Any]]:
-    checkpoint = load_checkpoint(settings.checkpoint, task=settings.task)
-    with ExitStack() as stack:
-        engines = [stack.enter_context(LotusEngine(bundle, backend=backend)) for backend in backends]
-        for path in _files(images):
-            rgb = _crop(load(path), settings.resolutions[0])
-            manifest = engines[0].manifest
-            shape = manifest.input_shapes(manifest.buckets[0]).get("noise")
-            noise = draw_noise(1, shape) if shape else None
-            expected = predict_reference(checkpoint, rgb, noise).transpose(1, 2, 0)
-            if checkpoint.task == "normal":
-                expected = unit_vectors(expected)
-            for engine in engines:
-                values = engine(rgb, noise=noise, resize=None).values.reshape(expected.shape)
-                apart = np.abs(values - expected)
-                yield {
-                    "checkpoint": settings.checkpoint,
-                    "image": path.name,
-                    "backend": engine.backend,
-                    "precision": settings.precision,
-                    "size": f"{rgb.shape[0]}x{rgb.shape[1]}",
-                    "max_abs": float(apart.max()),
-                    "mean_abs": float(apart.mean()),
-                }
+def _rows(answers: dict[str, list[NDArray[np.float32]]], images: list[str]) -> Iterator[dict[str, Any]]:
+    """Everything against PyTorch, and everything folded against the same without folds."""
+    pairs = [(name, BASELINE) for name in answers if name != BASELINE]
+    pairs += [(name, _PLAIN + name) for name in answers if _PLAIN + name in answers]
+    for what, against in pairs:
+        for image, one, other in zip(images, answers[what], answers[against], strict=True):
+            apart = np.abs(one - other)
+            row = {"image": image, "what": what, "against": against}
+            yield row | {"max_abs": float(apart.max()), "mean_abs": float(apart.mean())}
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:

@@ -38,8 +38,14 @@ def main() -> int:
         for name in stale:
             print(f"{name} differs from its rows: python -m benchmarks.report", file=sys.stderr)
         return 1 if stale else 0
-    for path in sorted(RESULTS.glob("latency-*.json")):
-        print(_plot_latency(json.loads(path.read_text()), path.with_suffix(".png")))
+    latencies = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("latency-*.json"))}
+    for path, body in latencies.items():
+        print(_plot_latency(body, path.with_suffix(".png")))
+    if len(latencies) > 1:
+        print(_plot_scaling(list(latencies.values()), RESULTS / "scaling.png"))
+    profiles = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("profile-*.json"))]
+    if profiles:
+        print(_plot_stages(profiles, RESULTS / "stages.png"))
     return 0
 
 
@@ -93,17 +99,15 @@ def _accuracy(bodies: list[_Body]) -> list[str]:
     lines = ["| | " + " | ".join(shown) + " | the constant's |", "|---|" + "---|" * (len(shown) + 1)]
     for body in bodies:
         found = {row["name"]: row for row in body["rows"] if row["images"] != 1}
-        bundle = body["command"].split("--bundle ")[1].split()[0].rsplit("/", 1)[-1]
-        many = (
-            f", mean of {body['command'].split('--mean-of ')[1].split()[0]}" if "--mean-of" in body["command"] else ""
-        )
+        first = body["rows"][0]
+        label = first["bundle"] + (f", mean of {first['mean_of']} seeds" if first["mean_of"] > 1 else "")
         for name, row in found.items():
             if name.startswith(("constant", "all")):
                 continue
             constant = found.get(f"constant map: {name}", {"metrics": {}})["metrics"].get(shown[0])
             numbers = " | ".join(f"{row['metrics'][key]:.3f}" for key in shown)
             beside = "" if constant is None else f"{constant:.3f}"
-            lines.append(f"| {bundle}{many}, {name} | {numbers} | {beside} |")
+            lines.append(f"| {label}, {name} | {numbers} | {beside} |")
     return lines
 
 
@@ -133,8 +137,59 @@ def _plot_latency(body: _Body, path: Path) -> Path:
     scatter.margins(0.2)
     scatter.set_xlabel("seconds per image, median")
     scatter.set_ylabel("largest difference from PyTorch")
-    figure.suptitle(f"{rows[0]['checkpoint']}, {rows[0]['resolution']}, batch 1" if rows else path.stem)
+    figure.suptitle(
+        f"{rows[0]['checkpoint']}, {rows[0]['resolution']}, batch {rows[0]['batch']}" if rows else path.stem
+    )
     figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _plot_scaling(bodies: list[_Body], path: Path) -> Path:
+    """Seconds for one image over the edge of square images, and over the batch at the resolution that has batches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for body in bodies for row in body["rows"] if "p50_s" in row]
+    batched = {row["resolution"] for row in rows if row["batch"] > 1}
+    figure, (sizes, batches) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    for what in dict.fromkeys(row["what"] for row in rows):
+        own = [row for row in rows if row["what"] == what]
+        by_size = sorted((int(row["resolution"].split("x")[0]), row["p50_s"]) for row in own if row["batch"] == 1)
+        sizes.plot(*zip(*by_size, strict=True), "o-", label=what)
+        by_batch = sorted((row["batch"], row["p50_s"] / row["batch"]) for row in own if row["resolution"] in batched)
+        if len(by_batch) > 1:
+            batches.plot(*zip(*by_batch, strict=True), "o-", label=what)
+    sizes.set(xlabel="edge of a square image, pixels", ylabel="seconds, median", xscale="log", yscale="log")
+    batches.set(xlabel="images in one call", ylabel="seconds per image, median", ylim=(0, None))
+    sizes.legend(fontsize=8)
+    figure.suptitle(rows[0]["checkpoint"])
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _plot_stages(bodies: list[_Body], path: Path) -> Path:
+    """Stacked bars of the stages' seconds, a bar for each profiled bundle."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(bodies) + 1.2), layout="constrained")
+    names = [body["rows"][0]["bundle"] for body in bodies]
+    start = [0.0] * len(bodies)
+    for stage, colour in zip(("encoder", "unet", "decoder"), ("#4477aa", "#66ccee", "#228833"), strict=True):
+        seconds = [sum(row["seconds"] for row in body["rows"] if row["stage"] == stage) for body in bodies]
+        axes.barh(names, seconds, left=start, label=stage, color=colour)
+        start = [before + more for before, more in zip(start, seconds, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds per image, by the engine's own profiler")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
     return path
 
 

@@ -128,9 +128,15 @@ class LotusEngine:
         shape = self.manifest.input_shapes(bucket).get("noise")
         if shape is None:
             if noise is not None:
-                raise ImageError("this bundle takes no noise: it is of mode D, or its noise is part of the graph")
+                raise ImageError(
+                    "this bundle takes no noise: it is of mode D, or was built with --fixed-noise, which made the "
+                    "noise part of the graph"
+                )
             if self.manifest.fixed_noise and seed not in (None, self.manifest.noise_seed):
-                raise ImageError(f"the noise of this bundle is fixed to seed {self.manifest.noise_seed}, found {seed}")
+                raise ImageError(
+                    f"the noise of this bundle is fixed to seed {self.manifest.noise_seed}, found {seed}; build it "
+                    "without --fixed-noise to choose seeds"
+                )
             return {}
         if noise is None:
             return {"noise": draw_noise(self.manifest.noise_seed if seed is None else seed, shape)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks import latency, report, rows
+from benchmarks import latency, parity, report, rows
 
 
 @pytest.mark.slow
@@ -19,11 +19,11 @@ def test_contenders_race_and_absent_ones_say_why(
 ) -> None:
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
     words = ["latency", "--checkpoint", "tiny/disparity-d", "--resolution", "128x128", "--rounds", "2"]
-    words += ["--what", "pytorch", "onnxruntime", "plain-onnxruntime", "onnxruntime-cuda"]
+    words += ["--batch", "2", "--what", "pytorch", "onnxruntime", "plain-onnxruntime", "onnxruntime-cuda"]
     monkeypatch.setattr(sys, "argv", [*words, "--bundles", str(tmp_path / "engines"), "--together", "3"])
     monkeypatch.setattr(latency, "_CEILING_EDGE", 256)
     assert latency.main() == 0
-    saved = json.loads((tmp_path / "latency-disparity-d-128x128.json").read_text())["rows"]
+    saved = json.loads((tmp_path / "latency-disparity-d-128x128-batch-2.json").read_text())["rows"]
     assert saved[0]["gflops"]["float32"] > 0
     found = {row["what"]: row for row in saved[1:]}
     assert "not_measured" in found["onnxruntime-cuda"]
@@ -32,12 +32,30 @@ def test_contenders_race_and_absent_ones_say_why(
         assert 0 < row["min_s"] <= row["p50_s"] <= row["p90_s"] <= row["p99_s"]
         assert row["peak_gb"] > 0.05
         assert row["first_s"] >= row["load_s"] > 0
+        assert row["per_second"] == pytest.approx(2 / row["p50_s"])
     assert found["pytorch"]["max_abs_error"] == 0
     assert set(found["pytorch"]["stages_s"]) == {"encoder", "unet", "decoder"}
     assert 0 < found["onnxruntime"]["max_abs_error"] < 1e-4
     assert found["onnxruntime"]["ratio"] == pytest.approx(found["pytorch"]["p50_s"] / found["onnxruntime"]["p50_s"])
     assert found["onnxruntime"]["multiply_adds"] < 0.95 * found["plain-onnxruntime"]["multiply_adds"]
-    assert "rows: latency-disparity-d-128x128.json" in capsys.readouterr().out
+    assert "rows: latency-disparity-d-128x128-batch-2.json" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["tiny/disparity-d", "tiny/normal-g"])
+def test_folded_and_plain_bundles_answer_as_pytorch_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str
+) -> None:
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    words = ["parity", str(ROOT / "tiny" / "samples" / "room.png"), "--checkpoint", checkpoint, "--size", "128"]
+    words += ["--what", "onnxruntime", "plain-onnxruntime", "--bundles", str(tmp_path / "engines")]
+    monkeypatch.setattr(sys, "argv", words)
+    assert parity.main() == 0
+    saved = json.loads((tmp_path / f"parity-{checkpoint[5:]}.json").read_text())["rows"]
+    compared = [(row["what"], row["against"]) for row in saved]
+    names = ("onnxruntime", "plain-onnxruntime")
+    assert compared == [(names[0], "pytorch"), (names[1], "pytorch"), names]
+    assert all(0 < row["max_abs"] < 2e-4 for row in saved)
 
 
 def test_committed_tables_are_what_their_rows_say() -> None:

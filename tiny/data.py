@@ -5,6 +5,7 @@ Images and maps are float32 [3, H, W] in [-1, 1], as the autoencoder takes them.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
@@ -23,9 +24,9 @@ from tiny.scene import TRAIN_FIRST_SEED
 SCENE_COUNT = 3200
 SCENE_SIZE = 256
 LATENT_VIEWS = (
-    *[((128, 128), (0.5, 1.0))] * 4,
-    ((128, 192), (0.6, 1.0)),
-    ((256, 256), (0.7, 1.0)),
+    *[((128, 128), (0.6, 1.3))] * 3,
+    ((128, 192), (0.6, 1.3)),
+    ((256, 256), (0.6, 1.3)),
 )
 """(height, width) in pixels and the span of `share` of the views whose latents are kept, of every scene."""
 _CHUNK = 50
@@ -43,28 +44,29 @@ class Scenes:
         return len(self.images)
 
 
-def load_scenes(folder: Path) -> Scenes:
-    """Open the cached training scenes, rendering them on two processes the first time."""
+def load_scenes(folder: Path, style: str = "mixed") -> Scenes:
+    """Open the cached training scenes of a style, rendering them on two processes the first time."""
     arrays = {
         "images": (np.uint8, (SCENE_COUNT, SCENE_SIZE, SCENE_SIZE, 3)),
         "depth": (np.float16, (SCENE_COUNT, SCENE_SIZE, SCENE_SIZE)),
         "normals": (np.int8, (SCENE_COUNT, SCENE_SIZE, SCENE_SIZE, 3)),
     }
-    final, partial = folder / "scenes", folder / "scenes.partial"
+    final, partial = folder / f"scenes-{style}", folder / f"scenes-{style}.partial"
     if not final.exists():
         partial.mkdir(parents=True, exist_ok=True)
         for name, (dtype, shape) in arrays.items():
             np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         with ProcessPoolExecutor(2) as pool:
-            list(pool.map(_render_chunk, [partial] * (SCENE_COUNT // _CHUNK), range(0, SCENE_COUNT, _CHUNK)))
+            chunks = range(0, SCENE_COUNT, _CHUNK)
+            list(pool.map(functools.partial(_render_chunk, partial, style), chunks))
         partial.rename(final)
     return Scenes(**{name: np.load(final / f"{name}.npy", mmap_mode="r") for name in arrays})
 
 
-def _render_chunk(folder: Path, first: int) -> None:
+def _render_chunk(folder: Path, style: str, first: int) -> None:
     images, depth, normals = (np.load(folder / f"{n}.npy", mmap_mode="r+") for n in ("images", "depth", "normals"))
     for i in range(first, first + _CHUNK):
-        rendered = render(TRAIN_FIRST_SEED + i, SCENE_SIZE, SCENE_SIZE)
+        rendered = render(TRAIN_FIRST_SEED + i, SCENE_SIZE, SCENE_SIZE, style)
         images[i], depth[i] = rendered.image, rendered.depth
         normals[i] = np.round(rendered.normals * 127)
 
@@ -143,8 +145,9 @@ def draw_views(
 ) -> torch.Tensor:
     """A scene (by default a random one) as an augmented image and each task's map of the same view, [1 + T, 3, *size].
 
-    The view is a window that spans `share` of the scene's edge, at a random place.
+    The view is a window that spans `share` of the scene's edge, at a random place; from 1 on it is the whole scene.
     """
+    share = min(share, 1.0)
     index = int(rng.integers(len(scenes))) if index is None else index
     aspect = size[0] / size[1]
     height = int(share * SCENE_SIZE * min(1, aspect))
@@ -175,13 +178,13 @@ def _resize(values: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
 
 def _recolour(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """What cameras and light do to a picture: white balance, exposure, saturation, contrast, gamma, blur."""
-    if rng.random() < 0.2:
+    if rng.random() < 0.5:
         return image
     grey = image.mean(0, keepdim=True)
-    image = grey + (image - grey) * rng.uniform(0.3, 1.4)
-    gain = torch.from_numpy(np.exp(rng.normal(0, 0.08, (3, 1, 1)) + rng.normal(0, 0.15)).astype(np.float32))
-    unit = ((image + 1) / 2 * gain).clamp(0, 1) ** float(np.exp(rng.normal(0, 0.25)))
-    unit = 0.5 + (unit - 0.5) * rng.uniform(0.7, 1.25)
+    image = grey + (image - grey) * rng.uniform(0.6, 1.3)
+    gain = torch.from_numpy(np.exp(rng.normal(0, 0.05, (3, 1, 1)) + rng.normal(0, 0.1)).astype(np.float32))
+    unit = ((image + 1) / 2 * gain).clamp(0, 1) ** float(np.exp(rng.normal(0, 0.15)))
+    unit = 0.5 + (unit - 0.5) * rng.uniform(0.8, 1.2)
     if rng.random() < 0.3:
         unit = F.avg_pool2d(F.pad(unit[None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[0]
     return unit.clamp(0, 1) * 2 - 1

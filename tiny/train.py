@@ -56,24 +56,18 @@ COLOUR_WEIGHT = 1.0
 GUIDED = 0.4
 """For this share of the time, less and less, three latent channels are drawn to the mean colours of their 8x8 pixels.
 Left alone, all four learn the structure of brightness first, and colour, which normals are made of, comes too late."""
-LATENT_BATCHES = ((0, 20), (5, 8), (1, 20), (5, 8), (2, 20), (4, 14), (5, 8), (3, 20))
+LATENT_BATCHES = ((4, 12), (0, 32), (4, 12), (1, 32), (4, 12), (3, 24), (4, 12), (2, 32))
 """A place in LATENT_VIEWS and the number of samples, of the steps in turn. Latents of small views are small thumbnails:
 cheap, but much of what a 256x256 picture shows is not in them."""
-DECODED_BATCHES = (((128, 128), 8), ((256, 256), 3), ((128, 192), 6), ((192, 192), 4), ((256, 256), 3), ((320, 256), 2))
-"""As VAE_BATCHES, for the UNet's second stage: the loss on decoded maps."""
-LATENT_STAGE = 0.5
-"""The first stage's share of a UNet's steps: the loss on latents, which needs no decoder."""
 LATENT_BETA = 0.2  # of the smooth L1 loss on latents, whose deviation is about 1
 RECONSTRUCTION_SHARE = 0.125
 SPREAD = 0.5
 """Mode G: 1 is the energy score, whose optimum draws from the whole posterior; 0 is plain regression, deaf to noise."""
-NEAREST_SHARE = 0.15
-"""Weights of decoded disparity and depth are 1 / (value in [0, 1] + this): AbsRel is an error relative to the value."""
 
 
 def train_vae(steps: int, seed: int = 1) -> None:
     """Train the shared autoencoder on images and on every task's maps; the result is the EMA in cache/vae."""
-    scenes = load_scenes(CACHE)
+    scenes = load_scenes(CACHE, "motley")
     vae = new_vae(seed).to(memory_format=torch.channels_last)  # 1.7 times as fast
     training = Training(vae, CACHE / "vae.safetensors", steps=steps, peak_rate=1.5e-3)
 
@@ -102,7 +96,7 @@ def train_trunk(steps: int, seed: int = 2) -> None:
     unet = new_unet(seed, "d", len(TASKS))
     unet.set_attn_processor(AttnProcessor())  # plain products: twice as fast to train as torch's fused attention here
     prompt = new_prompt()
-    training = Training(unet, CACHE / "trunk.safetensors", steps=steps, peak_rate=1.5e-3)
+    training = Training(unet, CACHE / "trunk.safetensors", steps=steps, peak_rate=1.5e-3, matrix_rate=4e-3)
 
     def prepare(step: int) -> _Batch:
         rng = _step_rng(seed, step)
@@ -125,58 +119,36 @@ def train_trunk(steps: int, seed: int = 2) -> None:
 
 
 def train_unet(task: str, mode: str, steps: int, output: Path, start: Path, seed: int = 3) -> None:
-    """Train one UNet against the frozen autoencoder of cache/vae and write the checkpoint's folder.
+    """Train one UNet on the latents of cache/vae and write the checkpoint's folder.
 
     `start` is the trunk's folder, or that of a checkpoint of any task and mode, whose weights it begins with.
     """
     latents = load_latents(CACHE)
-    scenes = load_scenes(CACHE)
-    vae = AutoencoderKL.from_pretrained(CACHE / "vae").to(memory_format=torch.channels_last).requires_grad_(False)
     unet = new_unet(seed, mode)
     take_weights(unet, UNet2DConditionModel.from_pretrained(start / "unet"), list(TASKS).index(task))
     unet.set_attn_processor(AttnProcessor())
-    model = TinyLotus(vae=vae.eval(), unet=unet, prompt=new_prompt())
-    training = Training(unet, CACHE / f"{task}-{mode}.safetensors", steps=steps, peak_rate=5e-4)
+    model = TinyLotus(vae=AutoencoderKL.from_pretrained(CACHE / "vae").eval(), unet=unet, prompt=new_prompt())
+    path = CACHE / f"{task}-{mode}.safetensors"
+    training = Training(unet, path, steps=steps, peak_rate=5e-4, matrix_rate=2e-3)
 
     def prepare(step: int) -> _Batch:
         rng = _step_rng(seed, step)
-        decoded = step >= LATENT_STAGE * steps
-        if decoded:
-            size, count = DECODED_BATCHES[step % len(DECODED_BATCHES)]
-            shares = np.where(rng.random(count) < 0.5, 1, rng.uniform(0.5, 1, count))
-            views = torch.stack([draw_views(scenes, rng, [task], size, share) for share in shares])
-            images, maps = views[:, 0], views[:, 1]
-            image_latents = model.encode(images.contiguous(memory_format=torch.channels_last))
-        else:
-            rows = _latent_rows(latents, rng, step)
-            count = len(rows)
-            image_latents = images = rows[:, 0]
-            maps = rows[:, 1 + list(TASKS).index(task)]
-        reconstruct = _reconstruct(rng, count)
+        rows = _latent_rows(latents, rng, step)
+        images, maps, reconstruct = rows[:, 0], rows[:, 1 + list(TASKS).index(task)], _reconstruct(rng, len(rows))
         noise = None
         if mode == "g":  # two draws for each image
-            noise = torch.from_numpy(rng.standard_normal((2 * count, *image_latents.shape[1:]), np.float32))
-        return _Batch(
-            latents=image_latents,
-            wanted=torch.where(reconstruct, images, maps),
-            weights=_weights(maps, task, reconstruct) if decoded else None,
-            switch=_switch(reconstruct),
-            noise=noise,
-        )
+            noise = torch.from_numpy(rng.standard_normal((2 * len(rows), *images.shape[1:]), np.float32))
+        wanted = torch.where(reconstruct, images, maps)
+        return _Batch(latents=images, wanted=wanted, switch=_switch(reconstruct), noise=noise)
 
     def loss_of(batch: _Batch) -> torch.Tensor:
-        draws = 1 if batch.noise is None else 2
-        image_latents, switch = batch.latents.repeat(draws, 1, 1, 1), batch.switch.repeat(draws, 1)
-        predicted = model.predict_latents(image_latents, batch.noise, switch).float()
-        if batch.weights is None:
-            # With a distance that is quadratic near zero, two draws would have no reason to part.
-            distance = functools.partial(nn.functional.smooth_l1_loss, beta=LATENT_BETA if draws == 1 else 0.0)
-        else:
-            distance = functools.partial(_map_loss, weights=batch.weights)
-            predicted = model.decode(predicted.contiguous(memory_format=torch.channels_last))
-        if draws == 1:
-            return distance(predicted, batch.wanted)
-        one, other = predicted.chunk(2)
+        # With a distance that is quadratic near zero, two draws would have no reason to part.
+        beta = LATENT_BETA if batch.noise is None else 0.0
+        distance = functools.partial(nn.functional.smooth_l1_loss, beta=beta)
+        if batch.noise is None:
+            return distance(model.predict_latents(batch.latents, task=batch.switch).float(), batch.wanted)
+        both = model.predict_latents(batch.latents.repeat(2, 1, 1, 1), batch.noise, batch.switch.repeat(2, 1)).float()
+        one, other = both.chunk(2)
         error = (distance(one, batch.wanted) + distance(other, batch.wanted)) / 2
         return error - SPREAD / 2 * distance(one, other)
 
@@ -204,12 +176,11 @@ def take_weights(unet: UNet2DConditionModel, trained: UNet2DConditionModel, task
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """Samples of one step: `wanted` are latents, or maps where there are `weights`; `noise` has two draws for each."""
+    """Latents of one step, in and out; `noise` has two draws for each."""
 
     latents: torch.Tensor
     wanted: torch.Tensor
     switch: torch.Tensor
-    weights: torch.Tensor | None = None
     noise: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -230,14 +201,6 @@ def _reconstruct(rng: np.random.Generator, count: int) -> torch.Tensor:
 
 def _switch(reconstruct: torch.Tensor) -> torch.Tensor:
     return torch.where(reconstruct[:, 0, 0], RECONSTRUCT, PREDICT)
-
-
-def _weights(maps: torch.Tensor, task: str, reconstruct: torch.Tensor) -> torch.Tensor:
-    """Weights [N, 1, H, W] of the pixels' errors, of mean 1."""
-    if task == "normal":
-        return torch.ones_like(maps[:, :1])
-    weights = 1 / (maps[:, :1] / 2 + 0.5 + NEAREST_SHARE)
-    return torch.where(reconstruct, 1, weights / weights.mean(dim=(1, 2, 3), keepdim=True))
 
 
 def _run(
@@ -295,18 +258,14 @@ def _save_vae(training: Training, scenes: Scenes, seed: int) -> None:
         copy.deepcopy(vae).to(memory_format=torch.contiguous_format).save_pretrained(CACHE / "vae")
 
 
-def _map_loss(decoded: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """L1 on values, on their differences to the right and below, and on means of 8x8 pixels and their colour.
-
-    `weights` [N, 1, H, W] multiply the errors of values and of means.
-    """
+def _map_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 on values, on their differences to the right and below, and on means of 8x8 pixels and their colour."""
     difference = decoded.float() - target
     across, down = difference.diff(dim=-1), difference.diff(dim=-2)
-    weighted = difference * weights
-    coarse = nn.functional.avg_pool2d(weighted, 8)
+    coarse = nn.functional.avg_pool2d(difference, 8)
     colour = coarse - coarse.mean(dim=1, keepdim=True)
     edges = across.abs().mean() + down.abs().mean()
-    return weighted.abs().mean() + EDGE_WEIGHT * edges + coarse.abs().mean() + COLOUR_WEIGHT * colour.abs().mean()
+    return difference.abs().mean() + EDGE_WEIGHT * edges + coarse.abs().mean() + COLOUR_WEIGHT * colour.abs().mean()
 
 
 def _step_rng(seed: int, step: int) -> np.random.Generator:
@@ -321,11 +280,11 @@ def main(arguments: list[str] | None = None) -> None:
     vae = commands.add_parser("vae", help="the shared autoencoder")
     vae.add_argument("--steps", type=int, default=5000)
     trunk = commands.add_parser("trunk", help="where every UNet begins; needs the autoencoder")
-    trunk.add_argument("--steps", type=int, default=6000)
+    trunk.add_argument("--steps", type=int, default=4200)
     unet = commands.add_parser("unet", help="one checkpoint; needs the autoencoder and the trunk")
     unet.add_argument("--task", choices=TASKS, required=True)
     unet.add_argument("--mode", choices=MODES, required=True)
-    unet.add_argument("--steps", type=int, default=500)
+    unet.add_argument("--steps", type=int, default=1000)
     unet.add_argument("--start", type=Path, default=CACHE / "trunk", metavar="CHECKPOINT", help="default: the trunk")
     unet.add_argument("--threads", type=int, default=2)
     unet.add_argument("--output", type=Path, help="default: tiny/checkpoints/TASK-MODE")
