@@ -114,13 +114,19 @@ def _accuracy(bodies: list[_Body]) -> list[str]:
 _TABLES: dict[str, Callable[[list[_Body]], list[str]]] = {"latency": _latency, "accuracy": _accuracy}
 
 
-def _plot_latency(body: _Body, path: Path) -> Path:
-    """Bars of the medians, and beside them latency against the difference from the reference."""
+def _pyplot() -> Any:
+    """Matplotlib without a window; only the plots need it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def _plot_latency(body: _Body, path: Path) -> Path:
+    """Bars of the medians, and beside them latency against the difference from the reference."""
+    pyplot = _pyplot()
     rows = list({row["what"]: row for row in body["rows"] if "p50_s" in row}.values())
     figure, (bars, scatter) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     names = [row["what"] for row in rows]
@@ -147,11 +153,7 @@ def _plot_latency(body: _Body, path: Path) -> Path:
 
 def _plot_scaling(bodies: list[_Body], path: Path) -> Path:
     """Seconds for one image over the edge of square images, and over the batch at the resolution that has batches."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     rows = [row for body in bodies for row in body["rows"] if "p50_s" in row]
     batched = {row["resolution"] for row in rows if row["batch"] > 1}
     figure, (sizes, batches) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
@@ -173,15 +175,13 @@ def _plot_scaling(bodies: list[_Body], path: Path) -> Path:
 
 def _plot_stages(bodies: list[_Body], path: Path) -> Path:
     """Stacked bars of the stages' seconds, a bar for each profiled bundle."""
-    import matplotlib
+    from export.to_onnx import STAGES
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(bodies) + 1.2), layout="constrained")
     names = [body["rows"][0]["bundle"] for body in bodies]
     start = [0.0] * len(bodies)
-    for stage, colour in zip(("encoder", "unet", "decoder"), ("#4477aa", "#66ccee", "#228833"), strict=True):
+    for stage, colour in zip(STAGES, ("#4477aa", "#66ccee", "#228833"), strict=True):
         seconds = [sum(row["seconds"] for row in body["rows"] if row["stage"] == stage) for body in bodies]
         axes.barh(names, seconds, left=start, label=stage, color=colour)
         start = [before + more for before, more in zip(start, seconds, strict=True)]

@@ -209,7 +209,7 @@ def _run(
     loss_of: Callable[[Any], torch.Tensor],
     save: Callable[[], None],
 ) -> None:
-    """Step until the time is spent, each batch being prepared in a second thread while the one before is learned from.
+    """Step until the steps are done, each batch being prepared in a second thread while the one before is learned from.
 
     Shows progress, and saves state and result about every two minutes.
     """
