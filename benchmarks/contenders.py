@@ -58,6 +58,16 @@ CONTENDERS = {
     "openvino-bf16": Contender(
         meaning="lotus-edge, OpenVINO bf16", backend="openvino", options={"target": "openvino", "precision": "bf16"}
     ),
+    "onnxruntime-int8": Contender(
+        meaning="lotus-edge, ONNX Runtime int8",
+        backend="onnxruntime",
+        options={"target": "onnxruntime", "precision": "int8", "calibration-images": 1},
+    ),
+    "openvino-int8": Contender(
+        meaning="lotus-edge, OpenVINO int8 (bf16 where not int8)",
+        backend="openvino",
+        options={"target": "openvino", "precision": "int8", "calibration-images": 1},
+    ),
     "onnxruntime-cuda": Contender(
         meaning="lotus-edge, ONNX Runtime CUDA fp32", backend="onnxruntime-cuda", options={"target": "onnxruntime"}
     ),

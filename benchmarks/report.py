@@ -46,6 +46,9 @@ def main() -> int:
     profiles = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("profile-*.json"))]
     if profiles:
         print(_plot_stages(profiles, RESULTS / "stages.png"))
+    policies = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("sensitivity-*.json"))]
+    if policies:
+        print(_plot_policies(policies, RESULTS / "sensitivity.png"))
     return 0
 
 
@@ -188,6 +191,21 @@ def _plot_stages(bodies: list[_Body], path: Path) -> Path:
     axes.invert_yaxis()
     axes.set_xlabel("seconds per image, by the engine's own profiler")
     axes.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _plot_policies(bodies: list[_Body], path: Path) -> Path:
+    """Share of multiply-adds in int8 against the error of the prediction, a point for each step of the search."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+    for body in bodies:
+        steps = sorted((row["int8_share"], row["distance"]) for row in body["rows"] if "int8_share" in row)
+        line = axes.plot(*zip(*steps, strict=True), "o-", label=body["rows"][0]["bundle"])[0]
+        axes.axhline(body["rows"][0]["budget"], color=line.get_color(), linestyle=":", linewidth=1)
+    axes.set(xlabel="share of the layers' multiply-adds in int8", ylabel="off the fp32 prediction", ylim=(0, None))
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

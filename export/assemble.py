@@ -18,6 +18,8 @@ from export.checkpoint import Checkpoint, load_checkpoint
 from export.errors import BuildError
 from export.folds import apply_folds
 from export.golden import write_golden
+from export.precision.calibration import Calibration
+from export.precision.int8 import Int8Settings, choose_int8
 from export.single_pass import SinglePass
 from export.targets import TARGETS
 from export.to_onnx import write_graphs
@@ -34,7 +36,8 @@ class BuildSettings:
     """What to build. `resolutions` are (height, width) in pixels, empty for the size the UNet was trained at; `output`
     None means `engines/<name>`; `opset` None means the target's own; `seed` draws the golden's noise (mode G), is the
     bundle's default noise seed, and draws the weights of `random/...` checkpoints; `fixed_noise` makes that noise part
-    of the graph. Without `folds` the graph is the plain one, for comparison."""
+    of the graph. Without `folds` the graph is the plain one, for comparison. `calibration`, `calibration_images`,
+    `budget` and `policy` are for int8; see export/precision/int8.py."""
 
     checkpoint: str
     task: str | None = None
@@ -47,6 +50,10 @@ class BuildSettings:
     folds: bool = True
     fixed_noise: bool = False
     overwrite: bool = False
+    calibration: Path | None = None
+    calibration_images: int = 8
+    budget: float | None = None
+    policy: Path | None = None
     command: str = ""
 
 
@@ -60,6 +67,7 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
         raise BuildError(
             f"target {settings.target!r} has no precision {settings.precision!r}; it has {sorted(target.tolerance)}"
         )
+    int8 = _int8(settings)
     if settings.output is not None:  # before a download of gigabytes
         check_destination(settings.output, overwrite=settings.overwrite)
     checkpoint = load_checkpoint(settings.checkpoint, task=settings.task, seed=settings.seed, progress=progress)
@@ -71,14 +79,23 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
         write_golden(checkpoint, manifest, stage, progress)
         module = SinglePass(checkpoint, _fixed_noises(manifest))
         if settings.folds:
-            manifest = dataclasses.replace(
-                manifest, folds=apply_folds(module, progress, target.upsampling[settings.precision])
-            )
-        write_graphs(module, manifest, stage, progress)
+            precision = settings.precision
+            folds = apply_folds(module, progress, target.upsampling[precision], precision in target.winograd)
+            manifest = dataclasses.replace(manifest, folds=folds)
+        scales: dict[str, float] = {}
+        if settings.precision == "int8":
+            scales, quantisation = choose_int8(module, manifest, int8, stage, destination.parent, progress)
+            manifest = dataclasses.replace(manifest, quantisation=quantisation)
+        write_graphs(module, manifest, stage, progress, scales)
         del checkpoint, module  # the engine builder and the golden run need the memory
         gc.collect()
         finish(stage, manifest, progress)
     return destination
+
+
+def _int8(settings: BuildSettings) -> Int8Settings:
+    calibration = Calibration(count=settings.calibration_images, folder=settings.calibration)
+    return Int8Settings(calibration=calibration, budget=settings.budget, policy=settings.policy)
 
 
 def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
@@ -92,6 +109,7 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
     target = TARGETS[settings.target]
     identity = _public_id(checkpoint.id)
     name = "-".join([Path(identity).name, *map(str, buckets), settings.precision, settings.target])
+    largest, mean = target.tolerance[settings.precision]
     return Manifest(
         name=name,
         checkpoint=CheckpointEntry(id=identity, sha256=checkpoint.sha256()),
@@ -110,7 +128,7 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
         noise_seed=settings.seed,
         fixed_noise=settings.fixed_noise,
         folds=[],
-        golden=Golden(file="golden.npz", tolerance=target.tolerance[settings.precision], measured=[]),
+        golden=Golden(file="golden.npz", tolerance=largest, mean_tolerance=mean, measured=[]),
         files=[],
         tools=tool_versions(_TOOLS),
         command=settings.command,

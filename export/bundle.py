@@ -17,7 +17,7 @@ from export.errors import BuildError
 from export.targets import TARGETS
 from runtime.backends import BACKENDS, session_class
 from runtime.errors import BackendMissingError, BundleError, DeviceMissingError, UnfinishedBundleError
-from runtime.golden import golden_error, judge
+from runtime.golden import GoldenError, golden_error, judge, worst
 from runtime.manifest import MANIFEST, Bucket, Manifest, Measured, describe_file
 
 Progress = Callable[[str], None]
@@ -127,13 +127,14 @@ def finish_on_device(
     with staged(destination, overwrite=overwrite or output is None, needed_bytes=needed) as stage:
         for file in carried:
             _link_or_copy(source / file.path, stage / file.path)
+        largest, mean = TARGETS[target].tolerance[manifest.precision]
         manifest = dataclasses.replace(
             manifest,
             target=target,
             command=f"{manifest.command} && {command}",
             engine=None,
             buckets=[dataclasses.replace(bucket, engine=None) for bucket in manifest.buckets],
-            golden=dataclasses.replace(manifest.golden, tolerance=TARGETS[target].tolerance[manifest.precision]),
+            golden=dataclasses.replace(manifest.golden, tolerance=largest, mean_tolerance=mean),
         )
         finish(stage, manifest, progress, engine_required=True)
     return destination
@@ -169,17 +170,17 @@ def _run_golden(stage: Path, manifest: Manifest, progress: Progress) -> list[Mea
     for backend in dict.fromkeys((manifest.target, "onnxruntime")):
         progress(f"running the golden sample with {backend}")
         try:
-            errors: dict[str, float] = {}
+            errors: dict[str, GoldenError] = {}
             for bucket in manifest.buckets:
                 with session_class(backend)(stage, manifest, bucket, BACKENDS[backend].option) as session:
                     errors[str(bucket)] = golden_error(session)
         except (BackendMissingError, DeviceMissingError, UnfinishedBundleError) as error:
             progress(f"not run with {backend}: {error}")
             continue
-        judge(errors, backend, manifest.golden.tolerance)
-        worst = max(errors.values())
-        progress(f"{backend} is {worst:.2e} off the PyTorch reference (tolerance {manifest.golden.tolerance:g})")
-        return [Measured(backend=backend, max_abs_error=worst)]
+        found = worst(errors)
+        progress(f"{backend} is {found} off the PyTorch reference (tolerance {manifest.golden.tolerance:g})")
+        judge(errors, backend, manifest.golden)
+        return [Measured(backend=backend, max_abs_error=found.largest, mean_abs_error=found.mean)]
     progress("the golden sample was not run here; on the device: python -m runtime verify BUNDLE")
     return []
 

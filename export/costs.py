@@ -14,16 +14,19 @@ import onnx_ir as ir
 from export.errors import BuildError
 from export.to_onnx import STAGES
 
-VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity")
-"""Operators that only rename memory: no traffic, no memory of their own."""
+VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "DequantizeLinear")
+"""Operators that only rename memory: no traffic, no memory of their own. An int8 kernel reads what goes into
+`DequantizeLinear`, not what comes out of it."""
 
 
 @dataclass(kw_only=True)
 class Costs:
     """Of one stage or of all. `traffic` are bytes of activations read and written if every operator is a kernel of its
-    own; `peak` are bytes of activations alive at once in the graph's order; `kernels` counts operators by type."""
+    own; `peak` are bytes of activations alive at once in the graph's order; `kernels` counts operators by type.
+    `int8` are those of the multiply-adds whose inputs are both int8."""
 
     multiply_adds: int = 0
+    int8: int = 0
     weights: int = 0
     traffic: int = 0
     peak: int = 0
@@ -36,6 +39,7 @@ class NodeCost:
 
     stage: str
     multiply_adds: int
+    int8: int
     weights: int
     traffic: int
 
@@ -54,6 +58,7 @@ def read_costs(graph: Path) -> dict[str, Costs]:
         cost = node_cost(node, seen)
         for key in (cost.stage, "all"):
             found[key].multiply_adds += cost.multiply_adds
+            found[key].int8 += cost.int8
             found[key].weights += cost.weights
             found[key].traffic += cost.traffic
             found[key].kernels[node.op_type] += 1
@@ -68,10 +73,13 @@ def node_cost(node: ir.Node, seen: set[str] | None = None) -> NodeCost:
     weights = [value for value in node.inputs if value is not None and _is_constant(value)]
     new = [value for value in weights if value.name not in seen]
     seen.update(str(value.name) for value in new)
-    moved = [value for value in (*node.inputs, *node.outputs) if value is not None and not _is_constant(value)]
+    used = [_stored(value) for value in node.inputs if value is not None]
+    moved = [value for value in (*used, *node.outputs) if not _is_constant(value)]
+    work = _MULTIPLY_ADDS.get(node.op_type, lambda _: 0)(node)
     return NodeCost(
         stage=stage_of(node),
-        multiply_adds=_MULTIPLY_ADDS.get(node.op_type, lambda _: 0)(node),
+        multiply_adds=work,
+        int8=work if all(value.dtype == ir.DataType.INT8 for value in used[:2]) else 0,
         weights=sum(_bytes(value) for value in new),
         traffic=0 if node.op_type in VIEWS else sum(_bytes(value) for value in moved),
     )
@@ -119,6 +127,16 @@ def _shape(value: ir.Value | None) -> list[int]:
 def _bytes(value: ir.Value) -> int:
     size = value.dtype.itemsize if value.dtype is not None else 4
     return math.prod(_shape(value)) * int(size)
+
+
+def _stored(value: ir.Value) -> ir.Value:
+    """What lies in memory where an operator reads `value`: the int8 tensor, if that is where it comes from."""
+    source = value.producer()
+    if source is None or source.op_type != "DequantizeLinear":
+        return value
+    stored = source.inputs[0]
+    assert stored is not None
+    return stored
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -1,7 +1,7 @@
 """What a bundle's graph costs: `python export/inspect.py BUNDLE [BUNDLE ...] [--json]`, plain beside folded.
 
-For each stage: operations (2 for a multiply-add), bytes of weights, bytes of activations that move if every operator is
-a kernel of its own, the largest sum of activations alive at once, and kernels by type.
+For each stage: operations (2 for a multiply-add), the share of them in int8, bytes of weights, bytes of activations
+that move if every operator is a kernel of its own, the largest sum of activations alive at once, and kernels by type.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from export.costs import Costs, read_costs
 from runtime.errors import LotusError
 from runtime.manifest import Bucket, Manifest
 
-_COLUMNS = ("Gop", "weights MB", "traffic MB", "peak MB", "kernels")
+_COLUMNS = ("Gop", "int8 %", "weights MB", "traffic MB", "peak MB", "kernels")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +58,8 @@ def _print(manifest: Manifest, bucket: Bucket, costs: dict[str, Costs], first: C
     say(f"{manifest.name}  {bucket}  opset {manifest.opset}\nfolds: {folds}\n")
     say(f"{'':<8}" + "".join(f"{column:>12}" for column in _COLUMNS) + "\n")
     for stage, cost in costs.items():
-        numbers = (2 * cost.multiply_adds / 1e9, cost.weights / 1e6, cost.traffic / 1e6, cost.peak / 1e6)
+        share = 100 * cost.int8 / max(cost.multiply_adds, 1)
+        numbers = (2 * cost.multiply_adds / 1e9, share, cost.weights / 1e6, cost.traffic / 1e6, cost.peak / 1e6)
         say(f"{stage:<8}" + "".join(f"{number:12.1f}" for number in numbers) + f"{cost.kernels.total():12d}\n")
     total = costs["all"]
     if total is not first:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from export.attention import join_heads
 from export.errors import BuildError
 from export.group_norm import spell_out_group_norm
+from export.precision.qdq import quantise
 from export.single_pass import SinglePass
 from export.targets import TARGETS
 from runtime.manifest import Manifest
@@ -29,11 +30,19 @@ _INLINE_BYTES = 1024  # smaller constants stay in the graph, where shape inferen
 _ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
 
 
-def write_graphs(module: SinglePass, manifest: Manifest, folder: Path, progress: Callable[[str], None]) -> None:
+def write_graphs(
+    module: SinglePass,
+    manifest: Manifest,
+    folder: Path,
+    progress: Callable[[str], None],
+    scales: Mapping[str, float] | None = None,
+) -> None:
     """Write the graph of each bucket of `manifest`, and one `model.onnx.data` for all, into `folder`.
 
     At opset 23 attention stays `Attention` and group normalisation `GroupNormalization`; at opset 20 both are spelled
-    out in older operators. Raises: BuildError when the exporter or the ONNX checker refuses; OSError.
+    out in older operators. The layers of `scales` become int8.
+
+    Raises: BuildError when the exporter or the ONNX checker refuses; OSError.
     """
     with (folder / WEIGHTS).open("wb") as stream:
         pool = _WeightPool(stream)
@@ -47,6 +56,7 @@ def write_graphs(module: SinglePass, manifest: Manifest, folder: Path, progress:
                 spell_out_group_norm(model.graph)
             if target.attention != "split":
                 join_heads(model.graph, contrib=target.attention == "contrib")
+            quantise(model.graph, scales or {})
             RemoveUnusedNodesPass()(model)
             _strip(model)
             pool.externalise(model.graph)

@@ -83,7 +83,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     with LotusEngine(arguments.bundle, arguments.backend) as engine:
         result = engine.verify()
     for bucket, error in result.errors.items():
-        _print(f"{bucket}: {error:.2e} off the PyTorch reference (tolerance {result.tolerance:g}, {result.backend})")
+        _print(f"{bucket}: {error} off the PyTorch reference (tolerance {result.tolerance:g}, {result.backend})")
     _print(f"{arguments.bundle}: files and golden are right on this machine")
     return 0
 

@@ -93,7 +93,7 @@ class LotusEngine:
             errors[str(bucket)] = golden_error(self._session(bucket))
             if not was_open:  # a session holds the weights: do not keep one for every bucket
                 self._sessions.pop(bucket).close()
-        return judge(errors, self.backend, self.manifest.golden.tolerance)
+        return judge(errors, self.backend, self.manifest.golden)
 
     def close(self) -> None:
         """Release every opened bucket; safe to call twice."""

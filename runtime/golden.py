@@ -10,19 +10,31 @@ from numpy.typing import NDArray
 
 from runtime.backends.session import Session
 from runtime.errors import DamagedBundleError, VerificationError
+from runtime.manifest import Golden
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """A golden run on this machine: largest absolute difference from the PyTorch reference, by bucket."""
+    """A golden run on this machine: how far each bucket is from the PyTorch reference."""
 
     backend: str
     tolerance: float
-    errors: dict[str, float]
+    errors: dict[str, GoldenError]
 
 
-def golden_error(session: Session) -> float:
-    """Largest absolute difference between the session's answers to its bucket's golden and the PyTorch reference.
+@dataclass(frozen=True, kw_only=True, order=True)
+class GoldenError:
+    """Largest and mean absolute difference from the PyTorch reference."""
+
+    largest: float
+    mean: float
+
+    def __str__(self) -> str:
+        return f"{self.largest:.2e} (mean {self.mean:.2e})"
+
+
+def golden_error(session: Session) -> GoldenError:
+    """The difference between the session's answers to its bucket's golden and the PyTorch reference.
 
     Raises: DamagedBundleError, BackendError.
     """
@@ -33,18 +45,30 @@ def golden_error(session: Session) -> float:
         feeds["noise"] = golden["noise"]
     # Twice: a backend may run plainly the first time and from a captured graph ever after.
     answers = (session(feeds), session(feeds))
-    return max(float(np.abs(one[task][0] - golden[task]).max()) for one in answers for task in manifest.tasks)
+    apart = [np.abs(one[task][0] - golden[task]) for one in answers for task in manifest.tasks]
+    return GoldenError(
+        largest=max(float(one.max()) for one in apart), mean=max(float(one.mean(dtype=np.float64)) for one in apart)
+    )
 
 
-def judge(errors: dict[str, float], backend: str, tolerance: float) -> Verification:
+def worst(errors: dict[str, GoldenError]) -> GoldenError:
+    """The largest of each number over the buckets."""
+    return GoldenError(
+        largest=max(error.largest for error in errors.values()), mean=max(error.mean for error in errors.values())
+    )
+
+
+def judge(errors: dict[str, GoldenError], backend: str, golden: Golden) -> Verification:
     """Accept the errors (by bucket) or raise VerificationError."""
-    if not max(errors.values()) <= tolerance:
+    found = worst(errors)
+    if not (found.largest <= golden.tolerance and found.mean <= golden.mean_tolerance):
         raise VerificationError(
             f"backend {backend!r} answers the golden sample wrong on this machine: off the PyTorch reference by "
-            f"{errors} (largest absolute difference by bucket), tolerance {tolerance:g}. Do not use this bundle here: "
-            "update the driver or the inference library, build the bundle on this machine, or take another backend."
+            f"{ {bucket: str(error) for bucket, error in errors.items()} } (absolute differences by bucket), tolerance "
+            f"{golden.tolerance:g} (mean {golden.mean_tolerance:g}). Do not use this bundle here: update the driver or "
+            "the inference library, build the bundle on this machine, or take another backend."
         )
-    return Verification(backend=backend, tolerance=tolerance, errors=errors)
+    return Verification(backend=backend, tolerance=golden.tolerance, errors=errors)
 
 
 def _read(session: Session) -> dict[str, NDArray[Any]]:

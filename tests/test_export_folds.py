@@ -16,7 +16,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from export.checkpoint import load_checkpoint
-from export.folds import FOLDS, apply_folds, constant_attention, constant_embedding, subpixel
+from export.folds import FOLDS, apply_folds, constant_attention, constant_embedding, subpixel, winograd
 from export.folds.constant_attention import ConstantKeyAttention, FewTokenAttention, TwoTokenAttention
 from export.folds.constant_noise import ConstantNoiseConv
 from export.folds.lean_transformer import LeanTransformer
@@ -33,6 +33,7 @@ PLACES = {
     "subpixel": 6,
     "merged-projections": 16,
     "lean-transformer": 16,
+    "winograd": 0,
 }
 
 
@@ -102,6 +103,25 @@ def test_what_the_folds_leave(checkpoint_d: Path) -> None:
     assert module.encoder.network.conv_out.weight.shape[0] == 4
     assert isinstance(module.encoder.quant, nn.Identity)
     assert isinstance(module.decoder.quant, nn.Identity)
+
+
+def test_wide_convolutions_by_winograd(checkpoint_d: Path) -> None:
+    """No small checkpoint has convolutions wide enough, so that the bounds are lowered here."""
+    module = load(checkpoint_d)
+    expected = answers(module)
+    folded = winograd.fold(module, fewest_channels=32, fewest_pixels=1)
+    kinds = [type(part) for part in module.modules()]
+    assert folded.places == kinds.count(winograd.WinogradConv) == 35
+    assert [reason[:6] for reason in folded.refused] == ["stride"] * 3
+    assert largest_difference(answers(module), expected) < 1e-12
+    conv = next(part for part in module.modules() if isinstance(part, winograd.WinogradConv))
+    for size in ((8, 12), (10, 12), (8, 8)):  # tiles fit, do not fit, and several images
+        x = torch.randn(1 + (size == (8, 8)), conv.plain.in_channels, *size, dtype=torch.float64)
+        assert torch.allclose(conv(x), conv.plain(x), rtol=0, atol=1e-12)
+    single = copy.deepcopy(conv).float()
+    x = torch.randn(1, conv.plain.in_channels, 64, 64)
+    apart = float((single(x) - single.plain(x)).abs().max() / single.plain(x).std())
+    assert apart < 1e-4, "fp32 loses about a digit, no more"
 
 
 @pytest.mark.parametrize(

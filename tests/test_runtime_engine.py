@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,10 +106,17 @@ def test_noise_is_the_same_on_every_machine() -> None:
     assert abs(large.std() - 1) < 0.02
 
 
-def test_wrong_golden_is_refused(null_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("pixels", "shift"),
+    [
+        (np.s_[0, 5, 5], 2e-4),  # one pixel beyond the tolerance
+        (np.s_[:], 2e-5),  # each within it, the mean not
+    ],
+)
+def test_wrong_golden_is_refused(null_bundle: Path, pixels: Any, shift: float) -> None:
     with np.load(null_bundle / "golden.npz") as stored:
         arrays = dict(stored)
-    arrays["disparity_96x64"][0, 5, 5] += 2e-4
+    arrays["disparity_96x64"][pixels] += shift
     np.savez(null_bundle / "golden.npz", **arrays)
     _resign(null_bundle)
     with LotusEngine(null_bundle) as engine, pytest.raises(VerificationError, match="96x64"):

@@ -11,6 +11,7 @@ import pytest
 
 from runtime import LotusEngine
 from runtime.errors import DamagedBundleError, LotusError, SchemaError, UnsafePathError
+from runtime.golden import GoldenError
 from runtime.manifest import MANIFEST, Manifest
 
 
@@ -33,10 +34,10 @@ def test_what_is_written_is_what_is_read(null_bundle: Path, tmp_path: Path) -> N
     assert Manifest.load(null_bundle) == manifest
 
 
-@pytest.mark.parametrize("schema", [0, 1, 999, "2", None, True, 2.0])
+@pytest.mark.parametrize("schema", [0, 1, 999, "3", None, True, 3.0])
 def test_other_schema(null_bundle: Path, schema: object) -> None:
     edit(null_bundle, lambda body: body.update(schema=schema))
-    with pytest.raises(SchemaError, match="this runtime reads schema 2"):
+    with pytest.raises(SchemaError, match="this runtime reads schema 3"):
         LotusEngine(null_bundle)
 
 
@@ -95,7 +96,8 @@ def test_link_that_leads_outside(null_bundle: Path, tmp_path: Path) -> None:
         (lambda body: body["buckets"][0].update(graph="other.onnx"), "not listed"),
         (lambda body: body["golden"].update(tolerance=float("inf")), "tolerance"),
         (lambda body: body["golden"].update(tolerance=10**400), "expected float"),
-        (lambda body: body["golden"].update(tolerance=0.3), "tolerance"),
+        (lambda body: body["golden"].update(tolerance=0.9), "tolerance"),
+        (lambda body: body["golden"].update(mean_tolerance=0.06), "mean_tolerance"),
         (lambda body: body["preprocess"].update(scale=float("nan")), "finite"),
         (lambda body: body["latent"].update(channels=0), "positive"),
         (lambda body: body.update(noise_seed=-1), "not negative"),
@@ -141,4 +143,5 @@ def test_any_flipped_bit_in_any_file_is_found_by_verify(null_bundle: Path) -> No
                 engine.verify()
         path.write_bytes(clean)
     with LotusEngine(null_bundle) as engine:
-        assert engine.verify().errors == {"64x96": 0.0, "96x64": 0.0}
+        exact = GoldenError(largest=0.0, mean=0.0)
+        assert engine.verify().errors == {"64x96": exact, "96x64": exact}

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from tiny.render import LOTUS_AXES, render
 from tiny.scene import TRAIN_FIRST_SEED
 
-SCENE_COUNT = 3200
+SCENE_COUNTS = {"motley": 3200, "mixed": 9600}
+"""Training scenes of each style: the autoencoder's, and the UNets'."""
 SCENE_SIZE = 256
 LATENT_VIEWS = (
     *[((128, 128), (0.6, 1.3))] * 3,
@@ -46,10 +47,11 @@ class Scenes:
 
 def load_scenes(folder: Path, style: str = "mixed") -> Scenes:
     """Open the cached training scenes of a style, rendering them on two processes the first time."""
+    count = SCENE_COUNTS[style]
     arrays = {
-        "images": (np.uint8, (SCENE_COUNT, SCENE_SIZE, SCENE_SIZE, 3)),
-        "depth": (np.float16, (SCENE_COUNT, SCENE_SIZE, SCENE_SIZE)),
-        "normals": (np.int8, (SCENE_COUNT, SCENE_SIZE, SCENE_SIZE, 3)),
+        "images": (np.uint8, (count, SCENE_SIZE, SCENE_SIZE, 3)),
+        "depth": (np.float16, (count, SCENE_SIZE, SCENE_SIZE)),
+        "normals": (np.int8, (count, SCENE_SIZE, SCENE_SIZE, 3)),
     }
     final, partial = folder / f"scenes-{style}", folder / f"scenes-{style}.partial"
     if not final.exists():
@@ -57,7 +59,7 @@ def load_scenes(folder: Path, style: str = "mixed") -> Scenes:
         for name, (dtype, shape) in arrays.items():
             np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         with ProcessPoolExecutor(2) as pool:
-            chunks = range(0, SCENE_COUNT, _CHUNK)
+            chunks = range(0, count, _CHUNK)
             list(pool.map(functools.partial(_render_chunk, partial, style), chunks))
         partial.rename(final)
     return Scenes(**{name: np.load(final / f"{name}.npy", mmap_mode="r") for name in arrays})
@@ -79,15 +81,15 @@ def load_latents(folder: Path) -> list[np.ndarray]:
     final, partial = folder / "latents", folder / "latents.partial"
     if not final.exists():
         partial.mkdir(parents=True, exist_ok=True)
+        count = len(load_scenes(folder))
         for view, ((height, width), _) in enumerate(LATENT_VIEWS):
-            shape = (SCENE_COUNT, 1 + len(TASKS), 4, height // 8, width // 8)
+            shape = (count, 1 + len(TASKS), 4, height // 8, width // 8)
             np.lib.format.open_memmap(partial / f"{view}.npy", mode="w+", dtype=np.float16, shape=shape)
-        load_scenes(folder)
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-            chunks = [pool.submit(_encode_chunk, folder, partial, at) for at in range(0, SCENE_COUNT, _CHUNK)]
+            chunks = [pool.submit(_encode_chunk, folder, partial, at) for at in range(0, count, _CHUNK)]
             for done, chunk in enumerate(chunks, 1):
                 chunk.result()
-                sys.stderr.write(f"\rlatents of {done * _CHUNK}/{SCENE_COUNT} scenes")
+                sys.stderr.write(f"\rlatents of {done * _CHUNK}/{count} scenes")
         sys.stderr.write("\n")
         partial.rename(final)
     return [np.load(final / f"{view}.npy", mmap_mode="r") for view in range(len(LATENT_VIEWS))]

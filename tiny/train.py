@@ -30,7 +30,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from tiny.data import SCENE_COUNT, TASKS, Scenes, draw_views, load_latents, load_scenes
+from tiny.data import TASKS, Scenes, draw_views, load_latents, load_scenes
 from tiny.models import (
     MODES,
     PREDICT,
@@ -90,8 +90,11 @@ def train_vae(steps: int, seed: int = 1) -> None:
     _run(training, prepare, loss_of, lambda: _save_vae(training, scenes, seed))
 
 
-def train_trunk(steps: int, seed: int = 2) -> None:
-    """Train one UNet on the latents of every task's map at once; the result is the EMA in cache/trunk/unet."""
+def train_trunk(steps: int, scenes: int, seed: int = 2) -> None:
+    """Train one UNet on the latents of every task's map at once, of the first `scenes`.
+
+    The result is the EMA in cache/trunk/unet.
+    """
     latents = load_latents(CACHE)
     unet = new_unet(seed, "d", len(TASKS))
     unet.set_attn_processor(AttnProcessor())  # plain products: twice as fast to train as torch's fused attention here
@@ -100,7 +103,7 @@ def train_trunk(steps: int, seed: int = 2) -> None:
 
     def prepare(step: int) -> _Batch:
         rng = _step_rng(seed, step)
-        rows = _latent_rows(latents, rng, step)
+        rows = _latent_rows(latents, rng, step, scenes)
         images, reconstruct = rows[:, 0], _reconstruct(rng, len(rows))
         wanted = torch.where(reconstruct, images.repeat(1, len(TASKS), 1, 1), rows[:, 1:].flatten(1, 2))
         return _Batch(latents=images, wanted=wanted, switch=_switch(reconstruct))
@@ -118,8 +121,8 @@ def train_trunk(steps: int, seed: int = 2) -> None:
     _run(training, prepare, loss_of, save)
 
 
-def train_unet(task: str, mode: str, steps: int, output: Path, start: Path, seed: int = 3) -> None:
-    """Train one UNet on the latents of cache/vae and write the checkpoint's folder.
+def train_unet(task: str, mode: str, steps: int, scenes: int, output: Path, start: Path, seed: int = 3) -> None:
+    """Train one UNet on the latents of cache/vae, of the first `scenes`, and write the checkpoint's folder.
 
     `start` is the trunk's folder, or that of a checkpoint of any task and mode, whose weights it begins with.
     """
@@ -133,7 +136,7 @@ def train_unet(task: str, mode: str, steps: int, output: Path, start: Path, seed
 
     def prepare(step: int) -> _Batch:
         rng = _step_rng(seed, step)
-        rows = _latent_rows(latents, rng, step)
+        rows = _latent_rows(latents, rng, step, scenes)
         images, maps, reconstruct = rows[:, 0], rows[:, 1 + list(TASKS).index(task)], _reconstruct(rng, len(rows))
         noise = None
         if mode == "g":  # two draws for each image
@@ -187,10 +190,10 @@ class _Batch:
         return len(self.latents)
 
 
-def _latent_rows(latents: list[np.ndarray], rng: np.random.Generator, step: int) -> torch.Tensor:
-    """Random scenes of the step's view: latents [N, 4, 4, h, w] of the image and of its maps."""
+def _latent_rows(latents: list[np.ndarray], rng: np.random.Generator, step: int, scenes: int) -> torch.Tensor:
+    """Random ones of the first `scenes` in the step's view: latents [N, 4, 4, h, w] of the image and of its maps."""
     view, count = LATENT_BATCHES[step % len(LATENT_BATCHES)]
-    drawn = np.sort(rng.choice(SCENE_COUNT, count, replace=False))
+    drawn = np.sort(rng.choice(scenes, count, replace=False))
     return torch.from_numpy(latents[view][drawn].astype(np.float32))
 
 
@@ -288,16 +291,18 @@ def main(arguments: list[str] | None = None) -> None:
     unet.add_argument("--start", type=Path, default=CACHE / "trunk", metavar="CHECKPOINT", help="default: the trunk")
     unet.add_argument("--threads", type=int, default=2)
     unet.add_argument("--output", type=Path, help="default: tiny/checkpoints/TASK-MODE")
+    for one in (trunk, unet):
+        one.add_argument("--scenes", type=int, default=3200, help="how many of the training scenes it sees")
     options = parser.parse_args(arguments)
     torch.set_num_threads(2)
     if options.command == "vae":
         train_vae(options.steps)
     elif options.command == "trunk":
-        train_trunk(options.steps)
+        train_trunk(options.steps, options.scenes)
     else:
         output = options.output or HERE / "checkpoints" / f"{options.task}-{options.mode}"
         torch.set_num_threads(options.threads)
-        train_unet(options.task, options.mode, options.steps, output, options.start)
+        train_unet(options.task, options.mode, options.steps, options.scenes, output, options.start)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from export.folds import (
     lean_transformer,
     merged_projections,
     subpixel,
+    winograd,
 )
 from export.folds.report import Folded
 from export.single_pass import SinglePass
@@ -32,17 +33,24 @@ FOLDS: dict[str, Callable[[SinglePass], Folded]] = {
     "subpixel": subpixel.fold,
     "merged-projections": merged_projections.fold,
     "lean-transformer": lean_transformer.fold,
+    "winograd": winograd.fold,
 }
 """Every fold, in the order in which they are applied: later ones rewrite what earlier ones leave."""
 
 
-def apply_folds(module: SinglePass, progress: Callable[[str], None], upsampling: str = subpixel.FORMS[0]) -> list[str]:
+def apply_folds(
+    module: SinglePass, progress: Callable[[str], None], upsampling: str = subpixel.FORMS[0], wide: bool = False
+) -> list[str]:
     """Rewrite `module` in place with all of FOLDS. Returns the names of those that found a place.
 
-    `upsampling` is the form that the target runs fastest, of `subpixel.FORMS`.
+    `upsampling` is the form that the target runs fastest, of `subpixel.FORMS`; `wide` says whether wide convolutions
+    gain by `winograd` there.
     """
     applied = []
-    for name, fold in (FOLDS | {"subpixel": functools.partial(subpixel.fold, form=upsampling)}).items():
+    folds = FOLDS | {"subpixel": functools.partial(subpixel.fold, form=upsampling)}
+    for name, fold in folds.items():
+        if fold is winograd.fold and not wide:
+            continue
         folded = fold(module)
         progress(f"fold {name}: {folded.places} places")
         for reason in sorted(set(folded.refused)):

@@ -4,16 +4,30 @@
     h    = conv1(x) + (W silu(emb) + b)                                       one value for each channel
          = conv1(x) with the bias  b1 + W silu(emb) + b
 
-The embeddings' own networks are then read by nothing and fall out of the graph.
+The embeddings' own networks leave: what they answer is a constant, for a block that had to keep its projection.
 """
 
 from __future__ import annotations
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
 
 from export.folds.report import Folded
 from export.single_pass import SinglePass
+
+
+class Known(nn.Module):
+    """A network whose answer is known, [1, E]."""
+
+    answer: Tensor
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("answer", answer)
+
+    def forward(self, *_: object) -> Tensor:
+        return self.answer
 
 
 def fold(module: SinglePass) -> Folded:
@@ -23,6 +37,8 @@ def fold(module: SinglePass) -> Folded:
     for block in module.unet.network.modules():
         if isinstance(block, ResnetBlock2D) and block.time_emb_proj is not None and folded.count(_refusal(block)):
             _absorb(block, embedding)
+    network = module.unet.network
+    network.time_embedding, network.class_embedding = Known(embedding), Known(torch.zeros_like(embedding))
     return folded
 
 
@@ -34,7 +50,7 @@ def _refusal(block: ResnetBlock2D) -> str | None:
     return None
 
 
-def _absorb(block: ResnetBlock2D, embedding: torch.Tensor) -> None:
+def _absorb(block: ResnetBlock2D, embedding: Tensor) -> None:
     activated = embedding if block.skip_time_act else block.nonlinearity(embedding)
     project = block.time_emb_proj
     shift = activated.double() @ project.weight.double().T + project.bias.double()

@@ -50,6 +50,8 @@ class BackendSession(Session):
     def _options(self) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
+        # The pattern reserves one block for all activations beside what the arena already holds.
+        options.enable_mem_pattern = False
         if self.option == _CUDA:
             # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

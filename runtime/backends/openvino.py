@@ -10,8 +10,8 @@ from runtime.backends.session import Arrays, Session, Shapes, import_vendor
 from runtime.errors import BackendError
 
 # Without a hint OpenVINO computes fp32 graphs in bf16 on CPUs that have it, and the golden would fail. With the hint
-# bf16, a CPU that lacks it computes in fp32.
-_PRECISION_HINT = {"fp32": "f32", "bf16": "bf16"}
+# bf16, a CPU that lacks it computes in fp32. In int8 bundles it holds for what is not quantised.
+_PRECISION_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
 
 def hints(precision: str) -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""From calibration images and a budget to the int8 layers and their scales: the straight path of `--precision int8`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import BuildError
+from export.precision.calibration import Calibration
+from export.precision.layers import Layer, find_layers
+from export.precision.ranges import Range, choose_ranges, scales_of
+from export.precision.search import BUDGETS, Choice, Meter, Step, rank, search
+from export.precision.smooth import smooth
+from export.single_pass import SinglePass
+from runtime.manifest import Bucket, Manifest, Quantisation
+
+POLICY = "policy.json"
+_RANKING_EDGE = 256  # pixels: which group is costlier shows on small images too, at a fraction of the time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Settings:
+    """How int8 is chosen. `budget` is the largest distance (see export/precision/search.py), None the task's default;
+    `policy` is the policy.json of another bundle, whose kept groups are taken over without a search.
+
+    Raises: BuildError for a budget that is no positive number, or a policy that is no file.
+    """
+
+    calibration: Calibration
+    budget: float | None = None
+    policy: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0 < self.budget < float("inf"):
+            raise BuildError(f"the budget must be a positive number, found {self.budget}")
+        if self.policy is not None and not self.policy.is_file():
+            raise BuildError(f"no policy {self.policy}; a bundle of --precision int8 holds one (policy.json)")
+
+
+def choose_int8(
+    module: SinglePass,
+    manifest: Manifest,
+    settings: Int8Settings,
+    folder: Path,
+    memory: Path,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, float], Quantisation]:
+    """The scale of each int8 layer's input, and what the manifest says; writes `policy.json` into `folder`.
+
+    In the folder `memory` the measurements of a killed build wait for the next one.
+    Raises: BuildError for a policy of another network, or images that cannot be calibrated with; ImageError.
+    """
+    bucket, calibration = manifest.buckets[0], settings.calibration
+    budget = BUDGETS[manifest.task.channels] if settings.budget is None else settings.budget
+
+    def feeds(at: Bucket) -> Any:
+        return lambda: calibration.feeds(manifest, at)
+
+    layers = find_layers(module, next(iter(feeds(bucket)())))
+    progress(f"{smooth(module, feeds(bucket))} linear layers smoothed")
+    ranges = choose_ranges(module, [layer.name for layer in layers], feeds(bucket), progress)
+    scales = scales_of(ranges)
+    meter = Meter(module, manifest.task, feeds(bucket))
+    pixels = calibration.sha256(bucket)
+    if settings.policy is None:
+        small = _small(bucket, manifest.latent.downscale)
+        ranker = Meter(module, manifest.task, feeds(small))
+        remembered = memory / f".sensitivity-{_key(manifest, pixels, scales)}.json"
+        ranked = functools.partial(rank, ranker, layers, scales, remembered, progress)
+        choice = search(meter, layers, scales, ranked, budget, progress)
+        remembered.unlink(missing_ok=True)
+    else:
+        choice = _taken_over(settings.policy, meter, layers, scales, progress)
+    taken = [layer for layer in layers if layer.group not in choice.kept]
+    described = Quantisation(
+        policy=POLICY,
+        calibration_sha256=pixels,
+        images=len(calibration),
+        budget=budget,
+        distance=choice.final.distance,
+        multiply_adds=sum(layer.multiply_adds for layer in taken),
+    )
+    _write(folder / POLICY, layers, ranges, choice, described)
+    return {layer.name: scales[layer.name] for layer in taken}, described
+
+
+def _taken_over(
+    path: Path, meter: Meter, layers: list[Layer], scales: dict[str, float], progress: Callable[[str], None]
+) -> Choice:
+    """The kept groups of another policy, measured here."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["kept"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BuildError(f"{path} is not a policy: {error}; a bundle of --precision int8 holds one") from error
+    groups = {layer.group for layer in layers}
+    if not isinstance(kept, list) or not set(kept) <= groups:
+        odd = sorted(set(map(str, kept)) - groups)[:3]
+        raise BuildError(f"the policy {path} keeps groups that this network does not have: {odd}")
+    taken = [layer for layer in layers if layer.group not in kept]
+    share = sum(layer.multiply_adds for layer in taken) / sum(layer.multiply_adds for layer in layers)
+    measured = meter({layer.name: scales[layer.name] for layer in taken})
+    progress(f"policy of {path.name}: {share:.1%} of these layers in int8, {measured:.3g} off")
+    return Choice(kept=kept, alone={}, steps=[Step(kept=len(kept), int8_share=share, distance=measured)])
+
+
+def _small(bucket: Bucket, cell: int) -> Bucket:
+    """The bucket's shape, no longer than _RANKING_EDGE."""
+    shrink = min(1.0, _RANKING_EDGE / max(bucket.height, bucket.width))
+    height, width = (max(1, round(edge * shrink / cell)) * cell for edge in (bucket.height, bucket.width))
+    return dataclasses.replace(bucket, height=height, width=width)
+
+
+def _key(manifest: Manifest, pixels: str, scales: dict[str, float]) -> str:
+    """What a group's distance depends on."""
+    text = f"{manifest.checkpoint.sha256} {manifest.buckets[0]} {manifest.noise_seed} {pixels} {sorted(scales.items())}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _write(path: Path, layers: list[Layer], ranges: dict[str, Range], choice: Choice, described: Quantisation) -> None:
+    rows = [
+        dataclasses.asdict(layer)
+        | {"int8": layer.group not in choice.kept, "range": dataclasses.asdict(ranges[layer.name])}
+        for layer in layers
+    ]
+    body = dataclasses.asdict(described) | dataclasses.asdict(choice) | {"layers": rows}
+    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,120 @@
+"""The layers that int8 can take, and how to look at them or round them while the PyTorch module runs.
+
+A layer is a convolution, transposed convolution or matrix with constant weights. Its name is that of its node in the
+ONNX graph without the operator: `decoder/network.up_blocks.0.resnets.1.conv1`. Nothing in the module is replaced: its
+calls to torch's kernels are intercepted, so that folded and plain modules are the same here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from export.single_pass import SinglePass
+
+OUTPUT_AXIS = {F.conv2d: 0, F.linear: 0, F.conv_transpose2d: 1}
+"""The kernels that are looked at, and the axis of the output channels in their weights."""
+LARGEST = 127  # symmetric int8
+_FEWEST_CHANNELS = 16  # TensorRT has no int8 kernel for narrower convolutions, and they are a thousandth of the work
+_BLOCK = re.compile(r".*?\b(?:resnets|attentions|upsamplers|downsamplers|layers)\.\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """`multiply_adds` are for one image; `group` is the block it belongs to, which is quantised or kept as one."""
+
+    name: str
+    group: str
+    multiply_adds: int
+
+
+Kernel = Callable[..., Tensor]
+Handle = Callable[[str, Kernel, tuple[Any, ...], dict[str, Any]], Tensor]
+"""Called in place of a kernel with the layer's name, the kernel and its arguments: input, weight, bias, ..."""
+
+
+class Intercept(TorchFunctionMode):
+    """While active, the kernels of the named layers go through `handle`."""
+
+    def __init__(self, module: SinglePass, handle: Handle) -> None:
+        super().__init__()
+        self._names = {id(weight): _layer_name(path) for path, weight in module.named_parameters()}
+        self._handle = handle
+
+    def __torch_function__(
+        self, func: Kernel, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = self._names.get(id(args[1])) if func in OUTPUT_AXIS else None
+        return func(*args, **kwargs) if name is None else self._handle(name, func, args, kwargs)
+
+
+def find_layers(module: SinglePass, feeds: tuple[Tensor, ...]) -> list[Layer]:
+    """Every layer that int8 can take, in the order in which it runs; `feeds` are of one image.
+
+    Those with fewer than 16 channels are left, and matrices of a batch of tokens [B, S, C]: ONNX Runtime 1.31 fuses
+    their product and addition to a node that it then refuses. Folds leave only those of the autoencoder's attention.
+    """
+    found: dict[str, Layer] = {}
+
+    def note(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        answer, weight = kernel(*args, **kwargs), args[1]
+        axis = OUTPUT_AXIS[kernel]
+        fan = weight.numel() // weight.shape[axis]
+        # A transposed convolution spreads each input over the kernel; the others gather each output from it.
+        work = args[0].numel() * weight.numel() // weight.shape[0] if axis else answer.numel() * fan
+        work += found[name].multiply_adds if name in found else 0
+        if min(weight.shape[:2]) >= _FEWEST_CHANNELS and (kernel is not F.linear or args[0].ndim == 2):
+            found[name] = Layer(name=name, group=_group(name), multiply_adds=work)
+        return answer
+
+    with torch.inference_mode(), Intercept(module, note):
+        module(*feeds)
+    return list(found.values())
+
+
+def round_to_int8(values: Tensor, scale: Tensor | float, axis: int | None = None) -> Tensor:
+    """Values that went through symmetric int8 with one scale, or with one for each slice along `axis`."""
+    if axis is None:
+        return torch.fake_quantize_per_tensor_affine(values, float(scale), 0, -LARGEST - 1, LARGEST)
+    zeros = torch.zeros(len(scale), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(values, scale.float(), zeros, axis, -LARGEST, LARGEST)
+
+
+def weight_scales(weight: Tensor, axis: int) -> Tensor:
+    """Scale of each output channel, [channels]: its largest weight becomes 127. A channel of zeros has scale 1."""
+    largest = weight.detach().abs().amax(dim=[other for other in range(weight.ndim) if other != axis])
+    return torch.where(largest > 0, largest / LARGEST, 1.0)
+
+
+class Quantised(Intercept):
+    """While active, the layers of `scales` run with inputs and weights rounded to int8: what an engine computes."""
+
+    def __init__(self, module: SinglePass, scales: Mapping[str, float]) -> None:
+        super().__init__(module, self._round)
+        self._scales = scales
+
+    def _round(self, name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        if name not in self._scales:
+            return kernel(*args, **kwargs)
+        values, weight, *rest = args
+        axis = OUTPUT_AXIS[kernel]
+        rounded = round_to_int8(weight, weight_scales(weight, axis), axis)
+        return kernel(round_to_int8(values, self._scales[name]), rounded, *rest, **kwargs)
+
+
+def _layer_name(parameter: str) -> str:
+    """`decoder.network.conv_in.weight` is the layer `decoder/network.conv_in`; so is `...conv_in.weights.0`."""
+    return re.sub(r"\.(weight|weights\.\d+)$", "", parameter).replace(".", "/", 1)
+
+
+def _group(name: str) -> str:
+    found = _BLOCK.match(name)
+    return found[0] if found else name

@@ -1,0 +1,128 @@
+"""The range of each layer's input: what becomes 127.
+
+One pass over the calibration images fills a histogram of |x| for each layer; images stream through, nothing of them is
+kept. From it come candidates: the largest value seen, two percentiles, and the bound with the least squared rounding
+error. A second pass rounds each layer's input by every candidate and compares the layer's *output* with the exact one;
+the candidate with the smallest error wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.precision.layers import LARGEST, OUTPUT_AXIS, Intercept, Kernel, round_to_int8, weight_scales
+from export.single_pass import SinglePass
+
+Feeds = Callable[[], Iterable[tuple[Tensor, ...]]]
+"""Yields the module's inputs for each calibration image, anew at each call."""
+
+_BINS = 4096
+_PERCENTILES = {"percentile 99.99": 0.9999, "percentile 99.999": 0.99999}
+_MSE_BOUNDS = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The bound of a layer's input and the `method` that proposed it."""
+
+    method: str
+    bound: float
+
+    @property
+    def scale(self) -> float:
+        """Real value of one step of int8."""
+        return self.bound / LARGEST
+
+
+@dataclass(kw_only=True)
+class Histogram:
+    """Counts of |x| in equal bins from 0 to `top`, and the largest value seen."""
+
+    top: float = 0.0
+    largest: float = 0.0
+    counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
+
+    def update(self, values: Tensor) -> None:
+        """Add the values; where they go beyond `top`, it doubles and bins merge in pairs, so that no pass is lost."""
+        magnitudes = values.detach().float().abs().flatten()
+        largest = float(magnitudes.max())
+        self.largest = max(self.largest, largest)
+        self.top = self.top or largest
+        while largest > self.top:
+            merged = self.counts.view(-1, 2).sum(1)
+            self.counts = torch.cat([merged, torch.zeros_like(merged)])
+            self.top *= 2
+        if self.top > 0:
+            self.counts += torch.histc(magnitudes, _BINS, 0, self.top).double()
+
+    def candidates(self) -> list[Range]:
+        """Ranges to choose from; a layer that saw only zeros gets the bound 1."""
+        if self.largest == 0:
+            return [Range(method="min-max", bound=1.0)]
+        found = {"min-max": self.largest}
+        shares = self.counts.cumsum(0) / self.counts.sum()
+        edges = torch.arange(1, _BINS + 1, dtype=torch.float64) * (self.top / _BINS)
+        for method, share in _PERCENTILES.items():
+            found[method] = float(edges[int(torch.searchsorted(shares, share).clamp(max=_BINS - 1))])
+        found["mse"] = self._least_squares(edges)
+        return [Range(method=method, bound=min(bound, self.largest)) for method, bound in found.items()]
+
+    def _least_squares(self, edges: Tensor) -> float:
+        """The bound whose rounding and clipping of the bins' middles has the least squared error."""
+        middles = edges - self.top / _BINS / 2
+        bounds = self.largest * torch.arange(1, _MSE_BOUNDS + 1, dtype=torch.float64) / _MSE_BOUNDS
+        scales = bounds[:, None] / LARGEST
+        rounded = (middles / scales).round().clamp(max=LARGEST) * scales
+        errors = ((rounded - middles) ** 2 * self.counts).sum(1)
+        return float(bounds[errors.argmin()])
+
+
+def choose_ranges(
+    module: SinglePass, names: Iterable[str], feeds: Feeds, progress: Callable[[str], None]
+) -> dict[str, Range]:
+    """The range of each named layer's input, by the error of its output over the calibration images."""
+    histograms = {name: Histogram() for name in names}
+
+    def count(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        if name in histograms:
+            histograms[name].update(args[0])
+        return kernel(*args, **kwargs)
+
+    _run(module, count, feeds, "histograms", progress)
+    candidates = {name: histogram.candidates() for name, histogram in histograms.items()}
+    errors = {name: [0.0] * len(ranges) for name, ranges in candidates.items()}
+
+    def compare(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        exact = kernel(*args, **kwargs)
+        if name in candidates:
+            values, weight, *rest = args
+            axis = OUTPUT_AXIS[kernel]
+            weight = round_to_int8(weight, weight_scales(weight, axis), axis)
+            for place, candidate in enumerate(candidates[name]):
+                answer = kernel(round_to_int8(values, candidate.scale), weight, *rest, **kwargs)
+                errors[name][place] += float((answer - exact).square_().sum())
+        return exact
+
+    _run(module, compare, feeds, "ranges", progress)
+    return {name: _best(candidates[name], errors[name]) for name in candidates}
+
+
+def _best(candidates: list[Range], errors: list[float]) -> Range:
+    return candidates[min(range(len(candidates)), key=errors.__getitem__)]
+
+
+def _run(module: SinglePass, handle: Any, feeds: Feeds, what: str, progress: Callable[[str], None]) -> None:
+    with torch.inference_mode(), Intercept(module, handle):
+        for number, inputs in enumerate(feeds(), start=1):
+            module(*inputs)
+            progress(f"{what}: calibration image {number}")
+
+
+def scales_of(ranges: Mapping[str, Range]) -> dict[str, float]:
+    """Each layer's scale."""
+    return {name: one.scale for name, one in ranges.items()}

@@ -1,0 +1,144 @@
+"""Which layers take int8: as many multiply-adds as the budget allows, by the error of the prediction.
+
+Distance  how far a prediction is from the fp32 one on the calibration images, in the unit that users judge by: AbsRel
+          after alignment in scale and shift for depth and disparity, the mean angle in degrees for normals.
+First     everything in int8: where that is within the budget, nothing is left to do.
+Ranking   every group of layers (a residual block, a transformer, an upsampling) is quantised alone. Its distance for
+          each multiply-add says what it costs to have it in int8.
+Search    with the costliest groups kept in higher precision, the fewest that bring the distance of everything else
+          together within the budget, by bisection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.precision.layers import Layer, Quantised
+from export.precision.ranges import Feeds
+from export.single_pass import SinglePass
+from runtime.engine import unit_vectors
+from runtime.tasks import Task
+
+BUDGETS = {1: 0.01, 3: 1.0}
+"""The default budget by the task's channels: AbsRel, or degrees."""
+_FLOOR = 0.1  # of values in [0,1]: what is smaller counts as this large in AbsRel, which would be endless at 0
+
+
+def distance(task: Task, prediction: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
+    """Of two maps [C,H,W] of the task: AbsRel after alignment, or the mean angle in degrees."""
+    if task.channels == 3:
+        one, other = (unit_vectors(values.transpose(1, 2, 0)).astype(np.float64) for values in (prediction, exact))
+        return float(
+            np.degrees(np.arctan2(np.linalg.norm(np.cross(one, other), axis=-1), (one * other).sum(-1))).mean()
+        )
+    values, wanted = prediction.astype(np.float64).ravel(), exact.astype(np.float64).ravel()
+    design = np.stack([values, np.ones_like(values)], axis=1)
+    solution = np.linalg.lstsq(design, wanted, rcond=None)[0]
+    return float((np.abs(design @ solution - wanted) / np.maximum(wanted, _FLOOR)).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One point of the search: groups kept, share of multiply-adds in int8, and the distance."""
+
+    kept: int
+    int8_share: float
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the search found: `kept` groups in higher precision, each group's distance alone, and the steps."""
+
+    kept: list[str]
+    alone: dict[str, float]
+    steps: list[Step]
+
+    @property
+    def final(self) -> Step:
+        """The step that was taken."""
+        return next(step for step in self.steps if step.kept == len(self.kept))
+
+
+class Meter:
+    """Distances of the module with some layers quantised; the exact predictions are kept, the images are not."""
+
+    def __init__(self, module: SinglePass, task: Task, feeds: Feeds) -> None:
+        self._module, self._task, self._feeds = module, task, feeds
+        self._exact: list[NDArray[np.float32]] = []
+
+    def __call__(self, scales: Mapping[str, float]) -> float:
+        """The mean over the images."""
+        self._exact = self._exact or list(self._predict({}))
+        pairs = zip(self._predict(scales), self._exact, strict=True)
+        return float(np.mean([distance(self._task, one, exact) for one, exact in pairs]))
+
+    def _predict(self, scales: Mapping[str, float]) -> Any:
+        for inputs in self._feeds():
+            with torch.inference_mode(), Quantised(self._module, scales):
+                answer = self._module(*inputs)
+            yield answer[0].numpy()
+
+
+def rank(
+    meter: Meter, layers: list[Layer], scales: Mapping[str, float], memory: Path, progress: Callable[[str], None]
+) -> dict[str, float]:
+    """Each group's distance when it alone is quantised.
+
+    What was measured lies in the file `memory`, so that a killed build goes on where it was.
+    """
+    alone: dict[str, float] = json.loads(memory.read_text()) if memory.exists() else {}
+    groups = list(dict.fromkeys(layer.group for layer in layers if layer.name in scales))
+    for number, group in enumerate(groups, start=1):
+        if group not in alone:
+            alone[group] = meter({layer.name: scales[layer.name] for layer in layers if layer.group == group})
+            partial = memory.with_name(memory.name + ".partial")
+            partial.write_text(json.dumps(alone))
+            partial.replace(memory)
+        progress(f"sensitivity {number}/{len(groups)}: {group} alone is {alone[group]:.2g} off")
+    return alone
+
+
+def search(
+    meter: Meter,
+    layers: list[Layer],
+    scales: Mapping[str, float],
+    ranked: Callable[[], dict[str, float]],
+    budget: float,
+    progress: Callable[[str], None],
+) -> Choice:
+    """Keep the costliest groups, the fewest with which the distance is within the budget; `ranked` is asked for each
+    group's distance alone only where all groups together are beyond it."""
+    work: dict[str, int] = {}
+    for layer in layers:
+        work[layer.group] = work.get(layer.group, 0) + layer.multiply_adds
+    costliest = list(work)
+    steps: dict[int, Step] = {}
+
+    def measure(kept: int) -> bool:
+        groups = set(costliest[kept:])
+        measured = meter({layer.name: scales[layer.name] for layer in layers if layer.group in groups})
+        share = sum(work[group] for group in groups) / sum(work.values())
+        steps[kept] = Step(kept=kept, int8_share=share, distance=measured)
+        progress(f"{kept} of {len(costliest)} groups kept: {share:.1%} of these layers in int8, {measured:.3g} off")
+        return measured <= budget
+
+    if measure(0):
+        return Choice(kept=[], alone={}, steps=list(steps.values()))
+    alone = ranked()
+    costliest = sorted(work, key=lambda group: alone[group] / work[group], reverse=True)
+    low, high = 1, len(costliest)  # with all kept nothing is rounded
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if measure(middle) else (middle + 1, high)
+    if low not in steps:
+        measure(low)
+    return Choice(kept=costliest[:low], alone=alone, steps=sorted(steps.values(), key=lambda step: step.kept))

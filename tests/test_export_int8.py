@@ -1,0 +1,319 @@
+"""Int8: ranges, rounding, the search, and the graph that comes out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from PIL import Image
+
+from export.build_engine import main
+from export.checkpoint import load_checkpoint
+from export.costs import read_costs
+from export.errors import BuildError
+from export.folds import apply_folds
+from export.folds.lean_transformer import LeanBlock
+from export.precision.calibration import Calibration
+from export.precision.layers import LARGEST, Layer, Quantised, find_layers, round_to_int8, weight_scales
+from export.precision.qdq import to_int8
+from export.precision.ranges import Histogram, choose_ranges, scales_of
+from export.precision.search import distance, rank, search
+from export.precision.smooth import smooth
+from export.single_pass import SinglePass
+from export.targets import TARGETS
+from runtime import LotusEngine
+from runtime.manifest import Bucket, Manifest
+from runtime.tasks import TASKS
+from tests.conftest import BUCKET, build_bundle
+
+
+@pytest.fixture(scope="module")
+def folded(checkpoint_d: Path) -> SinglePass:
+    module = SinglePass(load_checkpoint(str(checkpoint_d), task="depth"))
+    apply_folds(module, lambda line: None, TARGETS["onnxruntime"].upsampling["int8"])
+    return module
+
+
+@pytest.fixture(scope="module")
+def bundle_int8(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Depth, one bucket, two calibration images, and no layer kept."""
+    return build_bundle(
+        checkpoint_d,
+        tmp_path_factory.mktemp("int8") / "bundle",
+        task="depth",
+        resolutions=((BUCKET, BUCKET),),
+        precision="int8",
+        calibration_images=2,
+        budget=10.0,
+    )
+
+
+def _inputs(count: int = 2) -> list[tuple[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.rand(1, 3, BUCKET, BUCKET, generator=generator) * 2 - 1,) for _ in range(count)]
+
+
+def test_rounding_agrees_with_the_definition() -> None:
+    values = torch.linspace(-2, 2, 1001)
+    scale = 1.5 / LARGEST
+    expected = np.clip(np.rint(values.numpy() / np.float32(scale)), -128, 127) * scale
+    assert np.abs(round_to_int8(values, scale).numpy() - expected).max() < 1e-6
+    weight = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
+    weight[:, 2] = 0
+    for axis in (0, 1):
+        scales = weight_scales(weight, axis)
+        whole, stored = to_int8(weight.numpy(), axis)
+        assert np.allclose(stored, scales.numpy(), rtol=1e-6)
+        shape = [-1 if place == axis else 1 for place in range(4)]
+        assert np.abs(whole * stored.reshape(shape) - round_to_int8(weight, scales, axis).numpy()).max() < 1e-6
+        assert np.abs(whole).max() == LARGEST
+
+
+def test_histogram_keeps_every_count_when_it_grows() -> None:
+    histogram = Histogram()
+    random = np.random.default_rng(0)
+    parts = [random.normal(0, size, 10_000).astype(np.float32) for size in (0.1, 1, 5)]
+    for part in parts:
+        histogram.update(torch.from_numpy(part))
+    whole = np.abs(np.concatenate(parts))
+    assert histogram.counts.sum() == whole.size
+    assert histogram.largest == whole.max()
+    found = {one.method: one.bound for one in histogram.candidates()}
+    assert found["min-max"] == histogram.largest
+    assert found["percentile 99.99"] == pytest.approx(np.quantile(whole, 0.9999), rel=0.02)
+    assert found["mse"] == pytest.approx(_slow_mse_bound(whole), rel=0.05)
+
+
+def _slow_mse_bound(values: np.ndarray) -> float:
+    bounds = np.linspace(0.01, 1, 200) * values.max()
+    errors = [
+        ((np.clip(np.rint(values / (bound / 127)), 0, 127) * (bound / 127) - values) ** 2).sum() for bound in bounds
+    ]
+    return float(bounds[int(np.argmin(errors))])
+
+
+def test_zeros_have_a_range() -> None:
+    histogram = Histogram()
+    histogram.update(torch.zeros(8))
+    assert [one.bound for one in histogram.candidates()] == [1.0]
+
+
+def test_an_outlier_is_cut_off_where_that_serves_the_output() -> None:
+    """One input of 1000 among values of about 1 would leave those seven steps."""
+    histogram = Histogram()
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    values[0] = 1000
+    histogram.update(values)
+    assert min(one.bound for one in histogram.candidates()) < 20
+
+
+def test_layers_are_the_nodes_of_the_graph(folded: SinglePass, bundle_int8: Path) -> None:
+    layers = find_layers(folded, _inputs(1)[0])
+    graph = onnx.load(bundle_int8 / "model-64x64.onnx", load_external_data=False).graph
+    named = {node.name.rsplit("/", 1)[0] for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm")}
+    assert {layer.name for layer in layers} <= named
+    costs = read_costs(bundle_int8 / "model-64x64.onnx")["all"]
+    assert sum(layer.multiply_adds for layer in layers) == costs.int8
+    assert 0.7 < costs.int8 / costs.multiply_adds < 1
+    assert not any(layer.name.endswith(("conv_in", "decoder/network.conv_out")) for layer in layers)
+
+
+def test_module_and_graph_round_alike(
+    folded: SinglePass, bundle_int8: Path, checkpoint_d: Path, tmp_path: Path, photo: np.ndarray
+) -> None:
+    """One block in int8: with all of them, one step more or less at the start is another rounding everywhere after."""
+    rows = json.loads((bundle_int8 / "policy.json").read_text())["layers"]
+    block = "decoder/network.up_blocks.3.resnets.0"
+    assert any(row["group"] == block for row in rows)
+    (tmp_path / "policy.json").write_text(json.dumps({"kept": sorted({row["group"] for row in rows} - {block})}))
+    settings = {"task": "depth", "resolutions": ((BUCKET, BUCKET),), "precision": "int8", "calibration_images": 2}
+    bundle = build_bundle(checkpoint_d, tmp_path / "bundle", policy=tmp_path / "policy.json", **settings)
+    found = [row for row in json.loads((bundle / "policy.json").read_text())["layers"] if row["int8"]]
+    assert {row["group"] for row in found} == {block}
+    scales = {row["name"]: row["range"]["bound"] / LARGEST for row in found}
+    image = photo[:BUCKET, :BUCKET]
+    feeds = torch.from_numpy(image.transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
+    with torch.inference_mode():
+        exact = folded(feeds)[0, 0].numpy()
+        with Quantised(folded, scales):
+            rounded = folded(feeds)[0, 0].numpy()
+    with LotusEngine(bundle) as engine:
+        answer = engine(image).values
+    assert np.abs(answer - rounded).mean() < 0.1 * np.abs(rounded - exact).mean()
+
+
+def test_openvino_answers_as_onnxruntime(bundle_int8: Path, photo: np.ndarray) -> None:
+    """OpenVINO once answered int8 networks wrongly."""
+    image = photo[:BUCKET, :BUCKET]
+    with LotusEngine(bundle_int8) as one, LotusEngine(bundle_int8, backend="openvino") as other:
+        first, second = one(image).values, other(image).values
+        other.verify()
+    assert np.abs(first - second).mean() < 0.02
+
+
+def test_manifest_says_how(bundle_int8: Path) -> None:
+    manifest = Manifest.load(bundle_int8)
+    assert manifest.precision == "int8"
+    assert manifest.quantisation is not None
+    assert manifest.quantisation.images == 2
+    assert 0 < manifest.quantisation.distance <= manifest.quantisation.budget
+    assert "policy.json" in {file.path for file in manifest.files}
+    costs = read_costs(bundle_int8 / "model-64x64.onnx")["all"]
+    assert manifest.quantisation.multiply_adds == costs.int8
+    weights = sum(file.bytes for file in manifest.files if file.path.endswith(".data"))
+    assert weights < 1.5 * costs.weights
+    model = onnx.load(bundle_int8 / "model-64x64.onnx", load_external_data=False)
+    for node in ir.from_proto(model).graph:
+        if node.op_type == "QuantizeLinear":
+            assert node.inputs[2].const_value.numpy() == 0  # symmetric
+            assert node.inputs[2].const_value.dtype == ir.DataType.INT8
+
+
+def test_search_keeps_the_fewest() -> None:
+    """Made-up groups: `bad` costs more than the budget alone, `worse` most for its work."""
+    layers = [
+        Layer(name=name, group=name, multiply_adds=work) for name, work in (("a", 50), ("bad", 30), ("worse", 10))
+    ]
+    errors = {"a": 0.001, "bad": 0.02, "worse": 0.015}
+    asked: list[set[str]] = []
+
+    def meter(scales: Mapping[str, float]) -> float:
+        asked.append(set(scales))
+        return sum(errors[name] for name in scales)
+
+    scales = dict.fromkeys(errors, 1.0)
+    for budget, kept in ((1.0, []), (0.025, ["worse"]), (0.01, ["worse", "bad"]), (1e-9, ["worse", "bad", "a"])):
+        choice = search(meter, layers, scales, lambda: errors, budget, lambda line: None)
+        assert choice.kept == kept
+        assert choice.final.distance <= budget
+        assert choice.final.int8_share == sum(layer.multiply_adds for layer in layers if layer.name not in kept) / 90
+
+
+def test_ranking_goes_on_where_it_was(tmp_path: Path) -> None:
+    layers = [Layer(name=name, group=name, multiply_adds=1) for name in "abc"]
+    calls: list[str] = []
+
+    def meter(scales: Mapping[str, float]) -> float:
+        calls.extend(scales)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return 0.5
+
+    memory = tmp_path / "memory.json"
+    with pytest.raises(KeyboardInterrupt):
+        rank(meter, layers, dict.fromkeys("abc", 1.0), memory, lambda line: None)
+    assert rank(meter, layers, dict.fromkeys("abc", 1.0), memory, lambda line: None) == dict.fromkeys("abc", 0.5)
+    assert calls == ["a", "b", "b", "c"]
+
+
+def test_distance_is_absrel_after_alignment_or_degrees() -> None:
+    random = np.random.default_rng(0)
+    exact = random.uniform(0.2, 1, (1, 8, 8)).astype(np.float32)
+    assert distance(TASKS["depth"], 0.3 * exact + 0.1, exact) < 1e-6
+    shifted = exact.copy()
+    shifted[0, ::2] += 0.1
+    assert 0.01 < distance(TASKS["depth"], shifted, exact) < 0.5
+    angle = np.radians(20)
+    flat = np.zeros((3, 4, 4), np.float32)
+    flat[2] = 1
+    turned = np.stack([np.full((4, 4), np.sin(angle)), np.zeros((4, 4)), np.full((4, 4), np.cos(angle))])
+    assert distance(TASKS["normal"], turned.astype(np.float32), flat) == pytest.approx(20, abs=1e-4)
+
+
+def test_ranges_stream_and_are_chosen_by_output_error(folded: SinglePass) -> None:
+    names = [layer.name for layer in find_layers(folded, _inputs(1)[0])][:6]
+    passes: list[int] = []
+
+    def feeds() -> Iterator[tuple[torch.Tensor]]:
+        passes.append(len(passes))
+        yield from _inputs()
+
+    ranges = choose_ranges(folded, names, feeds, lambda line: None)
+    assert list(ranges) == names
+    assert len(passes) == 2
+    errors = {}
+    with torch.inference_mode():
+        exact = folded(*_inputs(1)[0])
+        for factor in (0.2, 1.0):
+            with Quantised(folded, {name: factor * scale for name, scale in scales_of(ranges).items()}):
+                errors[factor] = float((folded(*_inputs(1)[0]) - exact).abs().mean())
+    assert errors[1.0] < errors[0.2]
+
+
+def test_smoothing_is_exact_and_serves_rounding(folded: SinglePass) -> None:
+    """One channel of a norm's output a hundred times as large as the others."""
+    module = copy.deepcopy(folded).double()
+    block = next(part for part in module.unet.modules() if isinstance(part, LeanBlock))
+    factors = torch.ones(block.attn1.project.in_features, dtype=torch.float64)
+    factors[3] = 100
+    block.norm1.weight = torch.nn.Parameter(factors, requires_grad=False)
+    block.attn1.project.weight.data /= factors
+    feeds = [(image.double(),) for (image,) in _inputs()]
+    name = next(name for name in _names(module) if name.endswith("attn1.project"))
+
+    def off() -> tuple[torch.Tensor, float]:
+        scales = scales_of(choose_ranges(module, [name], lambda: feeds, lambda line: None))
+        with torch.inference_mode():
+            exact = module(*feeds[0])
+            with Quantised(module, scales):
+                return exact, float((module(*feeds[0]) - exact).abs().mean())
+
+    before, rounded_before = off()
+    assert smooth(module, lambda: feeds) >= 1
+    after, rounded_after = off()
+    assert (before - after).abs().max() < 1e-12
+    assert rounded_after < 0.7 * rounded_before
+
+
+def _names(module: SinglePass) -> list[str]:
+    return [path.removesuffix(".weight").replace(".", "/", 1) for path, _ in module.named_parameters()]
+
+
+def test_calibration_reads_a_folder(tmp_path: Path, photo: np.ndarray, bundle_int8: Path) -> None:
+    manifest, bucket = Manifest.load(bundle_int8), Bucket(height=32, width=64, graph="")
+    for number in range(3):
+        Image.fromarray(np.roll(photo, number, axis=0)).save(tmp_path / f"{number}.png")
+    calibration = Calibration(count=2, folder=tmp_path)
+    assert [one.shape for (one,) in calibration.feeds(manifest, bucket)] == [(1, 3, 32, 64)] * 2
+    digest = calibration.sha256(bucket)
+    assert digest != Calibration(count=3, folder=tmp_path).sha256(bucket)
+    assert digest == calibration.sha256(bucket)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--calibration", "nowhere"], "nowhere"),
+        (["--calibration-images", "0"], "at least one"),
+        (["--policy", "nowhere.json"], "policy"),
+        (["--budget", "-1"], "budget"),
+    ],
+)
+def test_bad_requests_are_refused(
+    words: list[str], message: str, checkpoint_d: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(checkpoint_d), "--task", "depth", "--resolution", "64x64", "--precision", "int8"]
+    assert main([*command, "--output", str(tmp_path / "bundle"), *words]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_policy_of_another_bundle_is_taken_over(bundle_int8: Path, checkpoint_d: Path, tmp_path: Path) -> None:
+    policy = json.loads((bundle_int8 / "policy.json").read_text())
+    kept = [policy["layers"][3]["group"]]
+    (tmp_path / "policy.json").write_text(json.dumps({"kept": kept}))
+    settings = {"task": "depth", "resolutions": ((BUCKET, BUCKET),), "precision": "int8", "calibration_images": 1}
+    bundle = build_bundle(checkpoint_d, tmp_path / "bundle", policy=tmp_path / "policy.json", **settings)
+    found = json.loads((bundle / "policy.json").read_text())
+    assert found["kept"] == kept
+    assert {row["group"] for row in found["layers"] if not row["int8"]} == set(kept)
+    (tmp_path / "policy.json").write_text(json.dumps({"kept": ["encoder/nothing"]}))
+    with pytest.raises(BuildError, match="encoder/nothing"):
+        build_bundle(checkpoint_d, tmp_path / "other", policy=tmp_path / "policy.json", **settings)
