@@ -36,11 +36,11 @@ def test_what_is_written_is_what_is_read(null_bundle: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("schema", [0, 1, 999, "2", None, True, 2.0])
 def test_other_schema(null_bundle: Path, schema: object) -> None:
     edit(null_bundle, lambda body: body.update(schema=schema))
-    with pytest.raises(SchemaError, match="this runtime reads schema 2"):
+    with pytest.raises(SchemaError, match="this runtime reads schema 3"):
         LotusEngine(null_bundle)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\x00\x01", '{"schema": 2}', "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\x00\x01", '{"schema": 3}', "[" * 100_000])
 def test_unreadable_manifest(null_bundle: Path, content: str) -> None:
     (null_bundle / MANIFEST).write_text(content)
     with pytest.raises(SchemaError):
