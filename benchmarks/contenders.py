@@ -59,12 +59,12 @@ CONTENDERS = {
         meaning="lotus-edge, OpenVINO bf16", backend="openvino", options={"target": "openvino", "precision": "bf16"}
     ),
     "openvino-taesd": Contender(
-        meaning="lotus-edge, OpenVINO fp32, autoencoder of TAESD's size",
+        meaning="lotus-edge, OpenVINO fp32, autoencoder of TAESD's size (another function)",
         backend="openvino",
         options={"target": "openvino", "vae": "random/taesd"},
     ),
     "openvino-bf16-taesd": Contender(
-        meaning="lotus-edge, OpenVINO bf16, autoencoder of TAESD's size",
+        meaning="lotus-edge, OpenVINO bf16, autoencoder of TAESD's size (another function)",
         backend="openvino",
         options={"target": "openvino", "precision": "bf16", "vae": "random/taesd"},
     ),

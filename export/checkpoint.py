@@ -69,7 +69,7 @@ _RANDOM_IN_CHANNELS = {"random/lotus-d": 4, "random/lotus-g": 8}
 class Kind:
     """What a name may stand for: `words` for a user, the hub's `files`, and the one that marks an embedded folder.
 
-    `use` is the rest of a command line that takes a folder of it.
+    `use` is the rest of a command line that takes a folder of it, `others` are the names that need no network.
     """
 
     words: str
