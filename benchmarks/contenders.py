@@ -68,6 +68,21 @@ CONTENDERS = {
         backend="openvino",
         options={"target": "openvino", "precision": "int8", "calibration-images": 1},
     ),
+    "openvino-taesd": Contender(
+        meaning="lotus-edge, OpenVINO fp32, autoencoder of TAESD's size (another function)",
+        backend="openvino",
+        options={"target": "openvino", "vae": "random/taesd"},
+    ),
+    "openvino-bf16-taesd": Contender(
+        meaning="lotus-edge, OpenVINO bf16, autoencoder of TAESD's size (another function)",
+        backend="openvino",
+        options={"target": "openvino", "precision": "bf16", "vae": "random/taesd"},
+    ),
+    "openvino-int8-taesd": Contender(
+        meaning="lotus-edge, OpenVINO int8, autoencoder of TAESD's size (another function)",
+        backend="openvino",
+        options={"target": "openvino", "precision": "int8", "calibration-images": 1, "vae": "random/taesd"},
+    ),
     "onnxruntime-cuda": Contender(
         meaning="lotus-edge, ONNX Runtime CUDA fp32", backend="onnxruntime-cuda", options={"target": "onnxruntime"}
     ),
@@ -86,7 +101,7 @@ def bundle_path(name: str, checkpoint: str, resolution: str, folder: Path) -> Pa
     if contender.backend is None:
         return None
     settings = "-".join(f"{key}={value}" for key, value in sorted(contender.options.items()))
-    return folder / f"bench-{checkpoint.replace('/', '-')}-{resolution}-{settings}"
+    return folder / f"bench-{checkpoint}-{resolution}-{settings}".replace("/", "-")
 
 
 def built(name: str, checkpoint: str, resolution: str, folder: Path) -> Path | None:

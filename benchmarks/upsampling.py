@@ -38,7 +38,7 @@ def main() -> int:
     for channels, edge in _PLACES:
         x = np.random.default_rng(0).standard_normal((1, channels, edge, edge), dtype=np.float32)
         plain = Upsample2D(channels, use_conv=True, out_channels=channels).eval()
-        modules = {"plain": plain, **{form: SubpixelUpsample(plain, form).eval() for form in FORMS}}
+        modules = {"plain": plain, **{form: SubpixelUpsample(plain, plain.conv, form).eval() for form in FORMS}}
         with tempfile.TemporaryDirectory() as folder:
             graphs = {name: _export(module, x, Path(folder) / f"{name}.onnx") for name, module in modules.items()}
             runs = {(backend, name): open_(graph) for name, graph in graphs.items() for backend, open_ in _OPEN.items()}

@@ -21,6 +21,7 @@ from export.golden import write_golden
 from export.precision.calibration import Calibration
 from export.precision.int8 import Int8Settings, choose_int8
 from export.single_pass import SinglePass
+from export.small_vae import replace_vae
 from export.targets import TARGETS
 from export.to_onnx import write_graphs
 from runtime.engine import draw_noise
@@ -36,8 +37,9 @@ class BuildSettings:
     """What to build. `resolutions` are (height, width) in pixels, empty for the size the UNet was trained at; `output`
     None means `engines/<name>`; `opset` None means the target's own; `seed` draws the golden's noise (mode G), is the
     bundle's default noise seed, and draws the weights of `random/...` checkpoints; `fixed_noise` makes that noise part
-    of the graph. Without `folds` the graph is the plain one, for comparison. `calibration`, `calibration_images`,
-    `budget` and `policy` are for int8; see export/precision/int8.py."""
+    of the graph. `vae_encoder` and `vae_decoder` name small autoencoders whose halves stand in for the checkpoint's.
+    Without `folds` the graph is the plain one, for comparison. `calibration`, `calibration_images`, `budget` and
+    `policy` are for int8; see export/precision/int8.py."""
 
     checkpoint: str
     task: str | None = None
@@ -49,6 +51,8 @@ class BuildSettings:
     seed: int = 0
     folds: bool = True
     fixed_noise: bool = False
+    vae_encoder: str | None = None
+    vae_decoder: str | None = None
     overwrite: bool = False
     calibration: Path | None = None
     calibration_images: int = 8
@@ -71,6 +75,9 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
     if settings.output is not None:  # before a download of gigabytes
         check_destination(settings.output, overwrite=settings.overwrite)
     checkpoint = load_checkpoint(settings.checkpoint, task=settings.task, seed=settings.seed, progress=progress)
+    checkpoint = replace_vae(
+        checkpoint, settings.vae_encoder, settings.vae_decoder, seed=settings.seed, progress=progress
+    )
     manifest = _draft(settings, checkpoint)
     destination = settings.output or Path("engines") / manifest.name
     weight_bytes = 4 * sum(p.numel() for module in (checkpoint.unet, checkpoint.vae) for p in module.parameters())
@@ -108,7 +115,12 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
         raise BuildError(f"{checkpoint.id!r} is of mode D: it has no noise to fix")
     target = TARGETS[settings.target]
     identity = _public_id(checkpoint.id)
-    name = "-".join([Path(identity).name, *map(str, buckets), settings.precision, settings.target])
+    halves = {"encoder": checkpoint.small_encoder, "decoder": checkpoint.small_decoder}
+    small = {
+        half: CheckpointEntry(id=_public_id(vae.id), sha256=vae.sha256(half)) for half, vae in halves.items() if vae
+    }
+    words = [Path(identity).name, *_words(small), *map(str, buckets), settings.precision, settings.target]
+    name = "-".join(words)
     largest, mean = target.tolerance[settings.precision]
     return Manifest(
         name=name,
@@ -133,7 +145,17 @@ def _draft(settings: BuildSettings, checkpoint: Checkpoint) -> Manifest:
         tools=tool_versions(_TOOLS),
         command=settings.command,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        vae_encoder=small.get("encoder"),
+        vae_decoder=small.get("decoder"),
     )
+
+
+def _words(small: dict[str, CheckpointEntry]) -> list[str]:
+    """What a bundle's name says about its small autoencoders: `vae-taesd`, `encoder-taesd`, `decoder-taesd`."""
+    names = {half: Path(entry.id).name for half, entry in small.items()}
+    if len(names) == 2 and len(set(names.values())) == 1:
+        names = {"vae": names["encoder"]}
+    return [f"{half}-{name}" for half, name in names.items()]
 
 
 def _fixed_noises(manifest: Manifest) -> list[torch.Tensor]:

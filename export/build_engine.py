@@ -25,6 +25,7 @@ from runtime.tasks import TASKS
 _BUILD_ONLY = (
     *("task", "resolution", "precision", "opset", "seed", "fixed_noise", "no_folds"),
     *("calibration", "calibration_images", "budget", "policy"),
+    *("vae", "vae_encoder", "vae_decoder"),
 )
 
 
@@ -72,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="the bundle's folder; default: engines/<name>")
     parser.add_argument("--seed", type=_seed, default=0, help="noise of mode G, and weights of random/...; default 0")
     parser.add_argument("--fixed-noise", action="store_true", help="mode G: make the seed's noise part of the graph")
+    parser.add_argument(
+        "--vae",
+        metavar="CHECKPOINT2",
+        help="a small autoencoder in place of the checkpoint's: an AutoencoderTiny's folder, a hub id such as "
+        "madebyollin/taesd, tiny/taesd (embedded), or random/taesd (full size)",
+    )
+    for half in ("encoder", "decoder"):
+        parser.add_argument(f"--vae-{half}", metavar="CHECKPOINT2", help=f"the same for the {half} alone")
     parser.add_argument("--no-folds", action="store_true", help="the plain graph, for comparison")
     int8 = parser.add_argument_group("int8")
     int8.add_argument(
@@ -107,6 +116,8 @@ def _build(arguments: argparse.Namespace, command: str) -> Path:
         seed=arguments.seed,
         folds=not arguments.no_folds,
         fixed_noise=arguments.fixed_noise,
+        vae_encoder=arguments.vae_encoder or arguments.vae,
+        vae_decoder=arguments.vae_decoder or arguments.vae,
         overwrite=arguments.overwrite,
         calibration=arguments.calibration,
         calibration_images=arguments.calibration_images,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -66,10 +66,49 @@ _RANDOM_IN_CHANNELS = {"random/lotus-d": 4, "random/lotus-g": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a name may stand for: `words` for a user, the hub's `files`, and the one that marks an embedded folder.
+
+    `use` is the rest of a command line that takes a folder of it, `others` are the names that need no network.
+    """
+
+    words: str
+    files: tuple[str, ...]
+    marker: str
+    use: str
+    others: tuple[str, ...]
+
+
+LOTUS = Kind(
+    words="diffusers folder (with unet/ and vae/), a hub id such as jingheya/lotus-depth-d-v2-0-disparity",
+    files=(
+        *("*.json", "*.txt", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors"),
+        PROMPT_FILE,
+    ),
+    marker="unet/config.json",
+    use="./{folder} --task {task}",
+    others=tuple(sorted(name for name in KNOWN_TASKS if "jingheya" not in name)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallVae:
+    """A distilled autoencoder in fp32 that stands in for one half of a checkpoint's own, or for both."""
+
+    id: str
+    network: AutoencoderTiny
+
+    def sha256(self, half: str) -> str:
+        """SHA-256 over the names, shapes and values of its "encoder" or its "decoder"."""
+        return _sha256(getattr(self.network, half).state_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A loaded Lotus: fp32 modules in eval mode, and the constants of its single step.
 
-    `prompt` is float32 [1,N,C]: the empty prompt as the text encoder sees it. `mode` is "d" or "g".
+    `prompt` is float32 [1,N,C]: the empty prompt as the text encoder sees it. `mode` is "d" or "g". `vae` is its own
+    autoencoder; `small_encoder` and `small_decoder` stand in for the halves of it, where they are given.
     """
 
     id: str
@@ -78,6 +117,18 @@ class Checkpoint:
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     prompt: torch.Tensor
+    small_encoder: SmallVae | None = None
+    small_decoder: SmallVae | None = None
+
+    @property
+    def encoding_vae(self) -> AutoencoderKL | AutoencoderTiny:
+        """The autoencoder whose encoder reads the image."""
+        return self.vae if self.small_encoder is None else self.small_encoder.network
+
+    @property
+    def decoding_vae(self) -> AutoencoderKL | AutoencoderTiny:
+        """The autoencoder whose decoder writes the map."""
+        return self.vae if self.small_decoder is None else self.small_decoder.network
 
     @property
     def downscale(self) -> int:
@@ -85,14 +136,18 @@ class Checkpoint:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def sha256(self) -> str:
-        """SHA-256 over the names, shapes and fp32 values of everything that is loaded."""
-        digest = hashlib.sha256()
+        """SHA-256 over the names, shapes and fp32 values of the checkpoint's own weights."""
         tensors = {f"unet.{name}": value for name, value in self.unet.state_dict().items()}
         tensors |= {f"vae.{name}": value for name, value in self.vae.state_dict().items()}
-        for name, tensor in sorted((tensors | {"prompt": self.prompt}).items()):
-            digest.update(f"{name}{list(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().numpy())
-        return digest.hexdigest()
+        return _sha256(tensors | {"prompt": self.prompt})
+
+
+def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def task_embedding() -> torch.Tensor:
@@ -113,12 +168,12 @@ def load_checkpoint(
         progress(f"drawing the weights of {name} with seed {seed}")
         unet, vae, prompt = _random(_RANDOM_IN_CHANNELS[name], seed)
     else:
-        folder = _find(name, progress)
+        folder = find_folder(name, LOTUS, progress)
         progress(f"loading {name}")
-        unet = _load(UNet2DConditionModel, folder, "unet")
+        unet = load_network(UNet2DConditionModel, folder / "unet")
         family = folder.resolve().parent  # may hold one autoencoder for all its checkpoints
         shared = not (folder / "vae").is_dir() and (family / "vae").is_dir()
-        vae = _load(AutoencoderKL, family if shared else folder, "vae")
+        vae = load_network(AutoencoderKL, (family if shared else folder) / "vae")
         prompt = _load_prompt(folder)
     mode = _read_mode(unet, vae, prompt, name)
     return Checkpoint(
@@ -145,62 +200,56 @@ def _resolve_task(name: str, task: str | None) -> str:
     return found
 
 
-def _find(name: str, progress: Callable[[str], None]) -> Path:
-    """The local folder of a checkpoint; a hub id is downloaded (safetensors only)."""
+def find_folder(name: str, kind: Kind, progress: Callable[[str], None]) -> Path:
+    """The local folder of a checkpoint; a hub id is downloaded (safetensors only). Raises: CheckpointError."""
     if name.startswith("tiny/"):
         folder = TINY / name.removeprefix("tiny/")
         if not folder.is_dir():
-            raise CheckpointError(
-                f"no embedded checkpoint {name!r}; there is {[f'tiny/{f.name}' for f in _embedded()]}"
-            )
+            there = sorted(f"tiny/{folder.name}" for folder in TINY.glob("*") if (folder / kind.marker).is_file())
+            raise CheckpointError(f"no embedded checkpoint {name!r}; there is {there}")
         return folder
     folder = Path(name)
     if folder.is_dir():
         return folder
     if name.startswith("random/"):
-        raise CheckpointError(f"unknown {name!r}; known: {sorted(_RANDOM_IN_CHANNELS)}")
+        known = [other for other in kind.others if other.startswith("random/")]
+        raise CheckpointError(f"unknown {name!r}; known: {known}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"no folder {name!r}. Pass a diffusers folder (with unet/ and vae/), a hub id such as "
-            f"jingheya/lotus-depth-d-v2-0-disparity, or one of {sorted(n for n in KNOWN_TASKS if 'jingheya' not in n)}"
-        )
-    return _download(name, progress)
+        raise CheckpointError(f"no folder {name!r}. Pass a {kind.words}, or one of {list(kind.others)}")
+    return _download(name, kind, progress)
 
 
-def _embedded() -> list[Path]:
-    return sorted(folder for folder in TINY.glob("*") if (folder / "unet").is_dir())
-
-
-def _download(name: str, progress: Callable[[str], None]) -> Path:
+def _download(name: str, kind: Kind, progress: Callable[[str], None]) -> Path:
     from huggingface_hub import snapshot_download
 
     progress(f"downloading {name} (or reading it from the local cache)")
-    wanted = ["*.json", "*.txt", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors"]
     try:
-        return Path(snapshot_download(name, allow_patterns=[*wanted, PROMPT_FILE], etag_timeout=5))
+        return Path(snapshot_download(name, allow_patterns=list(kind.files), etag_timeout=5))
     # The hub's client raises OSError, ValueError, httpx and hub types of its own for one and the same missing network.
     except Exception as error:
         raise CheckpointError(
             f"cannot download {name!r}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
             f"Without network: on a machine that has it, run `hf download {name} --local-dir {Path(name).name}`, copy "
-            f"the folder here and pass its path: `python export/build_engine.py ./{Path(name).name} "
-            f"--task {KNOWN_TASKS.get(name, 'TASK')}`"
+            f"the folder here and pass its path: `python export/build_engine.py "
+            f"{kind.use.format(folder=Path(name).name, task=KNOWN_TASKS.get(name, 'TASK'))}`"
         ) from error
 
 
-def _load(kind: Any, folder: Path, part: str) -> Any:
-    """One module of a diffusers folder as fp32; every tensor must be there. safetensors only, never pickle."""
-    weights = sorted((folder / part).glob("*.safetensors"))
-    if not (folder / part / "config.json").is_file() or not weights:
+def load_network(network: Any, folder: Path) -> Any:
+    """One module's folder as fp32; every tensor must be there. safetensors only, never pickle. Raises: CheckpointError.
+
+    `network` is its diffusers class.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
         raise CheckpointError(
-            f"{folder / part} needs config.json and *.safetensors (a diffusers folder); found "
-            f"{sorted(f.name for f in (folder / part).glob('*')) or 'nothing'}. Pickled .bin weights are not read."
+            f"{folder} needs config.json and *.safetensors (a diffusers folder); found "
+            f"{sorted(f.name for f in folder.glob('*')) or 'nothing'}. Pickled .bin weights are not read."
         )
     variant = "fp16" if all(".fp16." in path.name for path in weights) else None
     try:
-        module, report = kind.from_pretrained(
+        module, report = network.from_pretrained(
             folder,
-            subfolder=part,
             variant=variant,
             torch_dtype=torch.float32,
             use_safetensors=True,
@@ -210,10 +259,10 @@ def _load(kind: Any, folder: Path, part: str) -> Any:
         )
     # diffusers, safetensors and json each raise their own types for a damaged folder.
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load {folder / part}: {error}") from error
+        raise CheckpointError(f"cannot load {folder}: {error}") from error
     if report["missing_keys"]:
         raise CheckpointError(
-            f"{folder / part} lacks {len(report['missing_keys'])} tensors of its architecture, the first is "
+            f"{folder} lacks {len(report['missing_keys'])} tensors of its architecture, the first is "
             f"{sorted(report['missing_keys'])[0]!r}: the weights are incomplete or of another model"
         )
     return module

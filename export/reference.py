@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 
 from export.checkpoint import TIMESTEP, Checkpoint, task_embedding
@@ -22,19 +23,26 @@ def predict_reference(
 
     Normals are not scaled to unit length. No resizing. Raises: CheckpointError when the weights give NaN.
     """
-    scaling = checkpoint.vae.config.scaling_factor
     with torch.inference_mode():
         image = torch.from_numpy(Preprocess().apply(rgb))
-        latent = checkpoint.vae.encode(image).latent_dist.mode() * scaling
+        latent = _encode(checkpoint, image)
         if noise is not None:
             latent = torch.cat([latent, torch.from_numpy(noise)], dim=1)
         predicted = checkpoint.unet(
             latent, TIMESTEP, encoder_hidden_states=checkpoint.prompt, class_labels=task_embedding()
         ).sample
-        decoded = checkpoint.vae.decode(predicted / scaling).sample[0].numpy()
+        vae = checkpoint.decoding_vae
+        decoded = vae.decode(predicted / vae.config.scaling_factor).sample[0].numpy()
     if not np.isfinite(decoded).all():
         raise CheckpointError(f"the weights of {checkpoint.id!r} give NaN or infinite values in PyTorch itself")
     unit = np.clip(decoded / 2 + 0.5, 0, 1)
     if checkpoint.task == "normal":
         return (unit * 2 - 1).astype(np.float32)
     return unit.mean(axis=0, keepdims=True, dtype=np.float32)
+
+
+def _encode(checkpoint: Checkpoint, image: torch.Tensor) -> torch.Tensor:
+    vae = checkpoint.encoding_vae
+    encoded = vae.encode(image)
+    latent = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    return latent * vae.config.scaling_factor

@@ -32,13 +32,13 @@ class SinglePass(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Image to the posterior's mean, scaled."""
+    """Image to the posterior's mean, scaled. A small encoder answers that itself, and its scaling factor is 1."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        vae = checkpoint.vae
+        vae = checkpoint.encoding_vae
         self.network = vae.encoder
-        self.quant = vae.quant_conv if vae.config.use_quant_conv else nn.Identity()
+        self.quant = getattr(vae, "quant_conv", None) or nn.Identity()
         self.channels = vae.config.latent_channels
         self.scaling = vae.config.scaling_factor
 
@@ -86,9 +86,9 @@ class _Decoder(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, task: Task) -> None:
         super().__init__()
-        vae = checkpoint.vae
+        vae = checkpoint.decoding_vae
         self.scaling = vae.config.scaling_factor
-        self.quant = vae.post_quant_conv if vae.config.use_post_quant_conv else nn.Identity()
+        self.quant = getattr(vae, "post_quant_conv", None) or nn.Identity()
         self.network = vae.decoder
         self.task = task
 

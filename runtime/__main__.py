@@ -92,9 +92,10 @@ def _info(arguments: argparse.Namespace) -> int:
     manifest = Manifest.load(arguments.bundle)
     built = manifest.engine
     measured = [f"{run.max_abs_error:.2e} ({run.backend})" for run in manifest.golden.measured]
+    weights = {"checkpoint": manifest.checkpoint, "encoder": manifest.vae_encoder, "decoder": manifest.vae_decoder}
     rows = {
         "name": manifest.name,
-        "checkpoint": f"{manifest.checkpoint.id} (sha256 {manifest.checkpoint.sha256[:12]})",
+        **{part: f"{entry.id} (sha256 {entry.sha256[:12]})" for part, entry in weights.items() if entry is not None},
         "mode": manifest.mode.upper(),
         **{f"output {task}": meaning for task, meaning in manifest.outputs.items()},
         "target": f"{manifest.target}, {manifest.precision}, ONNX opset {manifest.opset}",

@@ -131,6 +131,7 @@ class Manifest:
     `mode` is "d" (regression) or "g" (generation, takes a noise tensor); `tasks` name the outputs and their order;
     `outputs` states in words what each means; `noise_seed` is the seed used when the caller names none (mode G), and
     with `fixed_noise` the only one: its noise is part of the graph. `folds` names the exact rewrites in the graph.
+    `vae_encoder` and `vae_decoder` say what stands in for the halves of the checkpoint's autoencoder; None is its own.
     """
 
     name: str
@@ -154,6 +155,8 @@ class Manifest:
     preprocess: Preprocess = field(default_factory=Preprocess)
     engine: EngineInfo | None = None
     quantisation: Quantisation | None = None
+    vae_encoder: Checkpoint | None = None
+    vae_decoder: Checkpoint | None = None
 
     def input_shapes(self, bucket: Bucket) -> dict[str, tuple[int, ...]]:
         """Shapes of the float32 inputs: `image` [1,3,H,W] and, unless mode G's is fixed, `noise` [1,C,H/8,W/8]."""

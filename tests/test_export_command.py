@@ -50,7 +50,7 @@ def test_manifest_of_the_embedded_checkpoint(tiny_bundle: Path) -> None:
     assert manifest.checkpoint.id == "tiny/disparity-d"
     assert (manifest.tasks, manifest.mode, manifest.noise_seed) == (["disparity"], "d", 5)
     assert manifest.command == "python export/build_engine.py tiny/disparity-d --resolution 128x160 --seed 5"
-    assert json.loads((tiny_bundle / "manifest.json").read_text())["schema"] == 2
+    assert json.loads((tiny_bundle / "manifest.json").read_text())["schema"] == 3
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ PLACES = {
     "constant-noise": 0,
     "latent-in": 1,
     "latent-out": 1,
+    "small-ranges": 0,
     "subpixel": 6,
     "merged-projections": 16,
     "lean-transformer": 16,
@@ -143,7 +144,7 @@ def test_cross_attention_takes_the_smaller_matrices(checkpoint_d: Path, tokens: 
 def test_the_forms_of_upsampling_are_exact_at_the_borders_too(form: str, height: int, width: int) -> None:
     torch.manual_seed(0)
     plain = Upsample2D(3, use_conv=True, out_channels=5).double()
-    folded = subpixel.SubpixelUpsample(plain, form)
+    folded = subpixel.SubpixelUpsample(plain, plain.conv, form)
     x = torch.randn(2, 3, height, width, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), plain(x), rtol=0, atol=1e-13)
@@ -153,7 +154,8 @@ def test_the_forms_of_upsampling_are_exact_at_the_borders_too(form: str, height:
 
 def test_upsampling_multiplies_four_ninths(checkpoint_d: Path) -> None:
     plain = Upsample2D(8, use_conv=True, out_channels=8)
-    weights = {form: sum(w.numel() for w in subpixel.SubpixelUpsample(plain, form).weights) for form in subpixel.FORMS}
+    folded = {form: subpixel.SubpixelUpsample(plain, plain.conv, form) for form in subpixel.FORMS}
+    weights = {form: sum(weight.numel() for weight in folded[form].weights) for form in folded}
     # Each of the 4 outputs of a small pixel has 4 taps, where it had 9.
     assert set(weights.values()) == {4 * 4 * 8 * 8}
 

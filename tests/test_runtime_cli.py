@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_null_bundle
 from PIL import Image
 
 from runtime.__main__ import main
+from runtime.manifest import Checkpoint, Manifest
 
 
 def picture(path: Path) -> Path:
@@ -98,6 +99,19 @@ def test_verify_and_info(null_bundle: Path, capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     assert "64x96, 96x64" in shown
     assert "tolerance 0.0001" in shown
+    assert "decoder" not in shown
+
+
+def test_info_names_what_stands_in_for_a_half_of_the_autoencoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Checkpoint(id="tiny/taesd", sha256="abcdef" * 10 + "abcd")
+    bundle = write_null_bundle(tmp_path / "small", vae_decoder=small)
+    assert Manifest.load(bundle).vae_decoder == small
+    assert main(["info", str(bundle)]) == 0
+    shown = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["decoder", "tiny/taesd (sha256 abcdefabcdef)"] in shown
+    assert "encoder" not in [line[0] for line in shown]
 
 
 @pytest.mark.parametrize(

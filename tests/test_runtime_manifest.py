@@ -41,7 +41,7 @@ def test_other_schema(null_bundle: Path, schema: object) -> None:
         LotusEngine(null_bundle)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\x00\x01", '{"schema": 2}', "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\x00\x01", '{"schema": 3}', "[" * 100_000])
 def test_unreadable_manifest(null_bundle: Path, content: str) -> None:
     (null_bundle / MANIFEST).write_text(content)
     with pytest.raises(SchemaError):

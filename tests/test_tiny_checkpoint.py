@@ -28,7 +28,7 @@ KEY = {"disparity": "abs_rel", "depth": "abs_rel", "normal": "mean"}
 
 
 def test_the_family_is_complete_and_known_to_the_exporter():
-    assert sorted(path.name for path in CHECKPOINTS.iterdir()) == sorted([*NAMES, "vae"])
+    assert sorted(path.name for path in CHECKPOINTS.iterdir()) == sorted([*NAMES, "taesd", "vae"])
     assert {name for name in KNOWN_TASKS if name.startswith("tiny/")} == {f"tiny/{name}" for name in NAMES}
 
 

@@ -110,8 +110,8 @@ def new_prompt() -> torch.Tensor:
 
 def save_checkpoint(model: TinyLotus, folder: Path) -> None:
     """Write the diffusers folder, weights in fp16; its autoencoder goes beside it, where the whole family finds it."""
-    _save_network(model.unet, folder / "unet")
-    _save_network(model.vae, folder.parent / "vae")
+    save_network(model.unet, folder / "unet")
+    save_network(model.vae, folder.parent / "vae")
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -132,7 +132,8 @@ def save_checkpoint(model: TinyLotus, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _save_network(network: ModelMixin, folder: Path) -> None:
+def save_network(network: ModelMixin, folder: Path) -> None:
+    """Write a network's config and its weights in fp16, contiguous, as safetensors."""
     copy.deepcopy(network).half().to(memory_format=torch.contiguous_format).save_pretrained(folder)
     config = folder / "config.json"
     kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}

@@ -72,22 +72,29 @@ def train_vae(steps: int, seed: int = 1) -> None:
     training = Training(vae, CACHE / "vae.safetensors", steps=steps, peak_rate=1.5e-3)
 
     def prepare(step: int) -> torch.Tensor:
-        rng = _step_rng(seed, step)
-        size, count = VAE_BATCHES[step % len(VAE_BATCHES)]
-        kinds = rng.choice(list(MAP_SHARES), count, p=list(MAP_SHARES.values()))
-        # Small batches show small windows, so that textures keep the size that they have in a whole picture.
-        low, high = (0.4, 0.75) if size[0] < 256 else (0.6, 1)
-        views = [draw_views(scenes, rng, [str(kind)], size, rng.uniform(low, high)) for kind in kinds]
-        return torch.cat(views).contiguous(memory_format=torch.channels_last)
+        return draw_pairs(scenes, step_rng(seed, step), step)
 
     def loss_of(target: torch.Tensor) -> torch.Tensor:
         posterior = vae.encode(target).latent_dist
         decoded = vae.decode(posterior.sample()).sample
-        loss = _map_loss(decoded, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        loss = map_loss(decoded, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
         guide = (posterior.mean[:, :3].float() - 2 * nn.functional.avg_pool2d(target, 8)).abs().mean()
         return loss + max(0.0, 1 - training.spent / GUIDED) * guide
 
-    _run(training, prepare, loss_of, lambda: _save_vae(training, scenes, seed))
+    run(training, prepare, loss_of, lambda: _save_vae(training, scenes, seed))
+
+
+def draw_pairs(scenes: Scenes, rng: np.random.Generator, step: int) -> torch.Tensor:
+    """The autoencoder's batch of a step: images in the even places, each with one of its maps behind it, channels last.
+
+    float32 [2 N, 3, H, W]; sizes as in VAE_BATCHES, kinds of maps as in MAP_SHARES.
+    """
+    size, count = VAE_BATCHES[step % len(VAE_BATCHES)]
+    kinds = rng.choice(list(MAP_SHARES), count, p=list(MAP_SHARES.values()))
+    # Small batches show small windows, so that textures keep the size that they have in a whole picture.
+    low, high = (0.4, 0.75) if size[0] < 256 else (0.6, 1)
+    views = [draw_views(scenes, rng, [str(kind)], size, rng.uniform(low, high)) for kind in kinds]
+    return torch.cat(views).contiguous(memory_format=torch.channels_last)
 
 
 def train_trunk(steps: int, scenes: int, seed: int = 2) -> None:
@@ -102,7 +109,7 @@ def train_trunk(steps: int, scenes: int, seed: int = 2) -> None:
     training = Training(unet, CACHE / "trunk.safetensors", steps=steps, peak_rate=1.5e-3, matrix_rate=4e-3)
 
     def prepare(step: int) -> _Batch:
-        rng = _step_rng(seed, step)
+        rng = step_rng(seed, step)
         rows = _latent_rows(latents, rng, step, scenes)
         images, reconstruct = rows[:, 0], _reconstruct(rng, len(rows))
         wanted = torch.where(reconstruct, images.repeat(1, len(TASKS), 1, 1), rows[:, 1:].flatten(1, 2))
@@ -118,7 +125,7 @@ def train_trunk(steps: int, scenes: int, seed: int = 2) -> None:
         with training.averaged():
             unet.save_pretrained(CACHE / "trunk" / "unet")
 
-    _run(training, prepare, loss_of, save)
+    run(training, prepare, loss_of, save)
 
 
 def train_unet(task: str, mode: str, steps: int, scenes: int, output: Path, start: Path, seed: int = 3) -> None:
@@ -135,7 +142,7 @@ def train_unet(task: str, mode: str, steps: int, scenes: int, output: Path, star
     training = Training(unet, path, steps=steps, peak_rate=5e-4, matrix_rate=2e-3)
 
     def prepare(step: int) -> _Batch:
-        rng = _step_rng(seed, step)
+        rng = step_rng(seed, step)
         rows = _latent_rows(latents, rng, step, scenes)
         images, maps, reconstruct = rows[:, 0], rows[:, 1 + list(TASKS).index(task)], _reconstruct(rng, len(rows))
         noise = None
@@ -159,7 +166,7 @@ def train_unet(task: str, mode: str, steps: int, scenes: int, output: Path, star
         with training.averaged():
             save_checkpoint(model, output)
 
-    _run(training, prepare, loss_of, save)
+    run(training, prepare, loss_of, save)
 
 
 def take_weights(unet: UNet2DConditionModel, trained: UNet2DConditionModel, task: int) -> None:
@@ -206,7 +213,7 @@ def _switch(reconstruct: torch.Tensor) -> torch.Tensor:
     return torch.where(reconstruct[:, 0, 0], RECONSTRUCT, PREDICT)
 
 
-def _run(
+def run(
     training: Training,
     prepare: Callable[[int], Any],
     loss_of: Callable[[Any], torch.Tensor],
@@ -253,7 +260,7 @@ def _run(
 def _save_vae(training: Training, scenes: Scenes, seed: int) -> None:
     """Write the averaged autoencoder with the scaling factor that gives its latents unit deviation."""
     vae = training.network
-    rng = _step_rng(seed, -1)
+    rng = step_rng(seed, -1)
     views = torch.cat([draw_views(scenes, rng, list(TASKS), (256, 256), 1.0) for _ in range(12)])
     with training.averaged(), torch.no_grad():
         deviation = vae.encode(views).latent_dist.mode().std()
@@ -261,7 +268,7 @@ def _save_vae(training: Training, scenes: Scenes, seed: int) -> None:
         copy.deepcopy(vae).to(memory_format=torch.contiguous_format).save_pretrained(CACHE / "vae")
 
 
-def _map_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def map_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """L1 on values, on their differences to the right and below, and on means of 8x8 pixels and their colour."""
     difference = decoded.float() - target
     across, down = difference.diff(dim=-1), difference.diff(dim=-2)
@@ -271,7 +278,7 @@ def _map_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return difference.abs().mean() + EDGE_WEIGHT * edges + coarse.abs().mean() + COLOUR_WEIGHT * colour.abs().mean()
 
 
-def _step_rng(seed: int, step: int) -> np.random.Generator:
+def step_rng(seed: int, step: int) -> np.random.Generator:
     """A stream of its own for each step, so that a resumed run draws what an unbroken one would have drawn."""
     return np.random.default_rng([seed, step + 1])
 

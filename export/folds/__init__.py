@@ -18,6 +18,7 @@ from export.folds import (
     latent_out,
     lean_transformer,
     merged_projections,
+    small_ranges,
     subpixel,
     winograd,
 )
@@ -30,6 +31,7 @@ FOLDS: dict[str, Callable[[SinglePass], Folded]] = {
     "constant-noise": constant_noise.fold,
     "latent-in": latent_in.fold,
     "latent-out": latent_out.fold,
+    "small-ranges": small_ranges.fold,
     "subpixel": subpixel.fold,
     "merged-projections": merged_projections.fold,
     "lean-transformer": lean_transformer.fold,

@@ -11,7 +11,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from export.folds.linear import bias_of, merge_pixelwise, refuse_wide, set_affine, weight_of
+from export.folds.linear import (
+    bias_of,
+    last_convolution,
+    merge_pixelwise,
+    refuse_nothing,
+    refuse_wide,
+    set_affine,
+    weight_of,
+)
 from export.folds.report import Folded
 from export.single_pass import SinglePass
 
@@ -20,8 +28,8 @@ def fold(module: SinglePass) -> Folded:
     """Merge the encoder's last convolution, `quant_conv`'s mean half and the scaling factor."""
     encoder = module.encoder
     folded = Folded()
-    conv, quant = encoder.network.conv_out, encoder.quant
-    if not folded.count(refuse_wide("quant_conv", quant)):
+    conv, quant = last_convolution(encoder.network), encoder.quant
+    if not folded.count(refuse_wide("quant_conv", quant) or refuse_nothing(quant, encoder.scaling)):
         return folded
     weight, bias = merge_pixelwise(weight_of(conv), bias_of(conv), quant)
     kept = slice(encoder.channels)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from export.folds.linear import bias_of, merge_pixelwise, refuse_wide, set_affine, weight_of
+from export.folds.linear import bias_of, merge_pixelwise, refuse_nothing, refuse_wide, set_affine, weight_of
 from export.folds.report import Folded
 from export.single_pass import SinglePass
 
@@ -21,7 +21,7 @@ def fold(module: SinglePass) -> Folded:
     decoder = module.decoder
     folded = Folded()
     conv, quant = module.unet.network.conv_out, decoder.quant
-    if not folded.count(refuse_wide("post_quant_conv", quant)):
+    if not folded.count(refuse_wide("post_quant_conv", quant) or refuse_nothing(quant, decoder.scaling)):
         return folded
     set_affine(conv, *merge_pixelwise(weight_of(conv) / decoder.scaling, bias_of(conv) / decoder.scaling, quant))
     decoder.quant, decoder.scaling = nn.Identity(), 1.0

@@ -31,6 +31,19 @@ def refuse_wide(name: str, after: nn.Module) -> str | None:
     return None
 
 
+def refuse_nothing(quant: nn.Module, scaling: float) -> str | None:
+    """Why there is nothing to merge where a small autoencoder's latents are the UNet's own."""
+    if isinstance(quant, nn.Identity) and scaling == 1:
+        return "the autoencoder's latents are the scaled ones, and no 1x1 convolution is between"
+    return None
+
+
+def last_convolution(network: nn.Module) -> nn.Conv2d:
+    """The one that an encoder or a decoder ends with, large or small."""
+    layers = getattr(network, "layers", None)
+    return network.conv_out if layers is None else layers[-1]
+
+
 def new_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
     """The layer x W^T + b with weight [out, in]."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")

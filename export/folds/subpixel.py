@@ -30,19 +30,18 @@ _TAPS = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=tor
 
 
 class SubpixelUpsample(nn.Module):
-    """Upsample2D as convolutions of the small map [B, C, H, W]; the answer is [B, C', 2H, 2W].
+    """Upsampling and `conv` as convolutions of the small map [B, C, H, W]; the answer is [B, C', 2H, 2W].
 
     Where the block asks for another size than 2H x 2W (latents that are no multiple of the UNet's levels), the algebra
     does not hold at the cut border and the plain form, whose weights stay, answers.
     """
 
-    def __init__(self, plain: Upsample2D, form: str) -> None:
+    def __init__(self, plain: nn.Module, conv: nn.Conv2d, form: str) -> None:
         super().__init__()
         self.plain, self.form = plain, form
-        conv = plain.conv
         # [row parity, column parity, out, in, row tap, column tap]
         kernels = torch.einsum("pre,qsf,oief->pqoirs", _TAPS, _TAPS, weight_of(conv))
-        dtype, bias = conv.weight.dtype, bias_of(conv)
+        dtype, bias = conv.weight.dtype, None if conv.bias is None else bias_of(conv)
         if form == "transposed":
             # Output 2i + p of a transposed convolution takes x[i - 1 + p + r] at kernel element 3 - p - 2 r.
             whole = kernels.new_empty(conv.in_channels, conv.out_channels, 4, 4)
@@ -52,11 +51,11 @@ class SubpixelUpsample(nn.Module):
         elif form == "shuffle":
             # Depth-to-space puts channel (c, p, q) at (2i + p, 2j + q); cutting one pixel makes odd places even.
             weights = [kernels.flip(0, 1).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)]
-            bias = bias.repeat_interleave(4)
+            bias = None if bias is None else bias.repeat_interleave(4)
         else:
             weights = list(kernels.flatten(0, 1))
         self.weights = nn.ParameterList([nn.Parameter(w.to(dtype), requires_grad=False) for w in weights])
-        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def forward(self, x: Tensor, output_size: torch.Size | None = None) -> Tensor:
         height, width = x.shape[2:]
@@ -81,13 +80,41 @@ def fold(module: SinglePass, form: str = FORMS[0]) -> Folded:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Upsample2D) and folded.count(_refusal(child)):
-                setattr(parent, name, SubpixelUpsample(child, form))
+                setattr(parent, name, SubpixelUpsample(child, child.conv, form))
+            elif isinstance(child, nn.Sequential) and any(isinstance(layer, nn.Upsample) for layer in child):
+                setattr(parent, name, _rewrite_sequence(child, form, folded))
     return folded
+
+
+def _rewrite_sequence(layers: nn.Sequential, form: str, folded: Folded) -> nn.Sequential:
+    """The same layers with each upsampling that a convolution follows, as a small autoencoder has them, as one."""
+    kept: list[nn.Module] = []
+    for layer in layers:
+        enlarge = kept[-1] if kept else None
+        if isinstance(enlarge, nn.Upsample) and folded.count(_refusal_of_pair(enlarge, layer)):
+            kept[-1] = SubpixelUpsample(nn.Sequential(enlarge, layer), layer, form)
+        else:
+            kept.append(layer)
+    return nn.Sequential(*kept)
 
 
 def _refusal(block: Upsample2D) -> str | None:
     if not (block.use_conv and block.interpolate and block.name == "conv") or block.norm is not None:
         return "it does not end in a convolution, or more than enlarging comes before that"
-    if block.conv.kernel_size != (3, 3) or block.conv.padding != (1, 1):
-        return f"its convolution is {block.conv.kernel_size} with padding {block.conv.padding}"
+    return _refusal_of_convolution(block.conv)
+
+
+def _refusal_of_pair(enlarge: nn.Upsample, layer: nn.Module) -> str | None:
+    if enlarge.mode != "nearest" or enlarge.scale_factor != 2:
+        return f"it enlarges {enlarge.scale_factor} times, {enlarge.mode!r}"
+    if not isinstance(layer, nn.Conv2d):
+        return "no convolution follows it"
+    return _refusal_of_convolution(layer)
+
+
+def _refusal_of_convolution(conv: nn.Conv2d) -> str | None:
+    if conv.kernel_size != (3, 3) or conv.padding != (1, 1):
+        return f"its convolution is {conv.kernel_size} with padding {conv.padding}"
+    if conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.groups != 1 or conv.padding_mode != "zeros":
+        return "its convolution strides, dilates, has groups or is not padded with zeros"
     return None
