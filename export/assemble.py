@@ -18,6 +18,7 @@ from export.checkpoint import Checkpoint, load_checkpoint
 from export.errors import BuildError
 from export.folds import apply_folds
 from export.golden import write_golden
+from export.precision.calibration import Calibration
 from export.single_pass import SinglePass
 from export.targets import TARGETS
 from export.to_onnx import write_graphs
@@ -34,7 +35,8 @@ class BuildSettings:
     """What to build. `resolutions` are (height, width) in pixels, empty for the size the UNet was trained at; `output`
     None means `engines/<name>`; `opset` None means the target's own; `seed` draws the golden's noise (mode G), is the
     bundle's default noise seed, and draws the weights of `random/...` checkpoints; `fixed_noise` makes that noise part
-    of the graph. Without `folds` the graph is the plain one, for comparison."""
+    of the graph. Without `folds` the graph is the plain one, for comparison. `calibration` is a folder of images, None
+    for rendered ones, of which the first `calibration_images` show what a half precision cannot hold."""
 
     checkpoint: str
     task: str | None = None
@@ -47,6 +49,8 @@ class BuildSettings:
     folds: bool = True
     fixed_noise: bool = False
     overwrite: bool = False
+    calibration: Path | None = None
+    calibration_images: int = 8
     command: str = ""
 
 
@@ -56,10 +60,17 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
     Raises: CheckpointError, BuildError, VerificationError; nothing is left behind then.
     """
     target = TARGETS[settings.target]
+    if settings.precision in target.instead:
+        precision = target.instead[settings.precision]
+        progress(
+            f"{settings.target} has no kernels for {settings.precision} on the CPU: the bundle will be {precision}"
+        )
+        settings = dataclasses.replace(settings, precision=precision)
     if settings.precision not in target.tolerance:
         raise BuildError(
             f"target {settings.target!r} has no precision {settings.precision!r}; it has {sorted(target.tolerance)}"
         )
+    calibration = Calibration(count=settings.calibration_images, folder=settings.calibration)
     if settings.output is not None:  # before a download of gigabytes
         check_destination(settings.output, overwrite=settings.overwrite)
     checkpoint = load_checkpoint(settings.checkpoint, task=settings.task, seed=settings.seed, progress=progress)
@@ -74,7 +85,7 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
             manifest = dataclasses.replace(
                 manifest, folds=apply_folds(module, progress, target.upsampling[settings.precision])
             )
-        write_graphs(module, manifest, stage, progress)
+        write_graphs(module, manifest, stage, calibration, progress)
         del checkpoint, module  # the engine builder and the golden run need the memory
         gc.collect()
         finish(stage, manifest, progress)

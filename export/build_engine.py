@@ -22,7 +22,10 @@ from runtime.errors import LotusError
 from runtime.tasks import TASKS
 
 # What the graph in a bundle already has.
-_BUILD_ONLY = ("task", "resolution", "precision", "opset", "seed", "fixed_noise", "no_folds")
+_BUILD_ONLY = (
+    *("task", "resolution", "precision", "opset", "seed", "fixed_noise", "no_folds"),
+    *("calibration", "calibration_images"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resolution", type=_resolutions, default=(), metavar="HxW[,HxW...]", help="default: the size of training"
     )
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "bf16", "int8"])
     parser.add_argument("--target", default="onnxruntime", choices=sorted(TARGETS))
     parser.add_argument(
         "--opset", type=int, choices=[20, 23], help="ONNX opset; default: what the target's parser reads"
@@ -70,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=_seed, default=0, help="noise of mode G, and weights of random/...; default 0")
     parser.add_argument("--fixed-noise", action="store_true", help="mode G: make the seed's noise part of the graph")
     parser.add_argument("--no-folds", action="store_true", help="the plain graph, for comparison")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="images to calibrate with; default: rendered ones"
+    )
+    parser.add_argument("--calibration-images", type=int, default=8, metavar="N", help="how many; default 8")
     parser.add_argument("--overwrite", action="store_true", help="replace an old bundle")
     parser.add_argument(
         "--from-bundle", type=Path, metavar="BUNDLE", help="build the engine of --target from this bundle"
@@ -94,6 +101,8 @@ def _build(arguments: argparse.Namespace, command: str) -> Path:
         folds=not arguments.no_folds,
         fixed_noise=arguments.fixed_noise,
         overwrite=arguments.overwrite,
+        calibration=arguments.calibration,
+        calibration_images=arguments.calibration_images,
         command=command,
     )
     return build(settings, progress)

@@ -108,6 +108,12 @@ def finish_on_device(
     if manifest.precision not in TARGETS[target].tolerance:
         known = sorted(TARGETS[target].tolerance)
         raise BuildError(f"target {target!r} has no precision {manifest.precision!r}; it has {known}")
+    forms = [TARGETS[name].forms[manifest.precision] for name in (manifest.target, target)]
+    if len(set(forms)) > 1:
+        raise BuildError(
+            f"{manifest.precision} is another graph for {target} than for {manifest.target} ({forms[1]}, {forms[0]}): "
+            f"build the bundle with --target {target}"
+        )
     if not TARGETS[manifest.target].group_norm_kernel:
         progress(
             f"the bundle was built for {manifest.target}, with group normalisation spelled out for it; one built with "

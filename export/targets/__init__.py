@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +13,8 @@ class Target:
     `attention` is the operator it runs fastest, "split" for heads split by the graph (see export/attention.py);
     `upsampling` one of export/folds/subpixel.py's forms by precision, the fastest in `benchmarks.upsampling`;
     `tolerance` is the largest absolute difference from the PyTorch reference that the golden may show, by precision;
+    `forms` says what the graph in the file is, by precision: "float" (all of it float32), "half" or "weights" (half,
+    with int8 weights), see export/precision/; `instead` is what is built for a precision without kernels there;
     `engine_suffix` is set where a vendor's builder turns the graph into an engine.
     """
 
@@ -21,6 +23,8 @@ class Target:
     attention: str = "split"
     upsampling: dict[str, str]
     tolerance: dict[str, float]
+    forms: dict[str, str]
+    instead: dict[str, str] = field(default_factory=dict)
     engine_suffix: str | None = None
 
 
@@ -33,13 +37,28 @@ TARGETS = {
         attention="contrib",
         upsampling={"fp32": "transposed"},
         tolerance={"fp32": 1e-4},
+        forms={"fp32": "float"},
+        instead={"fp16": "fp32", "bf16": "fp32"},  # on x86 its CPU provider would cast to float32 and back
     ),
     "openvino": Target(
         opset=23,
         attention="joined",
         upsampling={"fp32": "transposed", "bf16": "shuffle"},
         tolerance={"fp32": 1e-3, "bf16": 2e-1},
+        forms={"fp32": "float", "bf16": "float"},  # bf16 is a hint to its compiler
     ),
-    "tensorrt": Target(opset=20, upsampling={"fp32": "transposed"}, tolerance={"fp32": 1e-3}, engine_suffix=".plan"),
-    "tensorrt-rtx": Target(opset=23, upsampling={"fp32": "transposed"}, tolerance={"fp32": 1e-3}, engine_suffix=".rtx"),
+    "tensorrt": Target(
+        opset=20,
+        upsampling=dict.fromkeys(("fp32", "fp16", "bf16"), "transposed"),
+        tolerance={"fp32": 1e-3, "fp16": 2e-2, "bf16": 2e-1},
+        forms={"fp32": "float", "fp16": "half", "bf16": "half"},
+        engine_suffix=".plan",
+    ),
+    "tensorrt-rtx": Target(
+        opset=23,
+        upsampling=dict.fromkeys(("fp32", "fp16", "bf16", "int8"), "transposed"),
+        tolerance={"fp32": 1e-3, "fp16": 2e-2, "bf16": 2e-1, "int8": 1e-1},
+        forms={"fp32": "float", "fp16": "half", "bf16": "half", "int8": "weights"},
+        engine_suffix=".rtx",
+    ),
 }
