@@ -20,8 +20,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from export.attention import join_heads
 from export.errors import BuildError
 from export.group_norm import spell_out_group_norm
-from export.precision import lower
 from export.precision.calibration import Calibration
+from export.precision.lower import lower
 from export.single_pass import SinglePass
 from export.targets import TARGETS
 from runtime.manifest import Manifest

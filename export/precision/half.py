@@ -5,7 +5,7 @@ The graph is strongly typed: every tensor's type is in the file, and a builder o
     inside     GroupNormalization and LayerNormalization (stash_type 1, the default), and Attention, whose kernels keep
                scores and softmax in registers (TensorRT-RTX 1.7.1 refuses the attribute softmax_precision)
     by Cast    Softmax and InstanceNormalization, which older opsets spell attention and norms with; the clamp and the
-               mean at the end, which cost nothing and would round the map again; and what overflow.py measured too large
+               mean at the end, which would round the map again; and what overflow.py measured too large
 
 A Cast stands once behind the value it converts. Weights are converted when they are written, one at a time.
 """
@@ -90,7 +90,7 @@ class _Types:
         lazy = ir.LazyTensor(
             lambda: ir.Tensor(whole.numpy().astype(half.numpy()), dtype=half, name=value.name),
             dtype=half,
-            shape=whole.shape,
+            shape=value.shape or ir.Shape([]),
             name=value.name,
         )
         made = ir.Value(name=f"{value.name}_half", const_value=lazy, type=ir.TensorType(half), shape=value.shape)

@@ -1,4 +1,4 @@
-"""What every operator of the network answers on calibration images: the largest value, and what a half type loses of it.
+"""What every operator of the network answers on calibration images: its largest value, and what a half type loses.
 
 The traced PyTorch program is interpreted in float32, one operator at a time. Operators that float16 cannot hold stay in
 float32 (half.py): found by measurement, not by their names.

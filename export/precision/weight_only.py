@@ -66,7 +66,7 @@ def _dequantised(graph: ir.Graph, node: ir.Node, weight: ir.Value, axis: int) ->
     lazy = ir.LazyTensor(
         lambda: ir.tensor(quantise(whole.numpy().astype(np.float32), scale.astype(np.float32), axis)),
         dtype=ir.DataType.INT8,
-        shape=ir.Shape(whole.shape),
+        shape=weight.shape or ir.Shape([]),
         name=f"{weight.name}_int8",
     )
     values = [
