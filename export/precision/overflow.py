@@ -60,8 +60,8 @@ def wide_nodes(graph: ir.Graph, ranges: dict[str, Range], half: ir.DataType) -> 
     large = {value for value in graph.initializers.values() if _peak_of(value) > limits.max}
     for node in graph:
         name = _operator(node)
-        # The exporter names no operator for the Split it makes of several answers.
-        if name in bad or (not name and not large.isdisjoint(node.inputs)):
+        # What was not measured only moves values: views, and the Split that the exporter makes of several answers.
+        if name in bad or (name not in ranges and not large.isdisjoint(node.inputs)):
             large.update(node.outputs)
     return [node for node in graph if not large.isdisjoint((*node.inputs, *node.outputs))]
 
@@ -69,8 +69,7 @@ def wide_nodes(graph: ir.Graph, ranges: dict[str, Range], half: ir.DataType) -> 
 def _peak_of(value: ir.Value) -> float:
     if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.const_value.size == 0:
         return 0.0
-    weights = torch.from_numpy(value.const_value.numpy())
-    return max(float(weights.max()), -float(weights.min()))
+    return _peak(torch.from_numpy(value.const_value.numpy()))
 
 
 def _operator(node: ir.Node) -> str:
@@ -88,7 +87,7 @@ class _Meter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         answer = super().run_node(n)
-        if n.op == "call_function" and isinstance(answer, Tensor) and answer.is_floating_point() and answer.numel():
+        if n.op == "call_function" and _is_new(answer):
             seen = self.ranges.get(n.name, Range())
             peak = _peak(answer)
             if n.target is torch.ops.aten.scaled_dot_product_attention.default:
@@ -104,8 +103,14 @@ class _Meter(fx.Interpreter):
 
     def _loss(self, x: Tensor) -> float:
         norm = float(x.norm())
-        return float((x - x.to(self._half).to(x.dtype)).norm()) / norm if norm > 0 else 0.0
+        return float(x.to(self._half).to(x.dtype).sub_(x).norm()) / norm if norm > 0 else 0.0
+
+
+def _is_new(answer: Any) -> bool:
+    """Values that an operator computed, and no view of another's."""
+    return isinstance(answer, Tensor) and answer.is_floating_point() and answer.numel() > 0 and not answer._is_view()
 
 
 def _peak(x: Tensor) -> float:
-    return max(float(x.max()), -float(x.min()))
+    low, high = torch.aminmax(x)
+    return max(float(high), -float(low))
