@@ -264,6 +264,23 @@ def test_the_parser_reads_the_intended_types(precision: str, rtx_bundle: Callabl
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_opset_20_sums_norms_and_softmax_in_float32(precision: str, checkpoint_d: Path, tmp_path: Path) -> None:
+    """What a Jetson's TensorRT 10.3 reads, by the parser that is here."""
+    pytest.importorskip("tensorrt_rtx", reason=NO_RTX)
+    bundle = build_bundle(checkpoint_d, tmp_path / "bundle", target="tensorrt", precision=precision, **SETTINGS)
+    assert Manifest.load(bundle).opset == 20
+    layers = count_layers(bundle / "model-128x128.onnx", "tensorrt-rtx")
+    everything = sum(layers.values(), start=type(layers["unet"])())
+    half = TYPES[precision]
+    # Group norms, and softmax of attention and of the constant prompt; layer norms have stash_type.
+    assert (everything["NORMALIZATION FLOAT"], everything[f"NORMALIZATION {half}"]) == (97, 48)
+    assert (everything["SOFTMAX FLOAT"], everything[f"SOFTMAX {half}"]) == (34, 0)
+    assert everything[f"CONVOLUTION {half}"] == 103
+    assert everything["MATRIX_MULTIPLY FLOAT"] == everything["CONVOLUTION FLOAT"] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("bf16", 0.55), ("int8", 0.35)])
 def test_the_bundle_is_small_verified_and_says_so(
     precision: str, share: float, rtx_bundle: Callable[[str], Path], bundle_d: Path
