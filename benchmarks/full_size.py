@@ -27,30 +27,35 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="random/lotus-d")
     parser.add_argument("--resolution", default="512x512")
     parser.add_argument("--target", nargs="+", default=["onnxruntime", "tensorrt-rtx"])
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--calibration-images", default="1", metavar="N", help="of a precision below fp32")
     parser.add_argument("--image", default="tiny/samples/room.png")
     parser.add_argument("--output", type=Path, default=Path("engines"))
     arguments = parser.parse_args()
     rows = []
     for target in arguments.target:
-        bundle = arguments.output / f"full-size-{target}"
+        bundle = arguments.output / f"full-size-{target}-{arguments.precision}"
         what = [arguments.checkpoint, "--resolution", arguments.resolution, "--target", target]
+        what += ["--precision", arguments.precision, "--calibration-images", arguments.calibration_images]
+        setting = {"target": target, "resolution": arguments.resolution, "precision": arguments.precision}
         steps = {"build": ["export/build_engine.py", *what, "--output", str(bundle), "--overwrite"]}
         if target in ("onnxruntime", "openvino"):
             steps["verify"] = ["-m", "runtime", "verify", str(bundle)]
             steps["predict"] = ["-m", "runtime", "predict", str(bundle), arguments.image, "--output", "out/full-size"]
         for step, command in steps.items():
-            rows.append({"target": target, "resolution": arguments.resolution, "step": step} | _run(command))
+            rows.append(setting | {"step": step} | _run(command))
             print("{target:<14} {step:<8} status {status}  {seconds:7.1f} s  peak {peak_gb:5.2f} GB".format(**rows[-1]))
         if (bundle / "manifest.json").exists():
             manifest = Manifest.load(bundle)
             size = sum(file.bytes for file in manifest.files) / 1e9
             golden = [dataclasses.asdict(run) for run in manifest.golden.measured]
-            rows.append(
-                {"target": target, "resolution": arguments.resolution, "bundle_gb": round(size, 2), "golden": golden}
-            )
-            print(f"{target:<14} bundle   {size:.2f} GB  golden {golden}")
+            engines = {bucket.engine for bucket in manifest.buckets}
+            engine = sum(file.bytes for file in manifest.files if file.path in engines) / 1e9
+            rows.append(setting | {"bundle_gb": round(size, 2), "engine_gb": round(engine, 2), "golden": golden})
+            print(f"{target:<14} bundle   {size:.2f} GB, engine {engine:.2f} GB  golden {golden}")
     for target in arguments.target:
-        name = write_rows(f"full-size-{target}", [row for row in rows if row["target"] == target]).name
+        title = f"full-size-{target}" + (f"-{arguments.precision}" if arguments.precision != "fp32" else "")
+        name = write_rows(title, [row for row in rows if row["target"] == target]).name
         print(f"rows: {name}")
     failed = [row for row in rows if row.get("status", 0) != 0 or row.get("peak_gb", 0) > _LIMIT_GB]
     return 1 if failed else 0

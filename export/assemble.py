@@ -38,8 +38,9 @@ class BuildSettings:
     None means `engines/<name>`; `opset` None means the target's own; `seed` draws the golden's noise (mode G), is the
     bundle's default noise seed, and draws the weights of `random/...` checkpoints; `fixed_noise` makes that noise part
     of the graph. `vae_encoder` and `vae_decoder` name small autoencoders whose halves stand in for the checkpoint's.
-    Without `folds` the graph is the plain one, for comparison. `calibration`, `calibration_images`, `budget` and
-    `policy` are for int8; see export/precision/int8.py."""
+    Without `folds` the graph is the plain one, for comparison. `calibration` is a folder of images, None for rendered
+    ones, of which the first `calibration_images` show what a lower precision cannot hold; `budget` and `policy` are for
+    int8, see export/precision/int8.py."""
 
     checkpoint: str
     task: str | None = None
@@ -67,6 +68,12 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
     Raises: CheckpointError, BuildError, VerificationError; nothing is left behind then.
     """
     target = TARGETS[settings.target]
+    if settings.precision in target.instead:
+        precision = target.instead[settings.precision]
+        progress(
+            f"{settings.target} has no kernels for {settings.precision} on the CPU: the bundle will be {precision}"
+        )
+        settings = dataclasses.replace(settings, precision=precision)
     if settings.precision not in target.tolerance:
         raise BuildError(
             f"target {settings.target!r} has no precision {settings.precision!r}; it has {sorted(target.tolerance)}"
@@ -90,10 +97,10 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
             folds = apply_folds(module, progress, target.upsampling[precision], precision in target.winograd)
             manifest = dataclasses.replace(manifest, folds=folds)
         scales: dict[str, float] = {}
-        if settings.precision == "int8":
+        if target.forms[settings.precision] == "qdq":
             scales, quantisation = choose_int8(module, manifest, int8, stage, destination.parent, progress)
             manifest = dataclasses.replace(manifest, quantisation=quantisation)
-        write_graphs(module, manifest, stage, progress, scales)
+        write_graphs(module, manifest, stage, int8.calibration, progress, scales)
         del checkpoint, module  # the engine builder and the golden run need the memory
         gc.collect()
         finish(stage, manifest, progress)

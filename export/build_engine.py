@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resolution", type=_resolutions, default=(), metavar="HxW[,HxW...]", help="default: the size of training"
     )
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "int8"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "bf16", "int8"])
     parser.add_argument("--target", default="onnxruntime", choices=sorted(TARGETS))
     parser.add_argument(
         "--opset", type=int, choices=[20, 23], help="ONNX opset; default: what the target's parser reads"
@@ -82,17 +82,18 @@ def _parser() -> argparse.ArgumentParser:
     for half in ("encoder", "decoder"):
         parser.add_argument(f"--vae-{half}", metavar="CHECKPOINT2", help=f"the same for the {half} alone")
     parser.add_argument("--no-folds", action="store_true", help="the plain graph, for comparison")
-    int8 = parser.add_argument_group("int8")
-    int8.add_argument(
+    lower = parser.add_argument_group("fp16, bf16, int8")
+    lower.add_argument(
         "--calibration", type=Path, metavar="DIR", help="images to calibrate with; default: rendered ones"
     )
-    int8.add_argument("--calibration-images", type=int, default=8, metavar="N", help="how many; default 8")
-    int8.add_argument(
+    lower.add_argument("--calibration-images", type=int, default=8, metavar="N", help="how many; default 8")
+    lower.add_argument(
         "--budget",
         type=float,
-        help="largest distance from the fp32 prediction: AbsRel after alignment (default 0.01), or degrees (default 1)",
+        help="int8: largest distance from the fp32 prediction, as AbsRel after alignment (default 0.01) or degrees "
+        "(default 1)",
     )
-    int8.add_argument("--policy", type=Path, metavar="FILE", help="policy.json of another bundle: no search")
+    lower.add_argument("--policy", type=Path, metavar="FILE", help="int8: policy.json of another bundle; no search")
     parser.add_argument("--overwrite", action="store_true", help="replace an old bundle")
     parser.add_argument(
         "--from-bundle", type=Path, metavar="BUNDLE", help="build the engine of --target from this bundle"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -19,6 +20,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from export.attention import join_heads
 from export.errors import BuildError
 from export.group_norm import spell_out_group_norm
+from export.precision.calibration import Calibration
+from export.precision.lower import lower
 from export.precision.qdq import quantise
 from export.single_pass import SinglePass
 from export.targets import TARGETS
@@ -34,13 +37,14 @@ def write_graphs(
     module: SinglePass,
     manifest: Manifest,
     folder: Path,
+    calibration: Calibration,
     progress: Callable[[str], None],
     scales: Mapping[str, float] | None = None,
 ) -> None:
     """Write the graph of each bucket of `manifest`, and one `model.onnx.data` for all, into `folder`.
 
     At opset 23 attention stays `Attention` and group normalisation `GroupNormalization`; at opset 20 both are spelled
-    out in older operators. The layers of `scales` become int8.
+    out in older operators. `calibration` shows what a half precision cannot hold; the layers of `scales` become int8.
 
     Raises: BuildError when the exporter or the ONNX checker refuses; OSError.
     """
@@ -49,7 +53,8 @@ def write_graphs(
         for bucket in manifest.buckets:
             progress(f"tracing the {bucket} graph (ONNX opset {manifest.opset})")
             inputs = {name: torch.zeros(shape) for name, shape in manifest.input_shapes(bucket).items()}
-            model = _trace(module, inputs, manifest.tasks[0], manifest.opset)
+            program = _trace(module, inputs, manifest.tasks[0], manifest.opset)
+            model = program.model
             _name_nodes(model.graph)
             target = TARGETS[manifest.target]
             if not target.group_norm_kernel:
@@ -57,11 +62,14 @@ def write_graphs(
             if target.attention != "split":
                 join_heads(model.graph, contrib=target.attention == "contrib")
             quantise(model.graph, scales or {})
+            if target.forms[manifest.precision] in ("half", "weights"):
+                assert program.exported_program is not None
+                lower(model.graph, program.exported_program, manifest, calibration.feeds(manifest, bucket), progress)
             RemoveUnusedNodesPass()(model)
             _strip(model)
             pool.externalise(model.graph)
             ir.save(model, folder / bucket.graph)
-            del model
+            del model, program
     for bucket in manifest.buckets:
         try:
             onnx.checker.check_model(str(folder / bucket.graph))
@@ -69,7 +77,7 @@ def write_graphs(
             raise BuildError(f"the ONNX checker refuses the {bucket} graph: {error}") from error
 
 
-def _trace(module: SinglePass, inputs: dict[str, torch.Tensor], output: str, opset: int) -> ir.Model:
+def _trace(module: SinglePass, inputs: dict[str, torch.Tensor], output: str, opset: int) -> torch.onnx.ONNXProgram:
     with quiet_exporter(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -84,7 +92,7 @@ def _trace(module: SinglePass, inputs: dict[str, torch.Tensor], output: str, ops
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise BuildError(f"the network cannot be traced to ONNX opset {opset}: {error}") from error
     assert program is not None
-    return program.model
+    return program
 
 
 @contextmanager
@@ -156,7 +164,7 @@ class _WeightPool:
             )
 
     def _store(self, tensor: ir.TensorProtocol) -> int:
-        data = memoryview(tensor.numpy().reshape(-1)).cast("B")
+        data = memoryview(tensor.numpy().reshape(-1).view(np.uint8))
         key = (hashlib.sha256(data).hexdigest(), tensor.nbytes)
         if key not in self._offsets:
             self._stream.seek(-self._stream.tell() % _ALIGNMENT, 1)

@@ -1,1 +1,1 @@
-"""Lower precision: which layers take it, with which ranges, and what that costs the prediction."""
+"""The graph in less than float32: half types, int8, which layers take it, and what it costs the prediction."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,9 @@ class Target:
     `winograd` are the precisions in which export/folds/winograd.py is faster and exact enough;
     `tolerance` are the largest and the mean absolute difference from the PyTorch reference that the golden may show,
     by precision: in bf16 and int8 single pixels at edges may be far off, and the mean is what proves the engine;
+    `forms` says what the graph in the file is, by precision: "float" (all of it float32), "qdq" (float32 with int8
+    layers), "half" or "weights" (half, with int8 weights), see export/precision/; `instead` is what is built for a
+    precision without kernels there;
     `engine_suffix` is set where a vendor's builder turns the graph into an engine.
     """
 
@@ -24,9 +27,12 @@ class Target:
     upsampling: dict[str, str]
     winograd: tuple[str, ...] = ()
     tolerance: dict[str, tuple[float, float]]
+    forms: dict[str, str]
+    instead: dict[str, str] = field(default_factory=dict)
     engine_suffix: str | None = None
 
 
+_FP16 = (0.05, 0.005)
 _BF16 = (0.4, 0.02)
 _INT8 = (0.8, 0.05)
 
@@ -40,6 +46,8 @@ TARGETS = {
         upsampling={"fp32": "shuffle", "int8": "shuffle"},
         winograd=("fp32",),
         tolerance={"fp32": (1e-4, 1e-4), "int8": _INT8},
+        forms={"fp32": "float", "int8": "qdq"},
+        instead={"fp16": "fp32", "bf16": "fp32"},  # on x86 its CPU provider would cast to float32 and back
     ),
     "openvino": Target(
         opset=23,
@@ -47,11 +55,20 @@ TARGETS = {
         upsampling={"fp32": "transposed", "bf16": "shuffle", "int8": "shuffle"},
         winograd=("fp32",),
         tolerance={"fp32": (1e-3, 1e-3), "bf16": _BF16, "int8": _INT8},
+        forms={"fp32": "float", "bf16": "float", "int8": "qdq"},  # bf16 is a hint to its compiler
     ),
     "tensorrt": Target(
-        opset=20, upsampling={"fp32": "transposed"}, tolerance={"fp32": (1e-3, 1e-3)}, engine_suffix=".plan"
+        opset=20,
+        upsampling=dict.fromkeys(("fp32", "fp16", "bf16"), "transposed"),
+        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16, "bf16": _BF16},
+        forms={"fp32": "float", "fp16": "half", "bf16": "half"},
+        engine_suffix=".plan",
     ),
     "tensorrt-rtx": Target(
-        opset=23, upsampling={"fp32": "transposed"}, tolerance={"fp32": (1e-3, 1e-3)}, engine_suffix=".rtx"
+        opset=23,
+        upsampling=dict.fromkeys(("fp32", "fp16", "bf16", "int8"), "transposed"),
+        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16, "bf16": _BF16, "int8": _INT8},
+        forms={"fp32": "float", "fp16": "half", "bf16": "half", "int8": "weights"},
+        engine_suffix=".rtx",
     ),
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,8 @@ def build_engine(graph: Path, engine: Path, flavour: str, progress: Callable[[st
     # Asked first: without a GPU TensorRT fails later, and in its own words.
     capability = None if FLAVOURS[flavour].portable else compute_capability()
     log = Log(vendor)
-    try:
-        builder = vendor.Builder(log.logger)
-    except (RuntimeError, TypeError) as error:  # pybind11's, for a C++ exception and for a null object
-        raise BuildError(f"{flavour} {vendor.__version__} cannot start: {error}\n{log.text()}") from error
-    network = builder.create_network(1 << int(vendor.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = vendor.OnnxParser(network, log.logger)  # owns the weights: it must live until the engine is built
-    _parse(vendor, log, parser, network, graph, flavour)
+    # The parser owns the weights: it must live until the engine is built.
+    builder, network, _parser = _parse(vendor, log, graph, flavour)
     attentions = _allow_decomposition(vendor, network)
     config = builder.create_builder_config()
     config.clear_flag(vendor.BuilderFlag.TF32)
@@ -64,8 +60,42 @@ def build_engine(graph: Path, engine: Path, flavour: str, progress: Callable[[st
     )
 
 
-def _parse(vendor: Any, log: Log, parser: Any, network: Any, graph: Path, flavour: str) -> None:
-    """Fill `network` from the ONNX file. Raises: BuildError with all of the parser's errors."""
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer of the network that the vendor's parser makes of a graph: kind and types of what it answers, as the
+    vendor spells them ("CONVOLUTION", "HALF")."""
+
+    name: str
+    kind: str
+    types: tuple[str, ...]
+
+
+def read_network(graph: Path, flavour: str) -> list[Layer]:
+    """The layers that the builder of `flavour` starts from. Needs no GPU for TensorRT-RTX.
+
+    Raises: BuildError when the parser refuses the graph or the vendor cannot start; BackendMissingError.
+    """
+    vendor = load_vendor(flavour)
+    _, network, _parser = _parse(vendor, Log(vendor), graph, flavour)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    return [
+        Layer(
+            name=layer.name,
+            kind=layer.type.name,
+            types=tuple(layer.get_output(index).dtype.name for index in range(layer.num_outputs)),
+        )
+        for layer in layers
+    ]
+
+
+def _parse(vendor: Any, log: Log, graph: Path, flavour: str) -> tuple[Any, Any, Any]:
+    """Builder, network and parser of the ONNX file. Raises: BuildError with all of the parser's errors."""
+    try:
+        builder = vendor.Builder(log.logger)
+    except (RuntimeError, TypeError) as error:  # pybind11's, for a C++ exception and for a null object
+        raise BuildError(f"{flavour} {vendor.__version__} cannot start: {error}\n{log.text()}") from error
+    network = builder.create_network(1 << int(vendor.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = vendor.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(graph)):
         errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
         words = "\n".join([*errors, log.text()])  # only the log names a missing weight file
@@ -75,6 +105,7 @@ def _parse(vendor: Any, log: Log, parser: Any, network: Any, graph: Path, flavou
     odd = [f"{tensor.name} is {tensor.dtype}" for tensor in tensors if tensor.dtype != vendor.DataType.FLOAT]
     if odd:
         raise BuildError(f"inputs and outputs of {graph} must be float32, but {', '.join(odd)}")
+    return builder, network, parser
 
 
 def _allow_decomposition(vendor: Any, network: Any) -> int:

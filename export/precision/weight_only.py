@@ -1,0 +1,96 @@
+"""Weights as int8, one scale for each output channel, in a graph whose activations are half.
+
+    w[c] ~ s[c] q[c]    s[c] = max |w[c]| / 127    q[c] = round(w[c] / s[c]), from -127 to 127
+
+`DequantizeLinear` in front of each operator multiplies back, with the scale in the half type, so that activations and
+arithmetic stay half. It is the one int8 that TensorRT-RTX documents: it halves the engine and the bytes of weights that
+an inference reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+_LARGEST = 127
+_FEWEST_CHANNELS = 16  # a narrower operator reads few weights, and its error reaches the whole map
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _gemm_axis(node: ir.Node) -> int:
+    return 0 if "transB" in node.attributes and node.attributes["transB"].as_int() else 1
+
+
+_OUTPUT_AXIS: dict[str, Callable[[ir.Node], int]] = {
+    "Conv": lambda node: 0,
+    "ConvTranspose": lambda node: 1,
+    "Gemm": _gemm_axis,
+    "MatMul": lambda node: 1,
+}
+"""The axis of the second operand that counts output channels, by operator."""
+
+
+def weights_to_int8(graph: ir.Graph) -> int:
+    """Rewrite the weights of every operator of 16 channels or more, in and out. Returns how many operators were."""
+    nodes = [node for node in graph if node.op_type in _OUTPUT_AXIS and _fits(node)]
+    made: dict[tuple[ir.Value, int], ir.Value] = {}
+    for node in nodes:
+        weight = node.inputs[1]
+        assert weight is not None
+        key = (weight, _OUTPUT_AXIS[node.op_type](node))
+        if key not in made:
+            made[key] = _dequantised(graph, node, *key)
+        node.replace_input_with(1, made[key])
+    for weight, _ in made:
+        if not weight.uses():
+            del graph.initializers[str(weight.name)]
+    return len(nodes)
+
+
+def _fits(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    if weight is None or not weight.is_initializer() or weight.dtype not in _HALVES or weight.shape is None:
+        return False
+    return len(weight.shape) >= 2 and min(weight.shape.numpy()[:2]) >= _FEWEST_CHANNELS
+
+
+def _dequantised(graph: ir.Graph, node: ir.Node, weight: ir.Value, axis: int) -> ir.Value:
+    """A `DequantizeLinear` in front of `node`. The scales are computed now, the int8 weights when they are written."""
+    whole, half = weight.const_value, weight.dtype
+    assert whole is not None
+    assert half is not None
+    scale = _scales(whole.numpy().astype(np.float32), axis).astype(half.numpy())
+    lazy = ir.LazyTensor(
+        lambda: ir.tensor(quantise(whole.numpy().astype(np.float32), scale.astype(np.float32), axis)),
+        dtype=ir.DataType.INT8,
+        shape=weight.shape or ir.Shape([]),
+        name=f"{weight.name}_int8",
+    )
+    values = [
+        ir.Value(name=str(tensor.name), const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+        for tensor in (lazy, ir.Tensor(scale, dtype=half, name=f"{weight.name}_scale"))
+    ]
+    for value in values:
+        graph.register_initializer(value)
+    back = ir.node("DequantizeLinear", values, {"axis": axis}, name=f"{node.name}/DequantizeLinear")
+    back.outputs[0].name, back.outputs[0].dtype = f"{weight.name}_dequantised", half
+    back.outputs[0].shape = weight.shape
+    graph.insert_before(node, back)
+    return back.outputs[0]
+
+
+def _scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """[channels]; a channel of zeros has scale 1."""
+    others = tuple(place for place in range(weight.ndim) if place != axis)
+    peaks = np.abs(weight).max(others)
+    return (np.where(peaks > 0, peaks, _LARGEST) / _LARGEST).astype(np.float32)
+
+
+def quantise(weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
+    """The nearest int8 to `weight` over the `scale` [channels] along `axis`."""
+    scale = scale.reshape([-1 if place == axis else 1 for place in range(weight.ndim)])
+    rounded: NDArray[np.int8] = np.clip(np.rint(weight / scale), -_LARGEST, _LARGEST).astype(np.int8)
+    return rounded
