@@ -59,14 +59,14 @@ CONTENDERS = {
         meaning="lotus-edge, OpenVINO bf16", backend="openvino", options={"target": "openvino", "precision": "bf16"}
     ),
     "onnxruntime-int8": Contender(
-        meaning="lotus-edge, ONNX Runtime int8",
+        meaning="lotus-edge, ONNX Runtime int8 (every layer that can)",
         backend="onnxruntime",
-        options={"target": "onnxruntime", "precision": "int8", "calibration-images": 1},
+        options={"target": "onnxruntime", "precision": "int8", "calibration-images": 1, "budget": 0.1},
     ),
     "openvino-int8": Contender(
-        meaning="lotus-edge, OpenVINO int8 (bf16 where not int8)",
+        meaning="lotus-edge, OpenVINO int8 (every layer that can; bf16 elsewhere)",
         backend="openvino",
-        options={"target": "openvino", "precision": "int8", "calibration-images": 1},
+        options={"target": "openvino", "precision": "int8", "calibration-images": 1, "budget": 0.1},
     ),
     "openvino-taesd": Contender(
         meaning="lotus-edge, OpenVINO fp32, autoencoder of TAESD's size (another function)",
@@ -81,7 +81,13 @@ CONTENDERS = {
     "openvino-int8-taesd": Contender(
         meaning="lotus-edge, OpenVINO int8, autoencoder of TAESD's size (another function)",
         backend="openvino",
-        options={"target": "openvino", "precision": "int8", "calibration-images": 1, "vae": "random/taesd"},
+        options={
+            "target": "openvino",
+            "precision": "int8",
+            "calibration-images": 1,
+            "budget": 0.1,
+            "vae": "random/taesd",
+        },
     ),
     "onnxruntime-cuda": Contender(
         meaning="lotus-edge, ONNX Runtime CUDA fp32", backend="onnxruntime-cuda", options={"target": "onnxruntime"}
