@@ -33,6 +33,8 @@ class Contender:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+# Random weights have no accuracy to keep, and one image does for the ranges: what is compared is speed.
+_ALL_INT8 = {"precision": "int8", "calibration-images": 1, "budget": 0.1}
 CONTENDERS = {
     "pytorch": Contender(meaning="PyTorch fp32, prompt cached, posterior mean: the reference"),
     "pytorch-authors": Contender(
@@ -61,12 +63,12 @@ CONTENDERS = {
     "onnxruntime-int8": Contender(
         meaning="lotus-edge, ONNX Runtime int8 (every layer that can)",
         backend="onnxruntime",
-        options={"target": "onnxruntime", "precision": "int8", "calibration-images": 1, "budget": 0.1},
+        options={"target": "onnxruntime", **_ALL_INT8},
     ),
     "openvino-int8": Contender(
         meaning="lotus-edge, OpenVINO int8 (every layer that can; bf16 elsewhere)",
         backend="openvino",
-        options={"target": "openvino", "precision": "int8", "calibration-images": 1, "budget": 0.1},
+        options={"target": "openvino", **_ALL_INT8},
     ),
     "openvino-taesd": Contender(
         meaning="lotus-edge, OpenVINO fp32, autoencoder of TAESD's size (another function)",
