@@ -6,7 +6,7 @@ Along one axis, with kernel (a, b, c) and small map x, the enlarged map is x0 x0
     odd outputs    y[2i+1] = (a + b) x[i] + c x[i+1]
 
 two taps each, and the zero padding falls on the same outputs. In two directions: four 2x2 kernels, one for each parity
-of row and column. Three equal ways to write it; the target takes the one it runs fastest (`benchmarks.upsampling`):
+of row and column. Three equal ways to write it; the target takes the one it runs fastest (`benchmarks.forms`):
 
     transposed   one transposed convolution, 4x4, stride 2: the kernel (c, b + c, a + b, a) along each axis
     shuffle      one 2x2 convolution to 4 C channels on the map padded by one, depth-to-space, one pixel cut all around

@@ -1,7 +1,8 @@
-"""The forms of the subpixel fold on each backend: `python -m benchmarks.upsampling`.
+"""The forms of a layer that folds choose from, on each backend: `python -m benchmarks.forms`.
 
-The three places of the full-size decoder at 512x512 and the last of the UNet, one layer at a time; medians of
-interleaved rounds. What `export/targets` names for each target is the fastest here.
+Upsampling at the three places of the full-size decoder at 512x512 and the last of the UNet, and the autoencoder's wide
+convolutions; one layer at a time, medians of interleaved rounds. What `export/targets` names for each target is the
+fastest here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,13 @@ from torch import nn
 
 from benchmarks.rows import write_rows
 from export.folds.subpixel import FORMS, SubpixelUpsample
+from export.folds.winograd import WinogradConv
 from export.to_onnx import quiet_exporter
+from runtime.backends.openvino import hints
 
-_PLACES = ((512, 64), (512, 128), (256, 256), (640, 32))
-"""(channels, edge of the small map)."""
+_UPSAMPLINGS = ((512, 64), (512, 128), (256, 256), (640, 32))
+_CONVOLUTIONS = ((512, 64), (512, 128), (256, 256), (128, 512))
+"""(channels, edge of the map that comes in)."""
 _Run = Callable[[NDArray[np.float32]], object]
 
 
@@ -35,10 +39,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     rows = []
-    for channels, edge in _PLACES:
+    for fold, channels, edge, modules in _places():
         x = np.random.default_rng(0).standard_normal((1, channels, edge, edge), dtype=np.float32)
-        plain = Upsample2D(channels, use_conv=True, out_channels=channels).eval()
-        modules = {"plain": plain, **{form: SubpixelUpsample(plain, plain.conv, form).eval() for form in FORMS}}
         with tempfile.TemporaryDirectory() as folder:
             graphs = {name: _export(module, x, Path(folder) / f"{name}.onnx") for name, module in modules.items()}
             runs = {(backend, name): open_(graph) for name, graph in graphs.items() for backend, open_ in _OPEN.items()}
@@ -50,11 +52,22 @@ def main() -> int:
                     if turn:  # the first is warm-up
                         seconds[key].append(time.perf_counter() - start)
         for (backend, form), measured in seconds.items():
-            row = {"channels": channels, "edge": edge, "backend": backend, "form": form}
+            row = {"fold": fold, "channels": channels, "edge": edge, "backend": backend, "form": form}
             rows.append(row | {"p50_s": statistics.median(measured)})
-            print("{channels:4d} channels {edge:4d}  {backend:<14}{form:<12}{p50_s:8.4f} s".format(**rows[-1]))
-    print(f"rows: {write_rows('upsampling', rows).name}")
+            print("{fold:<10}{channels:4d} channels {edge:4d} {backend:<14}{form:<12}{p50_s:8.4f} s".format(**rows[-1]))
+    print(f"rows: {write_rows('forms', rows).name}")
     return 0
+
+
+def _places() -> Iterator[tuple[str, int, int, dict[str, nn.Module]]]:
+    """Fold, channels, edge, and the layer in each form."""
+    for channels, edge in _UPSAMPLINGS:
+        plain = Upsample2D(channels, use_conv=True, out_channels=channels).eval()
+        forms = {form: SubpixelUpsample(plain, plain.conv, form).eval() for form in FORMS}
+        yield "subpixel", channels, edge, {"plain": plain, **forms}
+    for channels, edge in _CONVOLUTIONS:
+        conv = nn.Conv2d(channels, channels, 3, padding=1).eval()
+        yield "winograd", channels, edge, {"plain": conv, "winograd": WinogradConv(conv, fewest_pixels=1).eval()}
 
 
 def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
@@ -74,13 +87,12 @@ def _onnxruntime(path: Path) -> _Run:
 def _openvino(path: Path, precision: str) -> _Run:
     import openvino
 
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    return openvino.Core().compile_model(str(path), "CPU", hints)
+    return openvino.Core().compile_model(str(path), "CPU", hints(precision))
 
 
 _OPEN: dict[str, Callable[[Path], _Run]] = {
     "onnxruntime": _onnxruntime,
-    "openvino": lambda path: _openvino(path, "f32"),
+    "openvino": lambda path: _openvino(path, "fp32"),
     "openvino-bf16": lambda path: _openvino(path, "bf16"),
 }
 
