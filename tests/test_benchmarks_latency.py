@@ -7,8 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from benchmarks import latency, parity, report, rows
 
@@ -81,3 +83,39 @@ def test_a_stale_table_fails_the_check(tmp_path: Path, monkeypatch: pytest.Monke
     assert "| old |" not in text
     monkeypatch.setattr(sys, "argv", ["report", "--check"])
     assert report.main() == 0
+
+
+def _row(what: str, **more: object) -> dict[str, object]:
+    about = {"what": what, "meaning": what, "checkpoint": "tiny/x", "resolution": "256x256", "batch": 1}
+    return about | {"p50_s": 1.0, "ratio": 2.0, "max_abs_error": 1e-5} | more
+
+
+def test_plots_are_pictures_of_their_rows(tmp_path: Path) -> None:
+    """Made-up rows: each plot is a picture, and changes when its rows do."""
+    sizes = [{"rows": [{"what": "ceiling"}, _row("a", resolution=f"{edge}x{edge}")]} for edge in (128, 256)]
+    batches = [{"rows": [_row("a", batch=count, p50_s=0.8 * count)]} for count in (1, 4)]
+    stages = [{"rows": [{"bundle": "b", "stage": stage, "seconds": 1.0} for stage in ("encoder", "unet", "decoder")]}]
+    steps = [{"bundle": "b", "budget": 0.01, "int8_share": share, "distance": 0.02 * share} for share in (0.5, 1.0)]
+    plots = {
+        report._plot_latency: {"rows": [_row("a"), _row("b", p50_s=0.5)]},
+        report._plot_scaling: sizes + batches,
+        report._plot_stages: stages,
+        report._plot_policies: [{"rows": steps}],
+    }
+    for number, (plot, bodies) in enumerate(plots.items()):
+        path = plot(bodies, tmp_path / f"{number}.png")
+        with Image.open(path) as picture:
+            assert picture.width > 400
+            first = np.array(picture.convert("L"))
+        assert first.std() > 5
+        _scaled(bodies)
+        with Image.open(plot(bodies, tmp_path / "other.png")) as picture:
+            assert not np.array_equal(first, np.array(picture.convert("L"))), plot.__name__
+
+
+def _scaled(bodies: object) -> None:
+    """Triple every measured number, in place."""
+    for body in bodies if isinstance(bodies, list) else [bodies]:
+        for place, row in enumerate(body["rows"]):
+            for key in {"p50_s", "seconds", "distance"} & set(row):
+                row[key] *= 3 + place
