@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -119,6 +120,8 @@ def _name_nodes(graph: ir.Graph) -> None:
         if paths:
             stage = paths[-1].split(".")[0]
         module = paths[-1].removeprefix(stage).strip(".") if paths else ""
+        # A list of modules that was cut, as in diffusers' middle block, is named so.
+        module = re.sub(r"slice\((\d+), None, None\)\.(\d+)", lambda cut: str(int(cut[1]) + int(cut[2])), module)
         name = "/".join(part for part in (stage, module, node.op_type) if part)
         node.name = f"{name}_{seen[name]}" if seen[name] else name
         seen[name] += 1
