@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +14,6 @@ import torch
 from conftest import build_bundle
 from torch import Tensor, nn
 
-from export import inspect
-from export.bundle import finish_on_device
 from export.errors import BuildError
 from export.inspect import count_layers
 from export.precision.emulate import emulate
@@ -244,7 +241,7 @@ def rtx_bundle(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_parser_reads_the_intended_types(precision: str, rtx_bundle: Callable[[str], Path]) -> None:
     pytest.importorskip("tensorrt_rtx", reason=NO_RTX)
     bundle = rtx_bundle(precision)
@@ -269,7 +266,7 @@ def test_the_parser_reads_the_intended_types(precision: str, rtx_bundle: Callabl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16"])
 def test_opset_20_sums_norms_and_softmax_in_float32(precision: str, checkpoint_d: Path, tmp_path: Path) -> None:
     """What a Jetson's TensorRT 10.3 reads, by the parser that is here."""
     pytest.importorskip("tensorrt_rtx", reason=NO_RTX)
@@ -278,15 +275,15 @@ def test_opset_20_sums_norms_and_softmax_in_float32(precision: str, checkpoint_d
     layers = count_layers(bundle / "model-128x128.onnx", "tensorrt-rtx")
     everything = sum(layers.values(), start=type(layers["unet"])())
     half = TYPES[precision]
-    # Group norms, and softmax of attention and of the constant prompt; layer norms have stash_type.
+    # Group norms and softmax of attention; layer norms have stash_type.
     assert (everything["NORMALIZATION FLOAT"], everything[f"NORMALIZATION {half}"]) == (97, 48)
-    assert (everything["SOFTMAX FLOAT"], everything[f"SOFTMAX {half}"]) == (34, 0)
+    assert (everything["SOFTMAX FLOAT"], everything[f"SOFTMAX {half}"]) == (18, 0)
     assert everything[f"CONVOLUTION {half}"] == 103
     assert everything["MATRIX_MULTIPLY FLOAT"] == everything["CONVOLUTION FLOAT"] == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("bf16", 0.55), ("int8", 0.35)])
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("int8", 0.35)])
 def test_the_bundle_is_small_verified_and_says_so(
     precision: str, share: float, rtx_bundle: Callable[[str], Path], bundle_d: Path
 ) -> None:
@@ -303,21 +300,6 @@ def test_the_bundle_is_small_verified_and_says_so(
 
 
 @pytest.mark.slow
-def test_inspect_shows_the_layers_of_the_network(
-    rtx_bundle: Callable[[str], Path], bundle_d: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("tensorrt_rtx", reason=NO_RTX)
-    bundle = str(rtx_bundle("int8"))
-    assert inspect.main([bundle, "--network", "tensorrt-rtx"]) == 0
-    assert "decoder as parsed: " in capsys.readouterr().out
-    assert inspect.main([bundle, "--network", "tensorrt-rtx", "--json"]) == 0
-    row = json.loads(capsys.readouterr().out)[0]
-    assert row["layers"]["decoder"]["DECONVOLUTION HALF"] == 3
-    assert inspect.main([str(bundle_d), "--network", "tensorrt-rtx"]) == 1, "this graph is ONNX Runtime's"
-    assert "MultiHeadAttention" in capsys.readouterr().err
-
-
-@pytest.mark.slow
 def test_onnxruntime_gets_float32_and_openvino_refuses(checkpoint_d: Path, tmp_path: Path) -> None:
     bundle = build_bundle(checkpoint_d, tmp_path / "bundle", task="depth", resolutions=((64, 64),), precision="fp16")
     manifest = Manifest.load(bundle)
@@ -325,16 +307,3 @@ def test_onnxruntime_gets_float32_and_openvino_refuses(checkpoint_d: Path, tmp_p
     assert "-fp32-onnxruntime" in manifest.name
     with pytest.raises(BuildError, match="'openvino' has no precision 'fp16'"):
         build_bundle(checkpoint_d, tmp_path / "no", target="openvino", precision="fp16", **SETTINGS)
-
-
-@pytest.mark.slow
-def test_a_bf16_bundle_for_openvino_is_no_bf16_graph(checkpoint_d: Path, tmp_path: Path) -> None:
-    """OpenVINO's bf16 is a float32 graph with a hint; TensorRT would build a float32 engine and call it bf16."""
-    pytest.importorskip("openvino")
-    bundle = build_bundle(
-        checkpoint_d, tmp_path / "bundle", task="depth", resolutions=((64, 64),), precision="bf16", target="openvino"
-    )
-    with pytest.raises(BuildError, match="bf16 is another graph for tensorrt-rtx than for openvino"):
-        finish_on_device(
-            bundle, target="tensorrt-rtx", output=None, overwrite=False, command="none", progress=lambda line: None
-        )

@@ -59,16 +59,16 @@ TARGETS = {
     ),
     "tensorrt": Target(
         opset=20,
-        upsampling=dict.fromkeys(("fp32", "fp16", "bf16"), "transposed"),
-        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16, "bf16": _BF16},
-        forms={"fp32": "float", "fp16": "half", "bf16": "half"},
+        upsampling=dict.fromkeys(("fp32", "fp16"), "transposed"),
+        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16},
+        forms={"fp32": "float", "fp16": "half"},
         engine_suffix=".plan",
     ),
     "tensorrt-rtx": Target(
         opset=23,
-        upsampling=dict.fromkeys(("fp32", "fp16", "bf16", "int8"), "transposed"),
-        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16, "bf16": _BF16, "int8": _INT8},
-        forms={"fp32": "float", "fp16": "half", "bf16": "half", "int8": "weights"},
+        upsampling=dict.fromkeys(("fp32", "fp16", "int8"), "transposed"),
+        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16, "int8": _INT8},
+        forms={"fp32": "float", "fp16": "half", "int8": "weights"},
         engine_suffix=".rtx",
     ),
 }
