@@ -176,7 +176,7 @@ def _run_golden(stage: Path, manifest: Manifest, progress: Progress) -> list[Mea
 
     ONNX Runtime does not round a half graph as its target does; it runs one that says where.
     """
-    typed = TARGETS[manifest.target].forms[manifest.precision] != "float"
+    typed = TARGETS[manifest.target].typed(manifest.precision)
     for backend in dict.fromkeys((manifest.target, "onnxruntime")):
         progress(f"running the golden sample with {backend}")
         emulated = typed and backend == "onnxruntime"

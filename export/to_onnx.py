@@ -63,7 +63,7 @@ def write_graphs(
             if target.attention != "split":
                 join_heads(model.graph, contrib=target.attention == "contrib")
             quantise(model.graph, scales or {})
-            if target.forms[manifest.precision] in ("half", "weights"):
+            if target.typed(manifest.precision):
                 assert program.exported_program is not None
                 lower(model.graph, program.exported_program, manifest, calibration.feeds(manifest, bucket), progress)
             RemoveUnusedNodesPass()(model)

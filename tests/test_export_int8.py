@@ -161,6 +161,7 @@ def test_openvino_answers_as_onnxruntime(bundle_int8: Path, photo: np.ndarray) -
 def test_manifest_says_how(bundle_int8: Path) -> None:
     manifest = Manifest.load(bundle_int8)
     assert manifest.precision == "int8"
+    assert [run.backend for run in manifest.golden.measured] == ["onnxruntime"], "the graph itself, not an emulation"
     assert manifest.quantisation is not None
     assert manifest.quantisation.images == 2
     assert 0 < manifest.quantisation.distance <= manifest.quantisation.budget

@@ -31,6 +31,10 @@ class Target:
     instead: dict[str, str] = field(default_factory=dict)
     engine_suffix: str | None = None
 
+    def typed(self, precision: str) -> bool:
+        """Whether the graph in the file has half types, which ONNX Runtime's CPU does not round to."""
+        return self.forms[precision] in ("half", "weights")
+
 
 _FP16 = (0.05, 0.005)
 _BF16 = (0.4, 0.02)
