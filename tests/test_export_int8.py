@@ -22,10 +22,10 @@ from export.folds import apply_folds
 from export.folds.lean_transformer import LeanBlock
 from export.precision.calibration import Calibration
 from export.precision.layers import LARGEST, Layer, Quantised, find_layers, round_to_int8, weight_scales
-from export.precision.qdq import to_int8
 from export.precision.ranges import Histogram, choose_ranges, scales_of
 from export.precision.search import distance, rank, search
 from export.precision.smooth import smooth
+from export.precision.weights import channel_scales, to_int8
 from export.single_pass import SinglePass
 from export.targets import TARGETS
 from runtime import LotusEngine
@@ -69,7 +69,8 @@ def test_rounding_agrees_with_the_definition() -> None:
     weight[:, 2] = 0
     for axis in (0, 1):
         scales = weight_scales(weight, axis)
-        whole, stored = to_int8(weight.numpy(), axis)
+        stored = channel_scales(weight.numpy(), axis)
+        whole = to_int8(weight.numpy(), stored, axis)
         assert np.allclose(stored, scales.numpy(), rtol=1e-6)
         shape = [-1 if place == axis else 1 for place in range(4)]
         assert np.abs(whole * stored.reshape(shape) - round_to_int8(weight, scales, axis).numpy()).max() < 1e-6

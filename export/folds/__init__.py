@@ -50,9 +50,9 @@ def apply_folds(
     """
     applied = []
     folds = FOLDS | {"subpixel": functools.partial(subpixel.fold, form=upsampling)}
+    if not wide:
+        del folds["winograd"]
     for name, fold in folds.items():
-        if fold is winograd.fold and not wide:
-            continue
         folded = fold(module)
         progress(f"fold {name}: {folded.places} places")
         for reason in sorted(set(folded.refused)):

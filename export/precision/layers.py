@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from export.precision.weights import FEWEST_CHANNELS, LARGEST
 from export.single_pass import SinglePass
 
 OUTPUT_AXIS = {F.conv2d: 0, F.linear: 0, F.conv_transpose2d: 1}
 """The kernels that are looked at, and the axis of the output channels in their weights."""
-LARGEST = 127  # symmetric int8
-_FEWEST_CHANNELS = 16  # TensorRT has no int8 kernel for narrower convolutions, and they are a thousandth of the work
 _BLOCK = re.compile(r".*?\b(?:resnets|attentions|upsamplers|downsamplers|layers)\.\d+")
 
 
@@ -71,7 +70,7 @@ def find_layers(module: SinglePass, feeds: tuple[Tensor, ...]) -> list[Layer]:
         # A transposed convolution spreads each input over the kernel; the others gather each output from it.
         work = args[0].numel() * weight.numel() // weight.shape[0] if axis else answer.numel() * fan
         work += found[name].multiply_adds if name in found else 0
-        if min(weight.shape[:2]) >= _FEWEST_CHANNELS and (kernel is not F.linear or args[0].ndim == 2):
+        if min(weight.shape[:2]) >= FEWEST_CHANNELS and (kernel is not F.linear or args[0].ndim == 2):
             found[name] = Layer(name=name, group=_group(name), multiply_adds=work)
         return answer
 

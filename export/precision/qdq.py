@@ -13,10 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.errors import BuildError
-from export.precision.layers import LARGEST
-
-# The axis of the output channels in the weights of each operator; Gemm's is turned round by transB.
-_OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
+from export.precision.weights import channel_scales, output_axis, to_int8
 
 
 def layer_of(node: ir.Node) -> str:
@@ -33,7 +30,7 @@ def quantise(graph: ir.Graph, scales: Mapping[str, float]) -> int:
     nodes = [
         node
         for node in graph
-        if node.op_type in _OUTPUT_AXIS and node.inputs[1].name in weights and layer_of(node) in scales
+        if output_axis(node) is not None and node.inputs[1].name in weights and layer_of(node) in scales
     ]
     missing = sorted(set(scales) - {layer_of(node) for node in nodes})
     if missing:
@@ -71,12 +68,11 @@ def _stored(graph: ir.Graph, node: ir.Node) -> ir.Value:
     assert value is not None
     assert value.const_value is not None
     weight = value.const_value.numpy()
-    axis = _OUTPUT_AXIS[node.op_type]
-    if node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int():
-        axis = 0
-    whole, scale = to_int8(weight, axis)
+    axis = output_axis(node)
+    assert axis is not None
+    scale = channel_scales(weight, axis)
     constants = [
-        _constant(graph, f"{node.name}/weight_int8", whole),
+        _constant(graph, f"{node.name}/weight_int8", to_int8(weight, scale, axis)),
         _constant(graph, f"{node.name}/weight_scale", scale),
         _constant(graph, f"{node.name}/weight_zero", np.zeros(len(scale), np.int8)),
     ]
@@ -85,16 +81,6 @@ def _stored(graph: ir.Graph, node: ir.Node) -> ir.Value:
     up.outputs[0].shape, up.outputs[0].dtype = value.shape, value.dtype
     graph.insert_before(node, up)
     return up.outputs[0]
-
-
-def to_int8(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A weight as int8 in [-127,127] and the scale of each slice along `axis`; a slice of zeros has scale 1."""
-    others = tuple(other for other in range(weight.ndim) if other != axis)
-    largest = np.abs(weight).max(axis=others)
-    scale = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
-    shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
-    whole = np.rint(weight / scale.reshape(shape)).clip(-LARGEST, LARGEST)
-    return whole.astype(np.int8), scale
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:

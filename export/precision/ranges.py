@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.precision.layers import LARGEST, OUTPUT_AXIS, Intercept, Kernel, round_to_int8, weight_scales
+from export.precision.layers import OUTPUT_AXIS, Intercept, Kernel, round_to_int8, weight_scales
+from export.precision.weights import LARGEST
 from export.single_pass import SinglePass
 
 Feeds = Callable[[], Iterable[tuple[Tensor, ...]]]

@@ -1,7 +1,5 @@
 """Weights as int8, one scale for each output channel, in a graph whose activations are half.
 
-    w[c] ~ s[c] q[c]    s[c] = max |w[c]| / 127    q[c] = round(w[c] / s[c]), from -127 to 127
-
 `DequantizeLinear` in front of each operator multiplies back, with the scale in the half type, so that activations and
 arithmetic stay half. It is the one int8 that TensorRT-RTX documents: it halves the engine and the bytes of weights that
 an inference reads.
@@ -9,38 +7,22 @@ an inference reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-_LARGEST = 127
-_FEWEST_CHANNELS = 16  # a narrower operator reads few weights, and its error reaches the whole map
+from export.precision.weights import FEWEST_CHANNELS, channel_scales, output_axis, to_int8
+
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-
-
-def _gemm_axis(node: ir.Node) -> int:
-    return 0 if "transB" in node.attributes and node.attributes["transB"].as_int() else 1
-
-
-_OUTPUT_AXIS: dict[str, Callable[[ir.Node], int]] = {
-    "Conv": lambda node: 0,
-    "ConvTranspose": lambda node: 1,
-    "Gemm": _gemm_axis,
-    "MatMul": lambda node: 1,
-}
-"""The axis of the second operand that counts output channels, by operator."""
 
 
 def weights_to_int8(graph: ir.Graph) -> int:
     """Rewrite the weights of every operator of 16 channels or more, in and out. Returns how many operators were."""
-    nodes = [node for node in graph if node.op_type in _OUTPUT_AXIS and _fits(node)]
+    nodes = [(node, axis) for node in graph if (axis := output_axis(node)) is not None and _fits(node)]
     made: dict[tuple[ir.Value, int], ir.Value] = {}
-    for node in nodes:
+    for node, axis in nodes:
         weight = node.inputs[1]
         assert weight is not None
-        key = (weight, _OUTPUT_AXIS[node.op_type](node))
+        key = (weight, axis)
         if key not in made:
             made[key] = _dequantised(graph, node, *key)
         node.replace_input_with(1, made[key])
@@ -54,7 +36,7 @@ def _fits(node: ir.Node) -> bool:
     weight = node.inputs[1]
     if weight is None or not weight.is_initializer() or weight.dtype not in _HALVES or weight.shape is None:
         return False
-    return len(weight.shape) >= 2 and min(weight.shape.numpy()[:2]) >= _FEWEST_CHANNELS
+    return len(weight.shape) >= 2 and min(weight.shape.numpy()[:2]) >= FEWEST_CHANNELS
 
 
 def _dequantised(graph: ir.Graph, node: ir.Node, weight: ir.Value, axis: int) -> ir.Value:
@@ -62,9 +44,9 @@ def _dequantised(graph: ir.Graph, node: ir.Node, weight: ir.Value, axis: int) ->
     whole, half = weight.const_value, weight.dtype
     assert whole is not None
     assert half is not None
-    scale = _scales(whole.numpy().astype(np.float32), axis).astype(half.numpy())
+    scale = channel_scales(whole.numpy().astype(np.float32), axis).astype(half.numpy())
     lazy = ir.LazyTensor(
-        lambda: ir.tensor(quantise(whole.numpy().astype(np.float32), scale.astype(np.float32), axis)),
+        lambda: ir.tensor(to_int8(whole.numpy().astype(np.float32), scale.astype(np.float32), axis)),
         dtype=ir.DataType.INT8,
         shape=weight.shape or ir.Shape([]),
         name=f"{weight.name}_int8",
@@ -80,17 +62,3 @@ def _dequantised(graph: ir.Graph, node: ir.Node, weight: ir.Value, axis: int) ->
     back.outputs[0].shape = weight.shape
     graph.insert_before(node, back)
     return back.outputs[0]
-
-
-def _scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """[channels]; a channel of zeros has scale 1."""
-    others = tuple(place for place in range(weight.ndim) if place != axis)
-    peaks = np.abs(weight).max(others)
-    return (np.where(peaks > 0, peaks, _LARGEST) / _LARGEST).astype(np.float32)
-
-
-def quantise(weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
-    """The nearest int8 to `weight` over the `scale` [channels] along `axis`."""
-    scale = scale.reshape([-1 if place == axis else 1 for place in range(weight.ndim)])
-    rounded: NDArray[np.int8] = np.clip(np.rint(weight / scale), -_LARGEST, _LARGEST).astype(np.int8)
-    return rounded
