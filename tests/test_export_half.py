@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from conftest import build_bundle
 from torch import Tensor, nn
 
+from export import inspect
 from export.errors import BuildError
 from export.inspect import count_layers
 from export.precision.emulate import emulate
@@ -297,6 +299,22 @@ def test_the_bundle_is_small_verified_and_says_so(
     whole = (bundle_d / "model.onnx.data").stat().st_size
     assert (bundle / "model.onnx.data").stat().st_size < share * whole
     assert not list(bundle.glob("emulated*"))
+
+
+@pytest.mark.slow
+def test_inspect_shows_the_layers_of_the_network(
+    rtx_bundle: Callable[[str], Path], bundle_d: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason=NO_RTX)
+    bundle = str(rtx_bundle("int8"))
+    assert inspect.main([bundle, "--network", "tensorrt-rtx"]) == 0
+    assert "decoder as parsed: " in capsys.readouterr().out
+    assert inspect.main([bundle, "--network", "tensorrt-rtx", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert row["layers"]["decoder"]["DECONVOLUTION HALF"] == 3
+    assert inspect.main([str(bundle_d), "--network", "tensorrt-rtx"]) == 0
+    # ONNX Runtime's own operator; this parser knows it.
+    assert "16 ATTENTION_INPUT FLOAT" in capsys.readouterr().out
 
 
 @pytest.mark.slow
