@@ -22,7 +22,7 @@ class Verification:
     errors: dict[str, GoldenError]
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class GoldenError:
     """Largest and mean absolute difference from the PyTorch reference."""
 
