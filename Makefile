@@ -15,8 +15,9 @@ demo: $(READY)
 	$(BIN)/python -m runtime predict engines/demo-normal tiny/samples --output out/demo-normal
 	@echo "Look at out/demo/*.png and out/demo-normal/*.png"
 
+# Most of the time goes to tracing, which is one thread's work: two processes of one thread each are faster than one of two.
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

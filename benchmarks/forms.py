@@ -16,20 +16,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from diffusers.models.upsampling import Upsample2D
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
 from benchmarks.rows import write_rows
 from export.folds.subpixel import FORMS, SubpixelUpsample
 from export.folds.winograd import WinogradConv
+from export.precision.qdq import layer_of, quantise
+from export.precision.weights import output_axis
 from export.to_onnx import quiet_exporter
 from runtime.backends.openvino import hints
 
 _UPSAMPLINGS = ((512, 64), (512, 128), (256, 256), (640, 32))
 _CONVOLUTIONS = ((512, 64), (512, 128), (256, 256), (128, 512))
 """(channels, edge of the map that comes in)."""
+_INPUT_SCALE = 4 / 127  # of standard normal values
+_INT8 = ("onnxruntime", "openvino-bf16")
 _Run = Callable[[NDArray[np.float32]], object]
 
 
@@ -43,7 +49,10 @@ def main() -> int:
         x = np.random.default_rng(0).standard_normal((1, channels, edge, edge), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
             graphs = {name: _export(module, x, Path(folder) / f"{name}.onnx") for name, module in modules.items()}
+            rounded = {name: _quantised(graph) for name, graph in graphs.items() if name != "winograd"}
             runs = {(backend, name): open_(graph) for name, graph in graphs.items() for backend, open_ in _OPEN.items()}
+            for backend in _INT8:
+                runs |= {(f"{backend}-int8", name): _OPEN[backend](graph) for name, graph in rounded.items()}
             seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
             for turn in range(arguments.rounds + 1):
                 for key, run in runs.items():
@@ -54,7 +63,7 @@ def main() -> int:
         for (backend, form), measured in seconds.items():
             row = {"fold": fold, "channels": channels, "edge": edge, "backend": backend, "form": form}
             rows.append(row | {"p50_s": statistics.median(measured)})
-            print("{fold:<10}{channels:4d} channels {edge:4d} {backend:<14}{form:<12}{p50_s:8.4f} s".format(**rows[-1]))
+            print("{fold:<10}{channels:4d} channels {edge:4d} {backend:<20}{form:<12}{p50_s:8.4f} s".format(**rows[-1]))
     print(f"rows: {write_rows('forms', rows).name}")
     return 0
 
@@ -74,6 +83,16 @@ def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
     with quiet_exporter(), torch.no_grad():
         torch.onnx.export(module, (torch.from_numpy(x),), path, dynamo=True, opset_version=23, verbose=False)
     return path
+
+
+def _quantised(path: Path) -> Path:
+    """The same graph with input and weight of every convolution in int8."""
+    model = ir.load(path)
+    layers = [node for node in model.graph if output_axis(node) is not None]
+    quantise(model.graph, {layer_of(node): _INPUT_SCALE for node in layers})
+    RemoveUnusedNodesPass()(model)
+    ir.save(model, path.with_stem(f"{path.stem}-int8"))
+    return path.with_stem(f"{path.stem}-int8")
 
 
 def _onnxruntime(path: Path) -> _Run:

@@ -114,7 +114,24 @@ def _accuracy(bodies: list[_Body]) -> list[str]:
     return lines
 
 
-_TABLES: dict[str, Callable[[list[_Body]], list[str]]] = {"latency": _latency, "accuracy": _accuracy}
+def _forms(bodies: list[_Body]) -> list[str]:
+    """Seconds of each fold's forms, a line for each backend; a cell has one number for each layer."""
+    lines: list[str] = []
+    rows = [row for body in bodies for row in body["rows"]]
+    for fold in dict.fromkeys(row["fold"] for row in rows):
+        own = {(row["backend"], row["form"], row["channels"], row["edge"]): row for row in rows if row["fold"] == fold}
+        backends, forms = (dict.fromkeys(key[place] for key in own) for place in (0, 1))
+        layers = dict.fromkeys(key[2:] for key in own)
+        names = ", ".join(f"{channels} channels at {edge}" for channels, edge in layers)
+        lines += ["", f"{fold}: {names} pixels", "", "| | " + " | ".join(forms) + " |", "|---|" + "---|" * len(forms)]
+        for backend in backends:
+            found = [[own.get((backend, form, *layer)) for layer in layers] for form in forms]
+            cells = [" ".join("-" if row is None else f"{row['p50_s']:.2f}" for row in cell) for cell in found]
+            lines.append(f"| {backend} | " + " | ".join(cells) + " |")
+    return lines[1:]
+
+
+_TABLES: dict[str, Callable[[list[_Body]], list[str]]] = {"latency": _latency, "accuracy": _accuracy, "forms": _forms}
 
 
 def _pyplot() -> Any:

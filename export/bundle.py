@@ -6,6 +6,7 @@ Imports no torch: a Jetson finishes a bundle with NumPy and TensorRT alone.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from export.targets import TARGETS
 from runtime.backends import BACKENDS, session_class
 from runtime.errors import BackendMissingError, BundleError, DeviceMissingError, UnfinishedBundleError
 from runtime.golden import GoldenError, golden_error, judge, worst
-from runtime.manifest import MANIFEST, Bucket, Manifest, Measured, describe_file
+from runtime.manifest import MANIFEST, SCHEMA, Bucket, Manifest, Measured, describe_file
 
 Progress = Callable[[str], None]
 
@@ -63,18 +64,29 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise BuildError(f"{destination} exists; pass --overwrite to replace it, or another --output")
     try:
-        listed = {file.path for file in Manifest.load(destination).files} | {MANIFEST}
+        listed = {file.path for file in Manifest.load(destination).files}
     except BundleError as error:
-        raise BuildError(
-            f"{destination} exists and is not a whole bundle, so it is not overwritten; remove it yourself or pass "
-            f"another --output ({error})"
-        ) from error
+        listed = _files_of_another_release(destination)
+        if not listed:
+            raise BuildError(
+                f"{destination} exists and is not a whole bundle, so it is not overwritten; remove it yourself or pass "
+                f"another --output ({error})"
+            ) from error
     found = {path.relative_to(destination).as_posix() for path in destination.rglob("*") if not path.is_dir()}
-    if found - listed:
+    if foreign := sorted(found - listed - {MANIFEST}):
         raise BuildError(
-            f"{destination} holds files that are not the bundle's: {sorted(found - listed)[:5]}; move them, so that "
+            f"{destination} holds files that are not the bundle's: {foreign[:5]}; move them, so that "
             "replacing the bundle loses nothing, or pass another --output"
         )
+
+
+def _files_of_another_release(folder: Path) -> set[str]:
+    """What a manifest of another schema lists; nothing where there is none."""
+    try:
+        body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return set() if body["schema"] == SCHEMA else {str(file["path"]) for file in body["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def finish(stage: Path, manifest: Manifest, progress: Progress, *, engine_required: bool = False) -> Manifest:

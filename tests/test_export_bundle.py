@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -17,7 +18,7 @@ from export.bundle import finish_on_device, staged
 from export.errors import BuildError, CheckpointError
 from runtime import LotusEngine
 from runtime.errors import BackendMissingError, SchemaError, VerificationError
-from runtime.manifest import Manifest
+from runtime.manifest import SCHEMA, Manifest
 
 
 def fill(stage: Path, name: str = "new") -> None:
@@ -78,6 +79,19 @@ def test_existing_folders_are_protected(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def test_a_bundle_of_an_older_release_is_replaced_with_its_own_files_alone(tmp_path: Path) -> None:
+    """`make demo` after an upgrade meets what the release before it built."""
+    manifest = write_null_bundle(tmp_path / "b") / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": SCHEMA - 1}))
+    (tmp_path / "b" / "notes.txt").write_text("mine")
+    with pytest.raises(BuildError, match=r"notes\.txt"), staged(tmp_path / "b", overwrite=True):
+        pass
+    (tmp_path / "b" / "notes.txt").unlink()
+    with staged(tmp_path / "b", overwrite=True) as stage:
+        fill(stage, "new")
+    assert name_of(tmp_path / "b") == "new"
 
 
 def test_a_bundle_that_came_in_the_meantime_is_kept(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def train_unet(task: str, mode: str, steps: int, scenes: int, output: Path, star
     take_weights(unet, UNet2DConditionModel.from_pretrained(start / "unet"), list(TASKS).index(task))
     unet.set_attn_processor(AttnProcessor())
     model = TinyLotus(vae=AutoencoderKL.from_pretrained(CACHE / "vae").eval(), unet=unet, prompt=new_prompt())
-    path = CACHE / f"{task}-{mode}.safetensors"
+    path = CACHE / f"{output.name}.safetensors"
     training = Training(unet, path, steps=steps, peak_rate=5e-4, matrix_rate=2e-3)
 
     def prepare(step: int) -> _Batch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,14 @@ class Calibration:
     def __len__(self) -> int:
         return self.count if self.folder is None else len(self._files())
 
-    def feeds(self, manifest: Manifest, bucket: Bucket) -> Iterator[tuple[Tensor, ...]]:
-        """The network's inputs for each image at the bucket's size: image and, where the graph takes it, noise."""
-        for number, rgb in enumerate(self._images(bucket)):
+    def feeds(
+        self, manifest: Manifest, bucket: Bucket, more: Sequence[NDArray[np.uint8]] = ()
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The network's inputs for each image at the bucket's size: image and, where the graph takes it, noise.
+
+        The images `more`, RGB uint8 [H,W,3] of that size, come last.
+        """
+        for number, rgb in enumerate(itertools.chain(self._images(bucket), more)):
             inputs = [manifest.preprocess.apply(rgb)]
             shape = manifest.input_shapes(bucket).get("noise")
             if shape is not None:

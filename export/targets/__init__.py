@@ -56,7 +56,7 @@ TARGETS = {
     "openvino": Target(
         opset=23,
         attention="joined",
-        upsampling={"fp32": "transposed", "bf16": "shuffle", "int8": "shuffle"},
+        upsampling={"fp32": "transposed", "bf16": "shuffle", "int8": "transposed"},
         winograd=("fp32",),
         tolerance={"fp32": (1e-3, 1e-3), "bf16": _BF16, "int8": _INT8},
         forms={"fp32": "float", "bf16": "float", "int8": "qdq"},  # bf16 is a hint to its compiler
