@@ -83,20 +83,27 @@ CONTENDERS = {
     "openvino-int8-taesd": Contender(
         meaning="lotus-edge, OpenVINO int8, autoencoder of TAESD's size (another function)",
         backend="openvino",
-        options={
-            "target": "openvino",
-            "precision": "int8",
-            "calibration-images": 1,
-            "budget": 0.1,
-            "vae": "random/taesd",
-        },
+        options={"target": "openvino", "vae": "random/taesd", **_ALL_INT8},
     ),
     "onnxruntime-cuda": Contender(
         meaning="lotus-edge, ONNX Runtime CUDA fp32", backend="onnxruntime-cuda", options={"target": "onnxruntime"}
     ),
     "tensorrt": Contender(meaning="lotus-edge, TensorRT fp32", backend="tensorrt", options={"target": "tensorrt"}),
+    "tensorrt-fp16": Contender(
+        meaning="lotus-edge, TensorRT fp16", backend="tensorrt", options={"target": "tensorrt", "precision": "fp16"}
+    ),
+    "tensorrt-int8": Contender(
+        meaning="lotus-edge, TensorRT int8 (every layer that can; fp16 elsewhere)",
+        backend="tensorrt",
+        options={"target": "tensorrt", **_ALL_INT8},
+    ),
     "tensorrt-rtx": Contender(
         meaning="lotus-edge, TensorRT-RTX fp32", backend="tensorrt-rtx", options={"target": "tensorrt-rtx"}
+    ),
+    "tensorrt-rtx-fp16": Contender(
+        meaning="lotus-edge, TensorRT-RTX fp16",
+        backend="tensorrt-rtx",
+        options={"target": "tensorrt-rtx", "precision": "fp16"},
     ),
 }
 BASELINE = "pytorch"

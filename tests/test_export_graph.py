@@ -68,7 +68,9 @@ def test_opset_20_has_no_newer_operator(bundle_opset20: Path) -> None:
     found = counts(bundle_opset20)
     assert found["Attention"] == found["GroupNormalization"] == 0
     assert found["Softmax"] == 16 + 2
-    assert Manifest.load(bundle_opset20).opset == 20
+    manifest = Manifest.load(bundle_opset20)
+    assert manifest.opset == 20
+    assert manifest.golden.tolerance == 1e-3, "InstanceNormalization is less exact than what the newer opset gets"
 
 
 def test_folds_more_than_halve_the_unet(bundle_openvino: Path, bundle_plain: Path, bundle_d: Path) -> None:

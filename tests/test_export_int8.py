@@ -284,6 +284,9 @@ def test_calibration_reads_a_folder(tmp_path: Path, photo: np.ndarray, bundle_in
         Image.fromarray(np.roll(photo, number, axis=0)).save(tmp_path / f"{number}.png")
     calibration = Calibration(count=2, folder=tmp_path)
     assert [one.shape for (one,) in calibration.feeds(manifest, bucket)] == [(1, 3, 32, 64)] * 2
+    more = np.full((32, 64, 3), 255, np.uint8)
+    *_, (last,) = calibration.feeds(manifest, bucket, [more])
+    np.testing.assert_allclose(last, 1)
     digest = calibration.sha256(bucket)
     assert digest != Calibration(count=3, folder=tmp_path).sha256(bucket)
     assert digest == calibration.sha256(bucket)
@@ -305,6 +308,17 @@ def test_bad_requests_are_refused(
     assert main([*command, "--output", str(tmp_path / "bundle"), *words]) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_golden_lies_within_the_ranges(checkpoint_d: Path, tmp_path: Path) -> None:
+    """A black image shows no range; a golden beyond the ranges would fail, or its bound would have to prove nothing."""
+    Image.new("RGB", (BUCKET, BUCKET)).save(tmp_path / "black.png")
+    settings = {"task": "depth", "resolutions": ((BUCKET, BUCKET),), "precision": "int8", "budget": 10.0}
+    bundle = build_bundle(checkpoint_d, tmp_path / "bundle", calibration=tmp_path, **settings)
+    manifest = Manifest.load(bundle)
+    assert manifest.quantisation is not None
+    assert manifest.quantisation.images == 1
+    assert manifest.golden.measured[0].mean_abs_error < 0.011  # 0.015 without it
 
 
 def test_policy_of_another_bundle_is_taken_over(bundle_int8: Path, checkpoint_d: Path, tmp_path: Path) -> None:

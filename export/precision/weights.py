@@ -13,6 +13,7 @@ LARGEST = 127
 FEWEST_CHANNELS = 16
 """TensorRT has no int8 kernel for narrower convolutions; they are a thousandth of the work, and reach the whole map."""
 
+_SMALLEST = 2.0**-24  # of float16
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 
 
@@ -24,10 +25,10 @@ def output_axis(node: ir.Node) -> int | None:
 
 
 def channel_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """The scale of each slice along `axis`, [channels]; a slice of zeros has scale 1."""
+    """The scale of each slice along `axis`, [channels], at least float16's smallest; a slice of zeros has scale 1."""
     others = tuple(place for place in range(weight.ndim) if place != axis)
     peaks = np.abs(weight).max(others)
-    return (np.where(peaks > 0, peaks, LARGEST) / LARGEST).astype(np.float32)
+    return np.maximum(np.where(peaks > 0, peaks, LARGEST) / LARGEST, _SMALLEST).astype(np.float32)
 
 
 def to_int8(weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int) -> NDArray[np.int8]:

@@ -15,9 +15,9 @@ class Target:
     `winograd` are the precisions in which export/folds/winograd.py is faster and exact enough;
     `tolerance` are the largest and the mean absolute difference from the PyTorch reference that the golden may show,
     by precision: in bf16 and int8 single pixels at edges may be far off, and the mean is what proves the engine;
-    `forms` says what the graph in the file is, by precision: "float" (all of it float32), "qdq" (float32 with int8
-    layers), "half" or "weights" (half, with int8 weights), see export/precision/; `instead` is what is built for a
-    precision without kernels there;
+    `forms` says what the graph in the file is, by precision: "float" (all of it float32) or "half", alone, with int8
+    layers ("-qdq") or with int8 weights ("-weights"), see export/precision/; `instead` is what is built for a precision
+    without kernels there;
     `engine_suffix` is set where a vendor's builder turns the graph into an engine.
     """
 
@@ -33,12 +33,18 @@ class Target:
 
     def typed(self, precision: str) -> bool:
         """Whether the graph in the file has half types, which ONNX Runtime's CPU does not round to."""
-        return self.forms[precision] in ("half", "weights")
+        return self.forms[precision].startswith("half")
+
+    def int8_layers(self, precision: str) -> bool:
+        """Whether layers of the graph in the file have int8 inputs and weights."""
+        return self.forms[precision].endswith("-qdq")
 
 
 _FP16 = (0.05, 0.005)
 _BF16 = (0.4, 0.02)
 _INT8 = (0.8, 0.05)
+# TensorRT-RTX 1.7.1 cannot build transposed convolutions in bf16.
+_TENSORRT_UPSAMPLING = dict.fromkeys(("fp32", "fp16", "int8"), "transposed") | {"bf16": "shuffle"}
 
 # The name of a target is also the name of the runtime's backend. TensorRT 10.3 (JetPack 6) documents opset 20;
 # TensorRT-RTX, ONNX Runtime and OpenVINO keep the fused operators of opset 23.
@@ -50,7 +56,7 @@ TARGETS = {
         upsampling={"fp32": "shuffle", "int8": "shuffle"},
         winograd=("fp32",),
         tolerance={"fp32": (1e-4, 1e-4), "int8": _INT8},
-        forms={"fp32": "float", "int8": "qdq"},
+        forms={"fp32": "float", "int8": "float-qdq"},
         instead={"fp16": "fp32", "bf16": "fp32"},  # on x86 its CPU provider would cast to float32 and back
     ),
     "openvino": Target(
@@ -59,20 +65,20 @@ TARGETS = {
         upsampling={"fp32": "transposed", "bf16": "shuffle", "int8": "transposed"},
         winograd=("fp32",),
         tolerance={"fp32": (1e-3, 1e-3), "bf16": _BF16, "int8": _INT8},
-        forms={"fp32": "float", "bf16": "float", "int8": "qdq"},  # bf16 is a hint to its compiler
+        forms={"fp32": "float", "bf16": "float", "int8": "float-qdq"},  # bf16 is a hint to its compiler
     ),
     "tensorrt": Target(
         opset=20,
-        upsampling=dict.fromkeys(("fp32", "fp16"), "transposed"),
-        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16},
-        forms={"fp32": "float", "fp16": "half"},
+        upsampling=_TENSORRT_UPSAMPLING,
+        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16, "bf16": _BF16, "int8": _INT8},
+        forms={"fp32": "float", "fp16": "half", "bf16": "half", "int8": "half-qdq"},
         engine_suffix=".plan",
     ),
     "tensorrt-rtx": Target(
         opset=23,
-        upsampling=dict.fromkeys(("fp32", "fp16", "int8"), "transposed"),
-        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16, "int8": _INT8},
-        forms={"fp32": "float", "fp16": "half", "int8": "weights"},
+        upsampling=_TENSORRT_UPSAMPLING,
+        tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16, "bf16": _BF16, "int8": _INT8},
+        forms={"fp32": "float", "fp16": "half", "bf16": "half", "int8": "half-weights"},
         engine_suffix=".rtx",
     ),
 }
