@@ -42,8 +42,9 @@ def main() -> int:
     if "noise" in manifest.input_shapes(bucket):
         feeds["noise"] = golden[f"noise_{bucket}"]
     times = _PROFILERS[backend](arguments.bundle, manifest, bucket, feeds, arguments.runs)
+    name = manifest.name + ("" if manifest.folds else "-plain")
     rows = [
-        {"bundle": manifest.name, "backend": backend, "stage": stage, "operator": operator, "seconds": seconds}
+        {"bundle": name, "backend": backend, "stage": stage, "operator": operator, "seconds": seconds}
         for (stage, operator), seconds in times.most_common()
     ]
     total = times.total()
@@ -52,7 +53,8 @@ def main() -> int:
         print(f"{stage:<10}{'':<28}{seconds:8.3f} s {seconds / total:6.1%}")
     for row in rows[:25]:
         print(f"{row['stage']:<10}{row['operator']:<28}{row['seconds']:8.3f} s {row['seconds'] / total:6.1%}")
-    print(f"rows: {write_rows(f'profile-{manifest.name}-{backend}', rows).name}")
+    title = f"profile-{name}" + (f"-on-{backend}" if backend != manifest.target else "")
+    print(f"rows: {write_rows(title, rows).name}")
     return 0
 
 

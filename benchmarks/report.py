@@ -1,7 +1,8 @@
 """Tables and plots from the committed rows: `python -m benchmarks.report [--check]`.
 
-A table stands in a Markdown file between `<!-- rows: NAME -->` and `<!-- end -->`; NAME is a file of results/, and its
-beginning picks the kind of table. `--check` writes nothing and fails where a file differs from its rows.
+A table stands in a Markdown file between `<!-- rows: NAME, ... -->` and `<!-- end -->`; NAME is a file of results/, and
+its beginning picks the kind of table, unless the first NAME is a kind itself (`precisions`). `--check` writes nothing and
+fails where a file differs from its rows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from benchmarks.rows import RESULTS, ROOT
 
 PAGES = (ROOT / "README.md", ROOT / "tiny" / "README.md", Path(__file__).with_name("NOTES.md"))
 _BLOCK = re.compile(r"<!-- rows: (?P<names>[\w., -]+?) -->\n.*?<!-- end -->", re.DOTALL)
+_FEW = 3  # contenders: their table says it all
 _Body = dict[str, Any]
 
 
@@ -40,7 +42,8 @@ def main() -> int:
         return 1 if stale else 0
     latencies = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("latency-*.json"))}
     for path, body in latencies.items():
-        print(_plot_latency(body, path.with_suffix(".png")))
+        if len({row["what"] for row in body["rows"] if "p50_s" in row}) > _FEW:
+            print(_plot_latency(body, path.with_suffix(".png")))
     if len(latencies) > 1:
         print(_plot_scaling(list(latencies.values()), RESULTS / "scaling.png"))
     profiles = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("profile-*.json"))]
@@ -57,22 +60,20 @@ def render(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         names = match["names"].split(", ")
-        bodies = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
-        lines = _TABLES[names[0].split("-")[0]](bodies)
+        kind = names.pop(0) if names[0] in _TABLES and len(names) > 1 else names[0].split("-")[0]
+        lines = _TABLES[kind]([json.loads((RESULTS / f"{name}.json").read_text()) for name in names])
         return f"<!-- rows: {match['names']} -->\n" + "\n".join(lines) + "\n<!-- end -->"
 
     return _BLOCK.sub(table, text)
 
 
 def _latency(bodies: list[_Body]) -> list[str]:
+    """One line for each contender; of several files, with the resolution and the batch too."""
     lines = [
         "| | p50 | against PyTorch | first prediction | peak memory | GFLOP/s | off PyTorch by |",
         "|---|---|---|---|---|---|---|",
     ]
     for body in bodies:
-        ceiling = body["rows"][0]["gflops"]
-        machine = body["machine"]
-        where = f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}, {body['date']}"
         shown: set[str] = set()
         for row in body["rows"][1:]:
             if row["what"] in shown:
@@ -81,11 +82,16 @@ def _latency(bodies: list[_Body]) -> list[str]:
             if "p50_s" not in row:
                 lines.append(f"| {row['meaning']} | not measured: {_plain(row['not_measured'])} | | | | | |")
                 continue
+            size = f", {row['resolution']}" + (f", {row['batch']} images" if row["batch"] > 1 else "")
+            label = row["meaning"] + (size if len(bodies) > 1 else "")
             rate = f"{row['gflops']:.0f}" if "gflops" in row else ""
             lines.append(
-                f"| {row['meaning']} | {row['p50_s']:.2f} s | {row['ratio']:.2f}x | {row['first_s']:.1f} s | "
+                f"| {label} | {row['p50_s']:.2f} s | {row['ratio']:.2f}x | {row['first_s']:.1f} s | "
                 f"{row['peak_gb']:.1f} GB | {rate} | {row['max_abs_error']:.1e} |"
             )
+    for body in bodies:
+        ceiling, machine = body["rows"][0]["gflops"], body["machine"]
+        where = f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}, {body['date']}"
         rates = f"{ceiling['float32']:.0f} GFLOP/s in fp32, {ceiling['bfloat16']:.0f} in bf16"
         lines += ["", f"{where}; one large product ran at {rates}. `{body['command']}`"]
     return lines
@@ -114,6 +120,28 @@ def _accuracy(bodies: list[_Body]) -> list[str]:
     return lines
 
 
+def _precisions(bodies: list[_Body]) -> list[str]:
+    """One line for each checkpoint, in style: the first metric by precision, and how far it is from fp32's."""
+    found: dict[str, dict[str, float]] = {}
+    metrics, precisions = {}, dict[str, None]()
+    for body in bodies:
+        checkpoint, _, setting = body["rows"][0]["bundle"].partition("-256x256-")
+        group = next(row for row in body["rows"] if row["name"].startswith("in-style ("))
+        metrics[checkpoint] = next(key for key in ("abs_rel", "mean") if key in group["metrics"])
+        precision = setting.split("-")[0]
+        precisions[precision] = None
+        found.setdefault(checkpoint, {})[precision] = group["metrics"][metrics[checkpoint]]
+    lines = [f"| in style, 100 images | | {' | '.join(precisions)} |", "|---|---|" + "---|" * len(precisions)]
+    for checkpoint, values in found.items():
+        cells = []
+        for precision in precisions:
+            value, exact = values.get(precision), values["fp32"]
+            apart = "" if precision == "fp32" or value is None else f" ({value / exact - 1:+.2%})"
+            cells.append("" if value is None else f"{value:.4f}{apart}")
+        lines.append(f"| {checkpoint} | {metrics[checkpoint]} | {' | '.join(cells)} |")
+    return lines
+
+
 def _forms(bodies: list[_Body]) -> list[str]:
     """Seconds of each fold's forms, a line for each backend; a cell has one number for each layer."""
     lines: list[str] = []
@@ -131,7 +159,12 @@ def _forms(bodies: list[_Body]) -> list[str]:
     return lines[1:]
 
 
-_TABLES: dict[str, Callable[[list[_Body]], list[str]]] = {"latency": _latency, "accuracy": _accuracy, "forms": _forms}
+_TABLES: dict[str, Callable[[list[_Body]], list[str]]] = {
+    "latency": _latency,
+    "accuracy": _accuracy,
+    "precisions": _precisions,
+    "forms": _forms,
+}
 
 
 def _pyplot() -> Any:
@@ -179,11 +212,12 @@ def _plot_scaling(bodies: list[_Body], path: Path) -> Path:
     figure, (sizes, batches) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     for what in dict.fromkeys(row["what"] for row in rows):
         own = [row for row in rows if row["what"] == what]
-        by_size = sorted((int(row["resolution"].split("x")[0]), row["p50_s"]) for row in own if row["batch"] == 1)
-        sizes.plot(*zip(*by_size, strict=True), "o-", label=what)
-        by_batch = sorted((row["batch"], row["p50_s"] / row["batch"]) for row in own if row["resolution"] in batched)
-        if len(by_batch) > 1:
-            batches.plot(*zip(*by_batch, strict=True), "o-", label=what)
+        own.reverse()  # the reference runs in every group, and its first one counts
+        by_edge = {int(row["resolution"].split("x")[0]): row["p50_s"] for row in own if row["batch"] == 1}
+        by_batch = {row["batch"]: row["p50_s"] / row["batch"] for row in own if row["resolution"] in batched}
+        for axes, points in ((sizes, by_edge), (batches, by_batch)):
+            if len(points) > 1:
+                axes.plot(*zip(*sorted(points.items()), strict=True), "o-", label=what)
     sizes.set(xlabel="edge of a square image, pixels", ylabel="seconds, median", xscale="log", yscale="log")
     batches.set(xlabel="images in one call", ylabel="seconds per image, median", ylim=(0, None))
     sizes.legend(fontsize=8)

@@ -85,6 +85,26 @@ def test_a_stale_table_fails_the_check(tmp_path: Path, monkeypatch: pytest.Monke
     assert report.main() == 0
 
 
+def test_precisions_stand_beside_fp32() -> None:
+    bodies = []
+    for precision, value in (("fp32", 0.1), ("int8", 0.102)):
+        group = {"bundle": f"d-256x256-{precision}-x", "name": "in-style (100 images)", "metrics": {"abs_rel": value}}
+        bodies.append({"rows": [group | {"name": "in-style/0"}, group]})
+    assert report._precisions(bodies)[2:] == ["| d | abs_rel | 0.1000 | 0.1020 (+2.00%) |"]
+
+
+def test_one_table_of_several_latencies_names_their_sizes() -> None:
+    about = {"first_s": 2.0, "peak_gb": 1.0}
+    machine = {"machine": {"cores": "2", "cpu": "x"}, "commit": "c", "date": "d", "command": "run"}
+    ceiling = {"what": "ceiling", "gflops": {"float32": 1.0, "bfloat16": 2.0}}
+    sizes = [("128x128", 1), ("256x256", 4)]
+    bodies = [machine | {"rows": [ceiling, _row("a", resolution=size, batch=batch, **about)]} for size, batch in sizes]
+    lines = report._latency(bodies)
+    assert lines[2].startswith("| a, 128x128 | 1.00 s |")
+    assert lines[3].startswith("| a, 256x256, 4 images | 1.00 s |")
+    assert report._latency(bodies[:1])[2].startswith("| a | 1.00 s |")
+
+
 def _row(what: str, **more: object) -> dict[str, object]:
     about = {"what": what, "meaning": what, "checkpoint": "tiny/x", "resolution": "256x256", "batch": 1}
     return about | {"p50_s": 1.0, "ratio": 2.0, "max_abs_error": 1e-5} | more

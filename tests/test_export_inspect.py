@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import roofline, rows
+from benchmarks import profile, roofline, rows
 from export.costs import read_costs
 from export.errors import BuildError
 from runtime.manifest import Manifest
@@ -121,3 +121,19 @@ def test_the_roofline_is_a_bound(
     assert nano["fused_ms"] == pytest.approx(1e3 * max(2 * costs.multiply_adds / 2.09e12, costs.weights / 102e9))
     assert nano["memory_gb"] == pytest.approx((costs.weights + costs.peak) / 1e9)
     assert nano["fits_8gb"]
+
+
+@pytest.mark.slow
+def test_the_profile_splits_time_by_stage_and_operator(
+    bundle_d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["profile", "--bundle", str(bundle_d), "--runs", "1"])
+    assert profile.main() == 0
+    (saved,) = tmp_path.iterdir()
+    assert saved.name == f"profile-{Manifest.load(bundle_d).name}.json"
+    found = json.loads(saved.read_text())["rows"]
+    assert {row["stage"] for row in found} == {"encoder", "unet", "decoder"}
+    assert all(row["seconds"] > 0 for row in found if row["operator"] == "Conv")
+    assert {"Conv", "Gemm", "MultiHeadAttention"} <= {row["operator"] for row in found if row["stage"] == "unet"}
+    assert len({(row["stage"], row["operator"]) for row in found}) == len(found)
