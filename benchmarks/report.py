@@ -1,7 +1,7 @@
 """Tables and plots from the committed rows: `python -m benchmarks.report [--check]`.
 
-A table stands in a Markdown file between `<!-- rows: NAME, ... -->` and `<!-- end -->`; NAME is a file of results/, and
-its beginning picks the kind of table, unless the first NAME is a kind itself (`precisions`). `--check` writes nothing and
+A table stands in a Markdown file between `<!-- rows: NAME, ... -->` and `<!-- end -->`. NAME is a file of results/; its
+beginning picks the kind of table, unless the first NAME is a kind itself (`precisions`). `--check` writes nothing and
 fails where a file differs from its rows.
 """
 
