@@ -248,14 +248,15 @@ def _plot_stages(bodies: list[_Body], path: Path) -> Path:
 
 
 def _plot_policies(bodies: list[_Body], path: Path) -> Path:
-    """Share of multiply-adds in int8 against the error of the prediction, a point for each step of the search."""
+    """Share of multiply-adds in int8 against the distance over the budget, a point for each step of the search."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
     for body in bodies:
-        steps = sorted((row["int8_share"], row["distance"]) for row in body["rows"] if "int8_share" in row)
-        line = axes.plot(*zip(*steps, strict=True), "o-", label=body["rows"][0]["bundle"])[0]
-        axes.axhline(body["rows"][0]["budget"], color=line.get_color(), linestyle=":", linewidth=1)
-    axes.set(xlabel="share of the layers' multiply-adds in int8", ylabel="off the fp32 prediction", ylim=(0, None))
+        steps = [row for row in body["rows"] if "int8_share" in row]
+        points = sorted((row["int8_share"], row["distance"] / row["budget"]) for row in steps)
+        axes.plot(*zip(*points, strict=True), "o-", label=body["rows"][0]["bundle"])
+    axes.axhline(1, color="black", linestyle=":", linewidth=1)
+    axes.set(xlabel="share of the layers' multiply-adds in int8", ylabel="distance from fp32 / budget", ylim=(0, None))
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
