@@ -47,13 +47,14 @@ def main() -> int:
         return _work(arguments)
     others = [name for name in arguments.what if name != BASELINE]
     groups = [others[at : at + arguments.together] for at in range(0, len(others), arguments.together)] or [[]]
+    title = f"latency-{Path(arguments.checkpoint).name}-{arguments.resolution}"
+    title += f"-batch-{arguments.batch}" if arguments.batch > 1 else ""
     rows = [{"what": "ceiling", "gflops": _ceiling()}]
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(groups):
             rows += [{"group": number} | row for row in _race([BASELINE, *group], arguments, Path(folder))]
-    title = f"latency-{Path(arguments.checkpoint).name}-{arguments.resolution}"
-    title += f"-batch-{arguments.batch}" if arguments.batch > 1 else ""
-    print(f"rows: {write_rows(arguments.name or title, rows).name}")
+            saved = write_rows(arguments.name or title, rows)  # a run of an hour that is stopped keeps what it has
+            print(f"rows: {saved.name}, group {number + 1} of {len(groups)}")
     return 0 if any("p50_s" in row for row in rows) else 1
 
 
