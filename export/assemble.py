@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import gc
-import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from export.single_pass import SinglePass
 from export.small_vae import replace_vae
 from export.targets import TARGETS
 from export.to_onnx import write_graphs
+from export.versions import tool_versions
 from runtime.engine import draw_noise
 from runtime.manifest import Bucket, Golden, Latent, Manifest
 from runtime.manifest import Checkpoint as CheckpointEntry
@@ -198,12 +197,3 @@ def _bucket(height: int, width: int, cell: int) -> Bucket:
 def _public_id(name: str) -> str:
     """A local folder by its name alone: bundles travel, and the folders of the building machine concern nobody."""
     return Path(name).resolve().name if Path(name).is_dir() else name
-
-
-def tool_versions(names: Sequence[str]) -> dict[str, str]:
-    """Versions of the named distributions; those that are not installed are left out."""
-    found = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
