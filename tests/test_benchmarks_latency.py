@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def test_folded_and_plain_bundles_answer_as_pytorch_does(
     names = ("onnxruntime", "plain-onnxruntime")
     assert compared == [(names[0], "pytorch"), (names[1], "pytorch"), names]
     assert all(0 < row["max_abs"] < 2e-4 for row in saved)
+
+
+def test_the_process_of_a_bundle_carries_no_torch() -> None:
+    """It would count among the bundle's memory."""
+    code = "import sys; import benchmarks.latency, runtime; print({'torch', 'diffusers', 'onnx'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_committed_tables_are_what_their_rows_say() -> None:
