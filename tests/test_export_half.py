@@ -16,6 +16,7 @@ from conftest import build_bundle
 from torch import Tensor, nn
 
 from export import inspect
+from export.bundle import finish_on_device
 from export.errors import BuildError
 from export.inspect import count_layers
 from export.precision.emulate import emulate
@@ -269,25 +270,29 @@ def test_the_parser_reads_the_intended_types(precision: str, rtx_bundle: Callabl
 
 
 @pytest.mark.slow
-def test_opset_20_has_int8_layers_and_sums_in_float32(checkpoint_d: Path, tmp_path: Path) -> None:
-    """What a Jetson's TensorRT 10.3 reads of an int8 bundle, by the parser that is here; the rest is as in fp16."""
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_opset_20_sums_norms_and_softmax_in_float32(precision: str, checkpoint_d: Path, tmp_path: Path) -> None:
+    """What a Jetson's TensorRT 10.3 reads, by the parser that is here; int8 has its layers in it."""
     pytest.importorskip("tensorrt_rtx", reason=NO_RTX)
     bundle = build_bundle(
-        checkpoint_d, tmp_path / "bundle", target="tensorrt", precision="int8", budget=0.9, **SETTINGS
+        checkpoint_d, tmp_path / "bundle", target="tensorrt", precision=precision, budget=0.9, **SETTINGS
     )
     manifest = Manifest.load(bundle)
     assert manifest.opset == 20
     assert manifest.golden.measured[0].backend in ("onnxruntime, emulated", "tensorrt")
     layers = count_layers(bundle / "model-128x128.onnx", "tensorrt-rtx")
     everything = sum(layers.values(), start=type(layers["unet"])())
+    half = TYPES[precision]
     # Group norms and softmax of attention; layer norms have stash_type.
-    assert (everything["NORMALIZATION FLOAT"], everything["NORMALIZATION HALF"]) == (97, 48)
-    assert (everything["SOFTMAX FLOAT"], everything["SOFTMAX HALF"]) == (18, 0)
-    assert everything["CONVOLUTION HALF"] == 103
+    assert (everything["NORMALIZATION FLOAT"], everything[f"NORMALIZATION {half}"]) == (97, 48)
+    assert (everything["SOFTMAX FLOAT"], everything[f"SOFTMAX {half}"]) == (18, 0)
+    # In bf16 the six upsamplings are convolutions, not transposed ones.
+    assert everything[f"CONVOLUTION {half}"] == 103 + (6 if precision == "bf16" else 0)
     assert everything["MATRIX_MULTIPLY FLOAT"] == everything["CONVOLUTION FLOAT"] == 0
     # Int8 by Q and DQ: an input and a weight for each layer; what comes out of DQ, by scales in half, is half.
-    assert everything["QUANTIZE INT8"] > 100
-    assert everything["DEQUANTIZE HALF"] > 200
+    int8 = precision == "int8"
+    assert (everything["QUANTIZE INT8"] > 100) == int8
+    assert (everything[f"DEQUANTIZE {half}"] > 200) == int8
     assert everything["DEQUANTIZE FLOAT"] == 0
 
 
@@ -332,3 +337,16 @@ def test_onnxruntime_gets_float32_and_openvino_refuses(checkpoint_d: Path, tmp_p
     assert "-fp32-onnxruntime" in manifest.name
     with pytest.raises(BuildError, match="'openvino' has no precision 'fp16'"):
         build_bundle(checkpoint_d, tmp_path / "no", target="openvino", precision="fp16", **SETTINGS)
+
+
+@pytest.mark.slow
+def test_a_bf16_bundle_for_openvino_is_no_bf16_graph(checkpoint_d: Path, tmp_path: Path) -> None:
+    """OpenVINO's bf16 is a float32 graph with a hint; TensorRT would build a float32 engine and call it bf16."""
+    pytest.importorskip("openvino")
+    bundle = build_bundle(
+        checkpoint_d, tmp_path / "bundle", task="depth", resolutions=((64, 64),), precision="bf16", target="openvino"
+    )
+    with pytest.raises(BuildError, match="bf16 is another graph for tensorrt-rtx than for openvino"):
+        finish_on_device(
+            bundle, target="tensorrt-rtx", output=None, overwrite=False, command="none", progress=lambda line: None
+        )
