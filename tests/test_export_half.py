@@ -294,6 +294,11 @@ def test_opset_20_sums_norms_and_softmax_in_float32(precision: str, checkpoint_d
     assert (everything["QUANTIZE INT8"] > 100) == int8
     assert (everything[f"DEQUANTIZE {half}"] > 200) == int8
     assert everything["DEQUANTIZE FLOAT"] == 0
+    graph = ir.load(bundle / "model-128x128.onnx").graph
+    sums = [use.node for node in graph if node.op_type == "Conv" for use in node.outputs[0].uses()]
+    skips = [value.producer().op_type for node in sums if node.op_type == "Add" for value in node.inputs]
+    # Of each sum behind a convolution one operand comes from it, and one through int8 or from the other convolution.
+    assert (skips.count("DequantizeLinear") > 20) == int8
 
 
 @pytest.mark.slow

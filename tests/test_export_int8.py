@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 
 from export.build_engine import main
@@ -21,7 +23,16 @@ from export.errors import BuildError
 from export.folds import apply_folds
 from export.folds.lean_transformer import LeanBlock
 from export.precision.calibration import Calibration
-from export.precision.layers import LARGEST, Layer, Quantised, find_layers, round_to_int8, weight_scales
+from export.precision.layers import (
+    LARGEST,
+    OUTPUT,
+    RESIDUAL,
+    Layer,
+    Quantised,
+    find_layers,
+    round_to_int8,
+    weight_scales,
+)
 from export.precision.ranges import Histogram, choose_ranges, scales_of
 from export.precision.search import distance, rank, search
 from export.precision.smooth import smooth
@@ -126,10 +137,32 @@ def test_layers_are_the_nodes_of_the_graph(folded: SinglePass, bundle_int8: Path
     assert not any(layer.name.endswith(("conv_in", "decoder/network.conv_out")) for layer in layers)
 
 
+def test_residuals_are_those_of_blocks_and_transformers(folded: SinglePass) -> None:
+    layers = {layer.name: layer for layer in find_layers(folded, _inputs(1)[0], (RESIDUAL,))}
+    residuals = {name: layer for name, layer in layers.items() if name.endswith(f"/{RESIDUAL}")}
+    assert not set(residuals) & {layer.name for layer in find_layers(folded, _inputs(1)[0])}
+    assert {layer.multiply_adds for layer in residuals.values()} == {0}
+    assert all(layer.group == layers[name.removesuffix(f"/{RESIDUAL}")].group for name, layer in residuals.items())
+    blocks = [path for path, part in folded.named_modules() if isinstance(part, ResnetBlock2D)]
+    transformers = [path for path, part in folded.named_modules() if isinstance(part, LeanBlock)]
+    expected = {f"{path}.conv2" for path in blocks}
+    expected |= {f"{path}.{layer}" for path in transformers for layer in ("attn1.out", "ff.net.2")}
+    assert {name.removesuffix(f"/{RESIDUAL}") for name in residuals} == {name.replace(".", "/", 1) for name in expected}
+
+
+@pytest.mark.parametrize("beside", [(), (RESIDUAL,), (OUTPUT,)])
 def test_module_and_graph_round_alike(
-    folded: SinglePass, bundle_int8: Path, checkpoint_d: Path, tmp_path: Path, photo: np.ndarray
+    beside: tuple[str, ...],
+    folded: SinglePass,
+    bundle_int8: Path,
+    checkpoint_d: Path,
+    tmp_path: Path,
+    photo: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One block in int8: with all of them, one step more or less at the start is another rounding everywhere after."""
+    target = dataclasses.replace(TARGETS["onnxruntime"], int8_beside=beside)
+    monkeypatch.setitem(TARGETS, "onnxruntime", target)
     rows = json.loads((bundle_int8 / "policy.json").read_text())["layers"]
     block = "decoder/network.up_blocks.3.resnets.0"
     assert any(row["group"] == block for row in rows)
@@ -138,6 +171,7 @@ def test_module_and_graph_round_alike(
     bundle = build_bundle(checkpoint_d, tmp_path / "bundle", policy=tmp_path / "policy.json", **settings)
     found = [row for row in json.loads((bundle / "policy.json").read_text())["layers"] if row["int8"]]
     assert {row["group"] for row in found} == {block}
+    assert {row["name"].rpartition("/")[2] for row in found} & {OUTPUT, RESIDUAL} == set(beside)
     scales = {row["name"]: row["range"]["bound"] / LARGEST for row in found}
     image = photo[:BUCKET, :BUCKET]
     feeds = torch.from_numpy(image.transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
@@ -147,7 +181,8 @@ def test_module_and_graph_round_alike(
             rounded = folded(feeds)[0, 0].numpy()
     with LotusEngine(bundle) as engine:
         answer = engine(image).values
-    assert np.abs(answer - rounded).mean() < 0.1 * np.abs(rounded - exact).mean()
+    # A sum that lies between two steps of an output falls on the other one now and then.
+    assert np.abs(answer - rounded).mean() < (0.25 if OUTPUT in beside else 0.1) * np.abs(rounded - exact).mean()
 
 
 def test_openvino_answers_as_onnxruntime(bundle_int8: Path, photo: np.ndarray) -> None:

@@ -65,11 +65,8 @@ class SubpixelUpsample(nn.Module):
             return F.conv_transpose2d(x, self.weights[0], self.bias, stride=2, padding=1)
         if self.form == "shuffle":
             return F.pixel_shuffle(F.conv2d(x, self.weights[0], self.bias, padding=1), 2)[:, :, 1:-1, 1:-1]
-        padded = F.pad(x, (1, 1, 1, 1))
         parts = [
-            F.conv2d(padded[:, :, p : p + height + 1, q : q + width + 1], self.weights[2 * p + q], self.bias)
-            for p in (0, 1)
-            for q in (0, 1)
+            F.conv2d(F.pad(x, (1 - q, q, 1 - p, p)), self.weights[2 * p + q], self.bias) for p in (0, 1) for q in (0, 1)
         ]
         return F.pixel_shuffle(torch.stack(parts, dim=2).flatten(1, 2), 2)
 

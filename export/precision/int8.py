@@ -19,6 +19,7 @@ from export.precision.ranges import Range, choose_ranges, scales_of
 from export.precision.search import BUDGETS, Choice, Meter, Step, rank, search
 from export.precision.smooth import smooth
 from export.single_pass import SinglePass
+from export.targets import TARGETS
 from runtime.manifest import Bucket, Manifest, Quantisation
 
 POLICY = "policy.json"
@@ -63,7 +64,7 @@ def choose_int8(
     def feeds(at: Bucket) -> Any:
         return lambda: calibration.feeds(manifest, at)
 
-    layers = find_layers(module, next(iter(feeds(bucket)())))
+    layers = find_layers(module, next(iter(feeds(bucket)())), TARGETS[manifest.target].int8_beside)
     progress(f"{smooth(module, feeds(bucket))} linear layers smoothed")
     # The golden's image is no photograph of the calibration's kind; ranges that cut it would make the proof prove less.
     proof = [golden_image(bucket.height, bucket.width, seed=manifest.noise_seed)]

@@ -3,12 +3,16 @@
 A layer is a convolution, transposed convolution or matrix with constant weights. Its name is that of its node in the
 ONNX graph without the operator: `decoder/network.up_blocks.0.resnets.1.conv1`. Nothing in the module is replaced: its
 calls to torch's kernels are intercepted, so that folded and plain modules are the same here.
+
+Some targets round more than what goes into a layer, to have an int8 kernel for it at all or for more of the graph: what
+comes out of it, `LAYER/output`, and what that is added to, `LAYER/residual`. Each is a layer of its own here, whose
+input is the tensor that is rounded, and whose work is none.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from export.precision.weights import FEWEST_CHANNELS, LARGEST
 from export.single_pass import SinglePass
 
 OUTPUT_AXIS = {F.conv2d: 0, F.linear: 0, F.conv_transpose2d: 1}
 """The kernels that are looked at, and the axis of the output channels in their weights."""
+OUTPUT, RESIDUAL = "output", "residual"
+_SUMS = (torch.add, Tensor.add, Tensor.__add__)
 _BLOCK = re.compile(r".*?\b(?:resnets|attentions|upsamplers|downsamplers|layers)\.\d+")
 
 
@@ -36,27 +43,51 @@ class Layer:
 
 Kernel = Callable[..., Tensor]
 Handle = Callable[[str, Kernel, tuple[Any, ...], dict[str, Any]], Tensor]
-"""Called in place of a kernel with the layer's name, the kernel and its arguments: input, weight, bias, ..."""
+"""Called in place of a kernel with the layer's name, the kernel and its arguments: input, weight, bias, ...; for an
+output, with what passes it on; for a residual, with the sum of it and the output."""
 
 
 class Intercept(TorchFunctionMode):
-    """While active, the kernels of the named layers go through `handle`."""
+    """While active, the kernels of layers, their outputs, and the sums with residuals go through `handle`."""
 
     def __init__(self, module: SinglePass, handle: Handle) -> None:
         super().__init__()
         self._names = {id(weight): _layer_name(path) for path, weight in module.named_parameters()}
         self._handle = handle
+        self._answers = WeakTensorKeyDictionary()  # name of the layer, as long as its answer lives
 
     def __torch_function__(
         self, func: Kernel, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _SUMS:
+            name, operands = self._residual(args)
+            return self._handle(name, func, operands, kwargs) if name else func(*args, **kwargs)
         name = self._names.get(id(args[1])) if func in OUTPUT_AXIS else None
-        return func(*args, **kwargs) if name is None else self._handle(name, func, args, kwargs)
+        if name is None:
+            return func(*args, **kwargs)
+        answer = self._handle(name, func, args, kwargs)
+        answer = self._handle(f"{name}/{OUTPUT}", _pass_on, (answer,), {})
+        self._answers[answer] = name
+        return answer
+
+    def _residual(self, operands: tuple[Any, ...]) -> tuple[str | None, tuple[Any, ...]]:
+        """Name and operands, the residual first, of the sum of a layer's answer and something of its shape. Of two
+        layers' answers the first is the residual of the second, as in export/precision/qdq.py."""
+        if getattr(operands[0], "shape", None) == getattr(operands[1], "shape", ()):
+            for skip, answer in (operands, operands[::-1]):
+                if answer in self._answers:
+                    return f"{self._answers[answer]}/{RESIDUAL}", (skip, answer)
+        return None, operands
 
 
-def find_layers(module: SinglePass, feeds: tuple[Tensor, ...]) -> list[Layer]:
-    """Every layer that int8 can take, in the order in which it runs; `feeds` are of one image.
+def _pass_on(values: Tensor) -> Tensor:
+    return values
+
+
+def find_layers(module: SinglePass, feeds: tuple[Tensor, ...], beside: Collection[str] = ()) -> list[Layer]:
+    """Every layer that int8 can take, in the order in which it runs; `feeds` are of one image. `beside` are the kinds
+    of tensors, OUTPUT and RESIDUAL, that are layers too.
 
     Those with fewer than 16 channels are left, and matrices of a batch of tokens [B, S, C]: ONNX Runtime 1.31 fuses
     their product and addition to a node that it then refuses. Folds leave only those of the autoencoder's attention.
@@ -64,7 +95,13 @@ def find_layers(module: SinglePass, feeds: tuple[Tensor, ...]) -> list[Layer]:
     found: dict[str, Layer] = {}
 
     def note(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        answer, weight = kernel(*args, **kwargs), args[1]
+        answer = kernel(*args, **kwargs)
+        if kernel not in OUTPUT_AXIS:
+            layer, _, kind = name.rpartition("/")
+            if kind in beside and layer in found:
+                found[name] = Layer(name=name, group=_group(layer), multiply_adds=0)
+            return answer
+        weight = args[1]
         axis = OUTPUT_AXIS[kernel]
         fan = weight.numel() // weight.shape[axis]
         # A transposed convolution spreads each input over the kernel; the others gather each output from it.
@@ -93,6 +130,14 @@ def weight_scales(weight: Tensor, axis: int) -> Tensor:
     return torch.where(largest > 0, largest / LARGEST, 1.0)
 
 
+def round_weight(kernel: Kernel, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments behind what is rounded: a weight, rounded to int8 as well, and what comes after it as it is."""
+    if kernel not in OUTPUT_AXIS:
+        return args[1:]
+    axis = OUTPUT_AXIS[kernel]
+    return round_to_int8(args[1], weight_scales(args[1], axis), axis), *args[2:]
+
+
 class Quantised(Intercept):
     """While active, the layers of `scales` run with inputs and weights rounded to int8: what an engine computes."""
 
@@ -103,10 +148,7 @@ class Quantised(Intercept):
     def _round(self, name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if name not in self._scales:
             return kernel(*args, **kwargs)
-        values, weight, *rest = args
-        axis = OUTPUT_AXIS[kernel]
-        rounded = round_to_int8(weight, weight_scales(weight, axis), axis)
-        return kernel(round_to_int8(values, self._scales[name]), rounded, *rest, **kwargs)
+        return kernel(round_to_int8(args[0], self._scales[name]), *round_weight(kernel, args), **kwargs)
 
 
 def _layer_name(parameter: str) -> str:

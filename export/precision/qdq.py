@@ -1,18 +1,20 @@
 """Int8 in the graph: `QuantizeLinear` and `DequantizeLinear` around the inputs and weights of the chosen layers.
 
 Symmetric, one scale for an input and one for each output channel of a weight; weights are stored as int8, biases and
-everything else stay as they are. Engines run product and both conversions as one int8 kernel.
+everything else stay as they are. Where a target wants outputs or residuals in int8 too,
+they are rounded in the same way. Engines run product and both conversions as one int8 kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.errors import BuildError
+from export.precision.layers import OUTPUT, RESIDUAL
 from export.precision.weights import channel_scales, output_axis, to_int8
 
 
@@ -22,43 +24,79 @@ def layer_of(node: ir.Node) -> str:
 
 
 def quantise(graph: ir.Graph, scales: Mapping[str, float]) -> int:
-    """Rewrite every layer of `scales`, which are those of its input. Returns how many nodes were rewritten.
+    """Rewrite every layer of `scales`, which are those of its input; round the outputs and residuals that are there
+    too. Returns how many nodes have int8 weights.
 
     Raises: BuildError when a layer has no node.
     """
     weights = {value.name: value for value in graph.initializers.values()}
-    nodes = [
-        node
-        for node in graph
-        if output_axis(node) is not None and node.inputs[1].name in weights and layer_of(node) in scales
-    ]
-    missing = sorted(set(scales) - {layer_of(node) for node in nodes})
-    if missing:
-        raise BuildError(f"the graph has no int8 node for {missing[:5]}: it was traced from another network")
+    layers = [node for node in graph if output_axis(node) is not None and node.inputs[1].name in weights]
+    found: set[str] = set()
     inputs: dict[tuple[str, float], ir.Value] = {}
-    for node in nodes:
-        values, scale = node.inputs[0], scales[layer_of(node)]
+
+    def round_input(node: ir.Node, place: int, name: str) -> bool:
+        values = node.inputs[place]
         assert values is not None
-        key = (str(values.name), scale)
-        if key not in inputs:
-            inputs[key] = _rounded(graph, node, values, scale)
-        node.replace_input_with(0, inputs[key])
-        node.replace_input_with(1, _stored(graph, node))
-    return len(nodes)
+        if name in scales:
+            key = (str(values.name), scales[name])
+            if key not in inputs:
+                inputs[key] = _rounded(graph, node, values, scales[name])
+            node.replace_input_with(place, inputs[key])
+            found.add(name)
+        return name in scales
+
+    rewritten = 0
+    for node in layers:
+        name = layer_of(node)
+        if round_input(node, 0, name):
+            node.replace_input_with(1, _stored(graph, node))
+            rewritten += 1
+        for use, place in _residual(node, layers):
+            round_input(use, place, f"{name}/{RESIDUAL}")
+    for node in layers:
+        if (name := f"{layer_of(node)}/{OUTPUT}") in scales:
+            uses = list(node.outputs[0].uses())
+            answer = _rounded(graph, node, node.outputs[0], scales[name], behind=True)
+            for user, place in uses:
+                user.replace_input_with(place, answer)
+            found.add(name)
+    if missing := sorted(set(scales) - found):
+        raise BuildError(f"the graph has no int8 node for {missing[:5]}: it was traced from another network")
+    return rewritten
 
 
-def _rounded(graph: ir.Graph, node: ir.Node, values: ir.Value, scale: float) -> ir.Value:
-    """`values` through int8 and back."""
+def _residual(node: ir.Node, layers: Collection[ir.Node]) -> list[tuple[ir.Node, int]]:
+    """The sums that a layer's output goes into, and the place of the other operand of each: the residual.
+
+    Of two layers' outputs the first operand is the residual of the second, as in export/precision/layers.py.
+    """
+    found = []
+    for user, place in node.outputs[0].uses():
+        other = user.inputs[1 - place] if user.op_type == "Add" else None
+        if other is None or other.shape != node.outputs[0].shape:
+            continue
+        if place == 1 or other.producer() not in layers:
+            found.append((user, 1 - place))
+    return found
+
+
+def _rounded(graph: ir.Graph, node: ir.Node, values: ir.Value, scale: float, *, behind: bool = False) -> ir.Value:
+    """`values` through int8 and back, before the node or behind it."""
+    label = f"{node.name}/output" if behind else f"{node.name}/input"
     constants = [
-        _constant(graph, f"{node.name}/input_scale", np.array(scale, np.float32)),
-        _constant(graph, f"{node.name}/input_zero", np.array(0, np.int8)),
+        _constant(graph, f"{label}_scale", np.array(scale, np.float32)),
+        _constant(graph, f"{label}_zero", np.array(0, np.int8)),
     ]
-    down = ir.node("QuantizeLinear", [values, *constants], name=f"{node.name}/QuantizeLinear")
-    up = ir.node("DequantizeLinear", [down.outputs[0], *constants], name=f"{node.name}/DequantizeLinear")
+    end = "_output" if behind else ""
+    down = ir.node("QuantizeLinear", [values, *constants], name=f"{node.name}/QuantizeLinear{end}")
+    up = ir.node("DequantizeLinear", [down.outputs[0], *constants], name=f"{node.name}/DequantizeLinear{end}")
     for one, dtype in ((down, ir.DataType.INT8), (up, values.dtype)):
         one.outputs[0].name = f"{one.name}_output"
         one.outputs[0].shape, one.outputs[0].dtype = values.shape, dtype
-    graph.insert_before(node, [down, up])
+    if behind:
+        graph.insert_after(node, [down, up])
+    else:
+        graph.insert_before(node, [down, up])
     return up.outputs[0]
 
 

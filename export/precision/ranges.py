@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.precision.layers import OUTPUT_AXIS, Intercept, Kernel, round_to_int8, weight_scales
+from export.precision.layers import Intercept, Kernel, round_to_int8, round_weight
 from export.precision.weights import LARGEST
 from export.single_pass import SinglePass
 
@@ -101,11 +101,9 @@ def choose_ranges(
     def compare(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         exact = kernel(*args, **kwargs)
         if name in candidates:
-            values, weight, *rest = args
-            axis = OUTPUT_AXIS[kernel]
-            weight = round_to_int8(weight, weight_scales(weight, axis), axis)
+            rest = round_weight(kernel, args)
             for place, candidate in enumerate(candidates[name]):
-                answer = kernel(round_to_int8(values, candidate.scale), weight, *rest, **kwargs)
+                answer = kernel(round_to_int8(args[0], candidate.scale), *rest, **kwargs)
                 errors[name][place] += float((answer - exact).square_().sum())
         return exact
 

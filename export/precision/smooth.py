@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from export.folds.lean_transformer import LeanBlock, LeanTransformer
-from export.precision.layers import Intercept, Kernel
+from export.precision.layers import OUTPUT_AXIS, Intercept, Kernel
 from export.precision.ranges import Feeds
 from export.single_pass import SinglePass
 
@@ -60,7 +60,7 @@ def _largest_inputs(module: SinglePass, layers: list[nn.Linear], feeds: Feeds) -
     wanted = {id(layer.weight) for layer in layers}
 
     def note(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        key = id(args[1])
+        key = id(args[1]) if kernel in OUTPUT_AXIS else None
         if key in wanted:
             channels = args[0].abs().flatten(0, -2).amax(dim=0)
             found[key] = torch.maximum(found[key], channels) if key in found else channels

@@ -16,8 +16,9 @@ class Target:
     `tolerance` are the largest and the mean absolute difference from the PyTorch reference that the golden may show,
     by precision: in bf16 and int8 single pixels at edges may be far off, and the mean is what proves the engine;
     `forms` says what the graph in the file is, by precision: "float" (all of it float32) or "half", alone, with int8
-    layers ("-qdq") or with int8 weights ("-weights"), see export/precision/; `instead` is what is built for a precision
-    without kernels there;
+    layers ("-qdq") or with int8 weights ("-weights"), see export/precision/; `int8_beside` are the tensors it wants
+    in int8 beside the layers' inputs (export/precision/layers.py); `instead` is what is built for a precision without
+    kernels there;
     `engine_suffix` is set where a vendor's builder turns the graph into an engine.
     """
 
@@ -28,6 +29,7 @@ class Target:
     winograd: tuple[str, ...] = ()
     tolerance: dict[str, tuple[float, float]]
     forms: dict[str, str]
+    int8_beside: tuple[str, ...] = ()
     instead: dict[str, str] = field(default_factory=dict)
     engine_suffix: str | None = None
 
@@ -53,10 +55,11 @@ TARGETS = {
         opset=23,
         group_norm_kernel=False,
         attention="contrib",
-        upsampling={"fp32": "shuffle", "int8": "shuffle"},
+        upsampling={"fp32": "four", "int8": "shuffle"},
         winograd=("fp32",),
         tolerance={"fp32": (1e-4, 1e-4), "int8": _INT8},
         forms={"fp32": "float", "int8": "float-qdq"},
+        int8_beside=("output",),  # otherwise it computes the layer in fp32
         instead={"fp16": "fp32", "bf16": "fp32"},  # on x86 its CPU provider would cast to float32 and back
     ),
     "openvino": Target(
@@ -72,6 +75,7 @@ TARGETS = {
         upsampling=_TENSORRT_UPSAMPLING,
         tolerance={"fp32": (1e-3, 1e-3), "fp16": _FP16, "bf16": _BF16, "int8": _INT8},
         forms={"fp32": "float", "fp16": "half", "bf16": "half", "int8": "half-qdq"},
+        int8_beside=("residual",),  # a convolution's kernel adds it in the same pass then
         engine_suffix=".plan",
     ),
     "tensorrt-rtx": Target(

@@ -14,6 +14,9 @@ _CUDA = "CUDAExecutionProvider"
 # TF32 would round fp32 products to 10 bits, and the golden would fail.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"CPUExecutionProvider": {}, _CUDA: {"use_tf32": "0"}}
 
+# ONNX Runtime 1.31 moves a DequantizeLinear past a reshape and then refuses its own QuantizeLinear (int8 or uint8).
+_DISABLED = ["QDQPropagationTransformer"]
+
 
 class BackendSession(Session):
     """Runs `bucket.graph`. Threads: ONNX Runtime's default, one for each physical core; sequential execution."""
@@ -32,7 +35,10 @@ class BackendSession(Session):
         path = self.folder / self.bucket.graph
         try:
             self._session = ort.InferenceSession(
-                str(path), self._options(), providers=[(self.option, _PROVIDER_OPTIONS[self.option])]
+                str(path),
+                self._options(),
+                providers=[(self.option, _PROVIDER_OPTIONS[self.option])],
+                disabled_optimizers=_DISABLED,
             )
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise BackendError(
@@ -50,8 +56,10 @@ class BackendSession(Session):
     def _options(self) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
-        # The pattern reserves one block for all activations beside what the arena already holds.
+        # The pattern reserves one block for all activations beside what the arena already holds. Reuse, planned ahead,
+        # keeps a buffer of the encoder from its last reader until the decoder has one of the same size.
         options.enable_mem_pattern = False
+        options.enable_mem_reuse = False
         if self.option == _CUDA:
             # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
