@@ -61,9 +61,9 @@ CONTENDERS = {
         meaning="lotus-edge, OpenVINO bf16", backend="openvino", options={"target": "openvino", "precision": "bf16"}
     ),
     "onnxruntime-int8": Contender(
-        meaning="lotus-edge, ONNX Runtime int8 (every layer that can)",
+        meaning="lotus-edge, ONNX Runtime int8 (every layer that can; fp32 elsewhere)",
         backend="onnxruntime",
-        options={"target": "onnxruntime", **_ALL_INT8},
+        options={"target": "onnxruntime", **_ALL_INT8, "budget": 1.0},
     ),
     "openvino-int8": Contender(
         meaning="lotus-edge, OpenVINO int8 (every layer that can; bf16 elsewhere)",

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import BASELINE
 from benchmarks.rows import RESULTS, ROOT
 
 PAGES = (ROOT / "README.md", ROOT / "tiny" / "README.md", Path(__file__).with_name("NOTES.md"))
@@ -68,27 +69,33 @@ def render(text: str) -> str:
 
 
 def _latency(bodies: list[_Body]) -> list[str]:
-    """One line for each contender; of several files, with the resolution and the batch too."""
+    """One line for each contender, resolution and batch: the first row in a file, as the reference runs in every group,
+    and the last file that has one. The ratio is to the reference in its own group, whose seconds stand beside it."""
     lines = [
         "| | p50 | against PyTorch | first prediction | peak memory | GFLOP/s | off PyTorch by |",
         "|---|---|---|---|---|---|---|",
     ]
+    shown: dict[tuple[Any, ...], _Body] = {}
     for body in bodies:
-        shown: set[str] = set()
+        own: dict[tuple[Any, ...], _Body] = {}
         for row in body["rows"][1:]:
-            if row["what"] in shown:
-                continue  # the reference runs in every group
-            shown.add(row["what"])
-            if "p50_s" not in row:
-                lines.append(f"| {row['meaning']} | not measured: {_plain(row['not_measured'])} | | | | | |")
-                continue
-            size = f", {row['resolution']}" + (f", {row['batch']} images" if row["batch"] > 1 else "")
-            label = row["meaning"] + (size if len(bodies) > 1 else "")
-            rate = f"{row['gflops']:.0f}" if "gflops" in row else ""
-            lines.append(
-                f"| {label} | {row['p50_s']:.2f} s | {row['ratio']:.2f}x | {row['first_s']:.1f} s | "
-                f"{row['peak_gb']:.1f} GB | {rate} | {row['max_abs_error']:.1e} |"
-            )
+            own.setdefault((row["what"], row.get("resolution"), row.get("batch")), row)
+        shown |= {key: row for key, row in own.items() if key not in shown or row["what"] != BASELINE}
+    several = len({key[1:] for key in shown}) > 1
+    for row in shown.values():
+        if "p50_s" not in row:
+            lines.append(f"| {row['meaning']} | not measured: {_plain(row['not_measured'])} | | | | | |")
+            continue
+        size = f", {row['resolution']}" + (f", {row['batch']} images" if row["batch"] > 1 else "")
+        label = row["meaning"] + (size if several else "")
+        rate = f"{row['gflops']:.0f}" if "gflops" in row else ""
+        beside = f"{row['ratio']:.2f}x" + (
+            "" if row["what"] == BASELINE else f" of {row['ratio'] * row['p50_s']:.1f} s"
+        )
+        lines.append(
+            f"| {label} | {row['p50_s']:.2f} s | {beside} | {row['first_s']:.1f} s | "
+            f"{row['peak_gb']:.1f} GB | {rate} | {row['max_abs_error']:.1e} |"
+        )
     for body in bodies:
         ceiling, machine = body["rows"][0]["gflops"], body["machine"]
         where = f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}, {body['date']}"

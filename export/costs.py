@@ -79,7 +79,7 @@ def node_cost(node: ir.Node, seen: set[str] | None = None) -> NodeCost:
     return NodeCost(
         stage=stage_of(node),
         multiply_adds=work,
-        int8=work if all(value.dtype == ir.DataType.INT8 for value in used[:2]) else 0,
+        int8=work if all(value.dtype in (ir.DataType.INT8, ir.DataType.UINT8) for value in used[:2]) else 0,
         weights=sum(_bytes(value) for value in new),
         traffic=0 if node.op_type in VIEWS else sum(_bytes(value) for value in moved),
     )

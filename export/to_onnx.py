@@ -62,7 +62,7 @@ def write_graphs(
                 spell_out_group_norm(model.graph)
             if target.attention != "split":
                 join_heads(model.graph, contrib=target.attention == "contrib")
-            quantise(model.graph, scales or {})
+            quantise(model.graph, scales or {}, unsigned=target.int8_unsigned)
             if target.typed(manifest.precision):
                 assert program.exported_program is not None
                 lower(model.graph, program.exported_program, manifest, calibration.feeds(manifest, bucket), progress)

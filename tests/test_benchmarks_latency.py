@@ -109,7 +109,20 @@ def test_one_table_of_several_latencies_names_their_sizes() -> None:
     lines = report._latency(bodies)
     assert lines[2].startswith("| a, 128x128 | 1.00 s |")
     assert lines[3].startswith("| a, 256x256, 4 images | 1.00 s |")
-    assert report._latency(bodies[:1])[2].startswith("| a | 1.00 s |")
+    assert report._latency(bodies[:1])[2].startswith("| a | 1.00 s | 2.00x of 2.0 s |")
+
+
+def test_of_a_contender_in_two_files_the_last_row_counts() -> None:
+    about = {"first_s": 2.0, "peak_gb": 1.0}
+    machine = {"machine": {"cores": "2", "cpu": "x"}, "commit": "c", "date": "d", "command": "run"}
+    ceiling = {"what": "ceiling", "gflops": {"float32": 1.0, "bfloat16": 2.0}}
+    bodies = [
+        machine | {"rows": [ceiling, *(_row(what, p50_s=seconds, **about) for what in ("pytorch", "a", "a"))]}
+        for seconds in (3.0, 4.0)
+    ]
+    lines = report._latency(bodies)
+    assert [line.split("|")[1:3] for line in lines[2:4]] == [[" pytorch ", " 3.00 s "], [" a ", " 4.00 s "]]
+    assert lines[4] == ""
 
 
 def _row(what: str, **more: object) -> dict[str, object]:

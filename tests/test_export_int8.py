@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -191,7 +192,19 @@ def test_openvino_answers_as_onnxruntime(bundle_int8: Path, photo: np.ndarray) -
     with LotusEngine(bundle_int8) as one, LotusEngine(bundle_int8, backend="openvino") as other:
         first, second = one(image).values, other(image).values
         other.verify()
-    assert np.abs(first - second).mean() < 0.02
+    assert np.abs(first - second).mean() < 0.03  # one step of rounding here and there; both are 0.02 off fp32
+
+
+def test_onnxruntime_has_an_int8_kernel_for_every_layer(bundle_int8: Path, tmp_path: Path) -> None:
+    """Without int8 outputs it computes all of them in fp32, and says nothing."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(bundle_int8 / "model-64x64.onnx"), options, providers=["CPUExecutionProvider"])
+    optimised = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph
+    kernels = [node for node in optimised.node if node.op_type in ("QLinearConv", "QGemm")]
+    layers = [row for row in json.loads((bundle_int8 / "policy.json").read_text())["layers"] if row["multiply_adds"]]
+    assert len(kernels) == len(layers) > 100
 
 
 def test_manifest_says_how(bundle_int8: Path) -> None:
@@ -209,8 +222,8 @@ def test_manifest_says_how(bundle_int8: Path) -> None:
     model = onnx.load(bundle_int8 / "model-64x64.onnx", load_external_data=False)
     for node in ir.from_proto(model).graph:
         if node.op_type == "QuantizeLinear":
-            assert node.inputs[2].const_value.numpy() == 0  # symmetric
-            assert node.inputs[2].const_value.dtype == ir.DataType.INT8
+            assert node.inputs[2].const_value.numpy() == 128  # symmetric
+            assert node.inputs[2].const_value.dtype == ir.DataType.UINT8
 
 
 def test_search_keeps_the_fewest() -> None:
@@ -353,7 +366,7 @@ def test_the_golden_lies_within_the_ranges(checkpoint_d: Path, tmp_path: Path) -
     manifest = Manifest.load(bundle)
     assert manifest.quantisation is not None
     assert manifest.quantisation.images == 1
-    assert manifest.golden.measured[0].mean_abs_error < 0.011  # 0.015 without it
+    assert manifest.golden.measured[0].mean_abs_error < 0.015  # 0.021 without it
 
 
 def test_policy_of_another_bundle_is_taken_over(bundle_int8: Path, checkpoint_d: Path, tmp_path: Path) -> None:

@@ -23,14 +23,16 @@ def layer_of(node: ir.Node) -> str:
     return str(node.name).rsplit("/", 1)[0]
 
 
-def quantise(graph: ir.Graph, scales: Mapping[str, float]) -> int:
+def quantise(graph: ir.Graph, scales: Mapping[str, float], *, unsigned: bool = False) -> int:
     """Rewrite every layer of `scales`, which are those of its input; round the outputs and residuals that are there
-    too. Returns how many nodes have int8 weights.
+    too. Activations are int8 around 0 or, `unsigned`, uint8 around 128: the same steps. Returns how many nodes have
+    int8 weights.
 
     Raises: BuildError when a layer has no node.
     """
     weights = {value.name: value for value in graph.initializers.values()}
     layers = [node for node in graph if output_axis(node) is not None and node.inputs[1].name in weights]
+    zero: NDArray[np.generic] = np.array(128, np.uint8) if unsigned else np.array(0, np.int8)
     found: set[str] = set()
     inputs: dict[tuple[str, float], ir.Value] = {}
 
@@ -40,7 +42,7 @@ def quantise(graph: ir.Graph, scales: Mapping[str, float]) -> int:
         if name in scales:
             key = (str(values.name), scales[name])
             if key not in inputs:
-                inputs[key] = _rounded(graph, node, values, scales[name])
+                inputs[key] = _rounded(graph, node, values, scales[name], zero)
             node.replace_input_with(place, inputs[key])
             found.add(name)
         return name in scales
@@ -56,7 +58,7 @@ def quantise(graph: ir.Graph, scales: Mapping[str, float]) -> int:
     for node in layers:
         if (name := f"{layer_of(node)}/{OUTPUT}") in scales:
             uses = list(node.outputs[0].uses())
-            answer = _rounded(graph, node, node.outputs[0], scales[name], behind=True)
+            answer = _rounded(graph, node, node.outputs[0], scales[name], zero, behind=True)
             for user, place in uses:
                 user.replace_input_with(place, answer)
             found.add(name)
@@ -80,17 +82,25 @@ def _residual(node: ir.Node, layers: Collection[ir.Node]) -> list[tuple[ir.Node,
     return found
 
 
-def _rounded(graph: ir.Graph, node: ir.Node, values: ir.Value, scale: float, *, behind: bool = False) -> ir.Value:
+def _rounded(
+    graph: ir.Graph,
+    node: ir.Node,
+    values: ir.Value,
+    scale: float,
+    zero: NDArray[np.generic],
+    *,
+    behind: bool = False,
+) -> ir.Value:
     """`values` through int8 and back, before the node or behind it."""
     label = f"{node.name}/output" if behind else f"{node.name}/input"
     constants = [
         _constant(graph, f"{label}_scale", np.array(scale, np.float32)),
-        _constant(graph, f"{label}_zero", np.array(0, np.int8)),
+        _constant(graph, f"{label}_zero", zero),
     ]
     end = "_output" if behind else ""
     down = ir.node("QuantizeLinear", [values, *constants], name=f"{node.name}/QuantizeLinear{end}")
     up = ir.node("DequantizeLinear", [down.outputs[0], *constants], name=f"{node.name}/DequantizeLinear{end}")
-    for one, dtype in ((down, ir.DataType.INT8), (up, values.dtype)):
+    for one, dtype in ((down, ir.DataType.from_numpy(zero.dtype)), (up, values.dtype)):
         one.outputs[0].name = f"{one.name}_output"
         one.outputs[0].shape, one.outputs[0].dtype = values.shape, dtype
     if behind:

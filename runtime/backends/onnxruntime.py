@@ -14,9 +14,6 @@ _CUDA = "CUDAExecutionProvider"
 # TF32 would round fp32 products to 10 bits, and the golden would fail.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"CPUExecutionProvider": {}, _CUDA: {"use_tf32": "0"}}
 
-# ONNX Runtime 1.31 moves a DequantizeLinear past a reshape and then refuses its own QuantizeLinear (int8 or uint8).
-_DISABLED = ["QDQPropagationTransformer"]
-
 
 class BackendSession(Session):
     """Runs `bucket.graph`. Threads: ONNX Runtime's default, one for each physical core; sequential execution."""
@@ -35,10 +32,7 @@ class BackendSession(Session):
         path = self.folder / self.bucket.graph
         try:
             self._session = ort.InferenceSession(
-                str(path),
-                self._options(),
-                providers=[(self.option, _PROVIDER_OPTIONS[self.option])],
-                disabled_optimizers=_DISABLED,
+                str(path), self._options(), providers=[(self.option, _PROVIDER_OPTIONS[self.option])]
             )
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise BackendError(
