@@ -28,14 +28,16 @@ from export.folds.subpixel import FORMS, SubpixelUpsample
 from export.folds.winograd import WinogradConv
 from export.precision.qdq import layer_of, quantise
 from export.precision.weights import output_axis
+from export.targets import TARGETS
 from export.to_onnx import quiet_exporter
 from runtime.backends.openvino import hints
 
 _UPSAMPLINGS = ((512, 64), (512, 128), (256, 256), (640, 32))
 _CONVOLUTIONS = ((512, 64), (512, 128), (256, 256), (128, 512))
 """(channels, edge of the map that comes in)."""
-_INPUT_SCALE = 4 / 127  # of standard normal values
-_INT8 = ("onnxruntime", "openvino-bf16")
+_SCALE = 4 / 127  # of standard normal values
+_INT8 = {"onnxruntime": "onnxruntime", "openvino-bf16": "openvino"}
+"""Targets by the backend that runs their int8 graphs."""
 _Run = Callable[[NDArray[np.float32]], object]
 
 
@@ -49,9 +51,9 @@ def main() -> int:
         x = np.random.default_rng(0).standard_normal((1, channels, edge, edge), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
             graphs = {name: _export(module, x, Path(folder) / f"{name}.onnx") for name, module in modules.items()}
-            rounded = {name: _quantised(graph) for name, graph in graphs.items() if name != "winograd"}
             runs = {(backend, name): open_(graph) for name, graph in graphs.items() for backend, open_ in _OPEN.items()}
-            for backend in _INT8:
+            for backend, target in _INT8.items():
+                rounded = {name: _quantised(graph, target) for name, graph in graphs.items() if name != "winograd"}
                 runs |= {(f"{backend}-int8", name): _OPEN[backend](graph) for name, graph in rounded.items()}
             seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
             for turn in range(arguments.rounds + 1):
@@ -85,14 +87,15 @@ def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
     return path
 
 
-def _quantised(path: Path) -> Path:
-    """The same graph with input and weight of every convolution in int8."""
-    model = ir.load(path)
-    layers = [node for node in model.graph if output_axis(node) is not None]
-    quantise(model.graph, {layer_of(node): _INPUT_SCALE for node in layers})
+def _quantised(path: Path, target: str) -> Path:
+    """The same graph with input and weight of every convolution in int8, and what the target wants beside them."""
+    wanted, model = TARGETS[target], ir.load(path)
+    layers = [layer_of(node) for node in model.graph if output_axis(node) is not None]
+    scales = {name: _SCALE for layer in layers for name in (layer, *(f"{layer}/{kind}" for kind in wanted.int8_beside))}
+    quantise(model.graph, scales, unsigned=wanted.int8_unsigned)
     RemoveUnusedNodesPass()(model)
-    ir.save(model, path.with_stem(f"{path.stem}-int8"))
-    return path.with_stem(f"{path.stem}-int8")
+    ir.save(model, path.with_stem(f"{path.stem}-int8-{target}"))
+    return path.with_stem(f"{path.stem}-int8-{target}")
 
 
 def _onnxruntime(path: Path) -> _Run:
