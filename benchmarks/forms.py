@@ -109,7 +109,9 @@ def _onnxruntime(path: Path) -> _Run:
 def _openvino(path: Path, precision: str) -> _Run:
     import openvino
 
-    return openvino.Core().compile_model(str(path), "CPU", hints(precision))
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    return core.compile_model(model, "CPU", hints(model, precision))
 
 
 _OPEN: dict[str, Callable[[Path], _Run]] = {

@@ -86,7 +86,9 @@ def _openvino(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, r
 
     core = openvino.Core()
     graph = core.read_model(str(folder / bucket.graph))
-    request = core.compile_model(graph, "CPU", hints(manifest.precision) | {"PERF_COUNT": "YES"}).create_infer_request()
+    request = core.compile_model(
+        graph, "CPU", hints(graph, manifest.precision) | {"PERF_COUNT": "YES"}
+    ).create_infer_request()
     times: _Times = Counter()
     for _ in range(runs):
         request.infer(feeds)
