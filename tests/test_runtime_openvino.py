@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import LotusEngine
 from runtime.backends import openvino as backend
 
 openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'lotus-edge[openvino]'")
