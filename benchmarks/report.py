@@ -41,12 +41,13 @@ def main() -> int:
         for name in stale:
             print(f"{name} differs from its rows: python -m benchmarks.report", file=sys.stderr)
         return 1 if stale else 0
-    latencies = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("latency-*.json"))}
-    for path, body in latencies.items():
-        if len({row["what"] for row in body["rows"] if "p50_s" in row}) > _FEW:
-            print(_plot_latency(body, path.with_suffix(".png")))
+    latencies = [json.loads(path.read_text()) for path in _latency_files()]
+    for path, bodies in _same_setting(_latency_files()).items():
+        rows = [row for row in _last_rows(bodies).values() if "p50_s" in row]
+        if len(rows) > _FEW:
+            print(_plot_latency({"rows": rows}, path.with_suffix(".png")))
     if len(latencies) > 1:
-        print(_plot_scaling(list(latencies.values()), RESULTS / "scaling.png"))
+        print(_plot_scaling(latencies, RESULTS / "scaling.png"))
     profiles = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("profile-*.json"))]
     if profiles:
         print(_plot_stages(profiles, RESULTS / "stages.png"))
@@ -69,18 +70,13 @@ def render(text: str) -> str:
 
 
 def _latency(bodies: list[_Body]) -> list[str]:
-    """One line for each contender, resolution and batch: the first row in a file, as the reference runs in every group,
-    and the last file that has one. The ratio is to the reference in its own group, whose seconds stand beside it."""
+    """One line for each contender, resolution and batch. The ratio is to the reference in its own group, whose seconds
+    stand beside it."""
     lines = [
         "| | p50 | against PyTorch | first prediction | peak memory | GFLOP/s | off PyTorch by |",
         "|---|---|---|---|---|---|---|",
     ]
-    shown: dict[tuple[Any, ...], _Body] = {}
-    for body in bodies:
-        own: dict[tuple[Any, ...], _Body] = {}
-        for row in body["rows"][1:]:
-            own.setdefault((row["what"], row.get("resolution"), row.get("batch")), row)
-        shown |= {key: row for key, row in own.items() if key not in shown or row["what"] != BASELINE}
+    shown = _last_rows(bodies)
     several = len({key[1:] for key in shown}) > 1
     for row in shown.values():
         if "p50_s" not in row:
@@ -102,6 +98,34 @@ def _latency(bodies: list[_Body]) -> list[str]:
         rates = f"{ceiling['float32']:.0f} GFLOP/s in fp32, {ceiling['bfloat16']:.0f} in bf16"
         lines += ["", f"{where}; one large product ran at {rates}. `{body['command']}`"]
     return lines
+
+
+def _latency_files() -> list[Path]:
+    """A setting's own file before those whose names say more."""
+    return sorted(RESULTS.glob("latency-*.json"), key=lambda path: (len(path.stem), path.stem))
+
+
+def _same_setting(paths: list[Path]) -> dict[Path, list[_Body]]:
+    """Bodies of the same checkpoint, resolution and batch, by the first file that has them."""
+    groups: dict[tuple[Any, ...], list[Path]] = {}
+    for path in paths:
+        row = next((row for row in json.loads(path.read_text())["rows"] if "p50_s" in row), None)
+        if row is not None:
+            groups.setdefault((row["checkpoint"], row["resolution"], row["batch"]), []).append(path)
+    return {own[0]: [json.loads(path.read_text()) for path in own] for own in groups.values()}
+
+
+def _last_rows(bodies: list[_Body]) -> dict[tuple[Any, ...], _Body]:
+    """Rows by contender, resolution and batch: the first in a file, as the reference runs in every group, and of the
+    last file that has one; of the reference the first file's."""
+    found: dict[tuple[Any, ...], _Body] = {}
+    for body in bodies:
+        own: dict[tuple[Any, ...], _Body] = {}
+        for row in body["rows"]:
+            if row["what"] != "ceiling":
+                own.setdefault((row["what"], row.get("resolution"), row.get("batch")), row)
+        found |= {key: row for key, row in own.items() if key not in found or row["what"] != BASELINE}
+    return found
 
 
 def _plain(reason: str) -> str:

@@ -60,7 +60,7 @@ class Intercept(TorchFunctionMode):
         self, func: Kernel, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _SUMS:
+        if func in _SUMS and len(args) == 2:
             name, operands = self._residual(args)
             return self._handle(name, func, operands, kwargs) if name else func(*args, **kwargs)
         name = self._names.get(id(args[1])) if func in OUTPUT_AXIS else None

@@ -1,8 +1,8 @@
 """Int8 in the graph: `QuantizeLinear` and `DequantizeLinear` around the inputs and weights of the chosen layers.
 
 Symmetric, one scale for an input and one for each output channel of a weight; weights are stored as int8, biases and
-everything else stay as they are. Where a target wants outputs or residuals in int8 too,
-they are rounded in the same way. Engines run product and both conversions as one int8 kernel.
+everything else stay as they are. Where a target wants outputs or residuals in int8 too, they are rounded in the same
+way. Engines run product and both conversions as one int8 kernel.
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ class Target:
     `forms` says what the graph in the file is, by precision: "float" (all of it float32) or "half", alone, with int8
     layers ("-qdq") or with int8 weights ("-weights"), see export/precision/; `int8_beside` are the tensors it wants
     in int8 beside the layers' inputs (export/precision/layers.py), `int8_unsigned` whether activations are uint8 around
-    128, see export/precision/qdq.py; `instead` is what is built for a precision without
-    kernels there;
+    128, see export/precision/qdq.py; `instead` is what is built for a precision without kernels there;
     `engine_suffix` is set where a vendor's builder turns the graph into an engine.
     """
 
