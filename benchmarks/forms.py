@@ -94,8 +94,9 @@ def _quantised(path: Path, target: str) -> Path:
     scales = {name: _SCALE for layer in layers for name in (layer, *(f"{layer}/{kind}" for kind in wanted.int8_beside))}
     quantise(model.graph, scales, unsigned=wanted.int8_unsigned)
     RemoveUnusedNodesPass()(model)
-    ir.save(model, path.with_stem(f"{path.stem}-int8-{target}"))
-    return path.with_stem(f"{path.stem}-int8-{target}")
+    rounded = path.with_stem(f"{path.stem}-int8-{target}")
+    ir.save(model, rounded)
+    return rounded
 
 
 def _onnxruntime(path: Path) -> _Run:

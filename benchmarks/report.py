@@ -41,13 +41,15 @@ def main() -> int:
         for name in stale:
             print(f"{name} differs from its rows: python -m benchmarks.report", file=sys.stderr)
         return 1 if stale else 0
-    latencies = [json.loads(path.read_text()) for path in _latency_files()]
-    for path, bodies in _same_setting(_latency_files()).items():
+    # A setting's own file comes before those whose names say more.
+    paths = sorted(RESULTS.glob("latency-*.json"), key=lambda path: (len(path.stem), path.stem))
+    latencies = {path: json.loads(path.read_text()) for path in paths}
+    for path, bodies in _by_setting(latencies).items():
         rows = [row for row in _last_rows(bodies).values() if "p50_s" in row]
         if len(rows) > _FEW:
             print(_plot_latency({"rows": rows}, path.with_suffix(".png")))
     if len(latencies) > 1:
-        print(_plot_scaling(latencies, RESULTS / "scaling.png"))
+        print(_plot_scaling(list(latencies.values()), RESULTS / "scaling.png"))
     profiles = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("profile-*.json"))]
     if profiles:
         print(_plot_stages(profiles, RESULTS / "stages.png"))
@@ -100,19 +102,16 @@ def _latency(bodies: list[_Body]) -> list[str]:
     return lines
 
 
-def _latency_files() -> list[Path]:
-    """A setting's own file before those whose names say more."""
-    return sorted(RESULTS.glob("latency-*.json"), key=lambda path: (len(path.stem), path.stem))
-
-
-def _same_setting(paths: list[Path]) -> dict[Path, list[_Body]]:
-    """Bodies of the same checkpoint, resolution and batch, by the first file that has them."""
-    groups: dict[tuple[Any, ...], list[Path]] = {}
-    for path in paths:
-        row = next((row for row in json.loads(path.read_text())["rows"] if "p50_s" in row), None)
+def _by_setting(latencies: dict[Path, _Body]) -> dict[Path, list[_Body]]:
+    """Bodies of the same checkpoint, resolution and batch together, by the path of the first."""
+    first: dict[tuple[Any, ...], Path] = {}
+    groups: dict[Path, list[_Body]] = {}
+    for path, body in latencies.items():
+        row = next((row for row in body["rows"] if "p50_s" in row), None)
         if row is not None:
-            groups.setdefault((row["checkpoint"], row["resolution"], row["batch"]), []).append(path)
-    return {own[0]: [json.loads(path.read_text()) for path in own] for own in groups.values()}
+            path = first.setdefault((row["checkpoint"], row["resolution"], row["batch"]), path)
+            groups.setdefault(path, []).append(body)
+    return groups
 
 
 def _last_rows(bodies: list[_Body]) -> dict[tuple[Any, ...], _Body]:

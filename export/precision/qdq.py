@@ -33,38 +33,35 @@ def quantise(graph: ir.Graph, scales: Mapping[str, float], *, unsigned: bool = F
     weights = {value.name: value for value in graph.initializers.values()}
     layers = [node for node in graph if output_axis(node) is not None and node.inputs[1].name in weights]
     zero: NDArray[np.generic] = np.array(128, np.uint8) if unsigned else np.array(0, np.int8)
-    found: set[str] = set()
-    inputs: dict[tuple[str, float], ir.Value] = {}
+    inputs = [(node, 0, layer_of(node)) for node in layers]
+    residuals = [
+        (user, place, f"{layer_of(node)}/{RESIDUAL}") for node in layers for user, place in _residual(node, layers)
+    ]
+    outputs = [(node, f"{layer_of(node)}/{OUTPUT}") for node in layers]
+    names = {name for *_, name in (*inputs, *residuals, *outputs)}
+    if missing := sorted(set(scales) - names):
+        raise BuildError(f"the graph has no int8 node for {missing[:5]}: it was traced from another network")
 
-    def round_input(node: ir.Node, place: int, name: str) -> bool:
-        values = node.inputs[place]
-        assert values is not None
+    order = {node: number for number, node in enumerate(graph)}
+    made: dict[tuple[str, float], ir.Value] = {}  # before the first node that reads it
+    for node, place, name in sorted((*inputs, *residuals), key=lambda site: order[site[0]]):
         if name in scales:
+            values = node.inputs[place]
+            assert values is not None
             key = (str(values.name), scales[name])
-            if key not in inputs:
-                inputs[key] = _rounded(graph, node, values, scales[name], zero)
-            node.replace_input_with(place, inputs[key])
-            found.add(name)
-        return name in scales
-
-    rewritten = 0
-    for node in layers:
-        name = layer_of(node)
-        if round_input(node, 0, name):
-            node.replace_input_with(1, _stored(graph, node))
-            rewritten += 1
-        for use, place in _residual(node, layers):
-            round_input(use, place, f"{name}/{RESIDUAL}")
-    for node in layers:
-        if (name := f"{layer_of(node)}/{OUTPUT}") in scales:
+            if key not in made:
+                made[key] = _rounded(graph, node, values, scales[name], zero)
+            node.replace_input_with(place, made[key])
+    for node, name in outputs:
+        if name in scales:
             uses = list(node.outputs[0].uses())
             answer = _rounded(graph, node, node.outputs[0], scales[name], zero, behind=True)
             for user, place in uses:
                 user.replace_input_with(place, answer)
-            found.add(name)
-    if missing := sorted(set(scales) - found):
-        raise BuildError(f"the graph has no int8 node for {missing[:5]}: it was traced from another network")
-    return rewritten
+    rewritten = [node for node in layers if layer_of(node) in scales]
+    for node in rewritten:
+        node.replace_input_with(1, _stored(graph, node))
+    return len(rewritten)
 
 
 def _residual(node: ir.Node, layers: Collection[ir.Node]) -> list[tuple[ir.Node, int]]:
