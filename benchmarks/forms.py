@@ -30,6 +30,7 @@ from export.precision.qdq import layer_of, quantise
 from export.precision.weights import output_axis
 from export.targets import TARGETS
 from export.to_onnx import quiet_exporter
+from runtime.backends.onnxruntime import session_options
 from runtime.backends.openvino import hints
 
 _UPSAMPLINGS = ((512, 64), (512, 128), (256, 256), (640, 32))
@@ -102,7 +103,7 @@ def _quantised(path: Path, target: str) -> Path:
 def _onnxruntime(path: Path) -> _Run:
     import onnxruntime as ort
 
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(path), session_options(ort), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x})
 

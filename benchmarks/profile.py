@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.rows import write_rows
 from export.to_onnx import STAGES
+from runtime.backends.onnxruntime import session_options
 from runtime.backends.openvino import hints
 from runtime.manifest import Bucket, Manifest
 
@@ -63,7 +64,7 @@ def _onnxruntime(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as place:
-        options = ort.SessionOptions()
+        options = session_options(ort)
         options.enable_profiling, options.profile_file_prefix = True, str(Path(place) / "profile")
         session = ort.InferenceSession(str(folder / bucket.graph), options, providers=["CPUExecutionProvider"])
         for _ in range(runs + 1):

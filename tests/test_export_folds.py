@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
@@ -21,6 +24,7 @@ from export.folds.constant_attention import ConstantKeyAttention, FewTokenAttent
 from export.folds.constant_noise import ConstantNoiseConv
 from export.folds.lean_transformer import LeanTransformer
 from export.single_pass import SinglePass
+from runtime.backends.onnxruntime import session_options
 
 SIZES = ((1, 72, 40), (2, 64, 64))
 """Batch, height, width; 72x40 leaves odd maps on the UNet's levels, where upsampling does not double the size."""
@@ -123,6 +127,30 @@ def test_wide_convolutions_by_winograd(checkpoint_d: Path) -> None:
     x = torch.randn(1, conv.plain.in_channels, 64, 64)
     apart = float((single(x) - single.plain(x)).abs().max() / single.plain(x).std())
     assert apart < 1e-4, "fp32 loses about a digit, no more"
+
+
+def test_wide_maps_by_winograd_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answer from any number of strips, the last of which may be lower."""
+    plain = nn.Conv2d(3, 5, 3, padding=1).double()
+    x = torch.randn(1, 3, 20, 8, dtype=torch.float64)
+    for most in (1000, 6, 4, 1):  # tiles, of which a row has two
+        monkeypatch.setattr(winograd, "_MOST_TILES", most)
+        assert torch.allclose(winograd.WinogradConv(plain, fewest_pixels=1)(x), plain(x), rtol=0, atol=1e-12)
+
+
+def test_winograd_stores_no_transformed_kernels(tmp_path: Path) -> None:
+    """Neither in the file nor, opened as the runtime does it, in the process: 36 numbers would stand for every 9."""
+    plain = nn.Conv2d(256, 256, 3, padding=1)
+    x, file, opened = torch.randn(1, 256, 8, 8), tmp_path / "graph.onnx", tmp_path / "opened.onnx"
+    with torch.no_grad():
+        torch.onnx.export(winograd.WinogradConv(plain, fewest_pixels=1), (x,), file, dynamo=True, verbose=False)
+    options = session_options(onnxruntime)
+    options.optimized_model_filepath = str(opened)
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    for path in (file, opened):
+        assert max(math.prod(tensor.dims) for tensor in onnx.load(path).graph.initializer) == 9 * 256 * 256
+    answer = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    assert np.abs(answer - plain(x).detach().numpy()).max() < 1e-4
 
 
 @pytest.mark.parametrize(

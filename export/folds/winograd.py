@@ -6,13 +6,16 @@ A tile of 4x4 outputs needs 6x6 inputs. With the constant matrices below, kernel
 
 and summed over input channels the elementwise product is a matrix product, one for each of the 36 places:
 
+    U [36, O, C] = G g G'                        a product of the constants [36, 9] and the kernels [9, O C]
     V [36, C, T] = Bt d Bt' of the T tiles       a convolution 6x6 with stride 4 of each channel alone
-    M [36, O, T] = U [36, O, C] V                U = G g G', known when the bundle is built
+    M [36, O, T] = U V
     y            = At M A                        a 1x1 convolution of 36 places to 16 pixels, then depth-to-space
 
 The function does not change. Rounding does: the constants reach 8, and fp32 loses about one digit (half precision and
 int8 lose too many: there the plain convolution stays). What is saved is worth the two rearrangements of the map only
-where channels are many and the map is large, and the weights take four times the memory: hence the bounds.
+where channels are many and the map is large: hence the bounds. U takes four times the kernels' memory, and is made for
+each prediction (a hundredth of the time), so that neither the file nor the process holds it; an engine that likes may
+make it once. V has 2.25 times the map's elements, so that a wide map is taken in strips of _MOST_TILES tiles.
 Source: arXiv 1509.09308.
 """
 
@@ -29,6 +32,7 @@ from export.single_pass import SinglePass
 FEWEST_CHANNELS = 256
 FEWEST_PIXELS = 128 * 128
 _TILE = 4
+_MOST_TILES = 2048
 _BT = torch.tensor(
     [
         [4, 0, -5, 0, 1, 0],
@@ -52,6 +56,7 @@ class WinogradConv(nn.Module):
     Where tiles do not fit the map, or the map is small, the plain convolution, whose weights stay, answers.
     """
 
+    spread: Tensor
     gather: Tensor
     scatter: Tensor
 
@@ -59,8 +64,8 @@ class WinogradConv(nn.Module):
         super().__init__()
         self.plain, self.fewest_pixels = plain, fewest_pixels
         dtype = plain.weight.dtype
-        kernels = torch.einsum("ai,bj,ocij->aboc", _G, _G, weight_of(plain)).flatten(0, 1)
-        self.weight = nn.Parameter(kernels.to(dtype), requires_grad=False)
+        self.taps = nn.Parameter(weight_of(plain).permute(2, 3, 0, 1).reshape(9, -1).to(dtype), requires_grad=False)
+        self.register_buffer("spread", torch.einsum("ai,bj->abij", _G, _G).view(36, 9).to(dtype))
         self.bias = nn.Parameter(bias_of(plain).to(dtype).view(1, -1, 1, 1), requires_grad=False)
         self.register_buffer("gather", torch.einsum("ai,bj->abij", _BT, _BT).flatten(0, 1)[:, None].to(dtype))
         scatter = torch.einsum("pa,qb->pqab", _AT, _AT).flatten(2).flatten(0, 1)
@@ -70,12 +75,23 @@ class WinogradConv(nn.Module):
         count, channels, height, width = x.shape
         if count > 1 or height % _TILE or width % _TILE or height * width < self.fewest_pixels:
             return self.plain(x)
-        tiles = F.conv2d(x.reshape(channels, 1, height, width), self.gather, stride=_TILE, padding=1)
+        maps = x.reshape(channels, 1, height, width)
+        weight = (self.spread @ self.taps).view(36, -1, channels)
+        rows = max(_MOST_TILES // (width // _TILE), 1) * _TILE
+        parts = [self._strip(maps, weight, top, min(top + rows, height)) for top in range(0, height, rows)]
+        return (torch.cat(parts, 2) if len(parts) > 1 else parts[0]) + self.bias
+
+    def _strip(self, maps: Tensor, weight: Tensor, top: int, bottom: int) -> Tensor:
+        """These rows of the output [1, O, rows, W], without the bias; `maps` are [C, 1, H, W]."""
+        height, width = maps.shape[2:]
+        if bottom - top < height:
+            maps = maps[:, :, max(top - 1, 0) : min(bottom + 1, height)]
+        padded = F.pad(maps, (1, 1, int(top == 0), int(bottom == height)))
+        tiles = F.conv2d(padded, self.gather, stride=_TILE)
         # Flat before it is turned: OpenVINO turns maps with their pixels in two dimensions ten times as slowly.
-        mixed = self.weight @ tiles.flatten(2).transpose(0, 1)
-        places = mixed.transpose(0, 1).unflatten(2, (height // _TILE, width // _TILE))
-        pixels = F.pixel_shuffle(F.conv2d(places, self.scatter), _TILE)
-        return pixels.reshape(1, -1, height, width) + self.bias
+        mixed = weight @ tiles.flatten(2).transpose(0, 1)
+        places = mixed.transpose(0, 1).unflatten(2, ((bottom - top) // _TILE, width // _TILE))
+        return F.pixel_shuffle(F.conv2d(places, self.scatter), _TILE).reshape(1, -1, bottom - top, width)
 
 
 def fold(module: SinglePass, fewest_channels: int = FEWEST_CHANNELS, fewest_pixels: int = FEWEST_PIXELS) -> Folded:

@@ -10,9 +10,23 @@ from runtime.backends.session import Arrays, Session, Shapes, import_vendor
 from runtime.errors import BackendError
 
 _ERRORS_ONLY = 3  # log severity
+_MOST_FOLDED = "1000000"  # bytes
 _CUDA = "CUDAExecutionProvider"
 # TF32 would round fp32 products to 10 bits, and the golden would fail.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"CPUExecutionProvider": {}, _CUDA: {"use_tf32": "0"}}
+
+
+def session_options(ort: Any) -> Any:
+    """What a session is opened with, as onnxruntime.SessionOptions."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    # The pattern reserves one block for all activations beside what the arena already holds. Reuse, planned ahead,
+    # keeps a buffer of the encoder from its last reader until the decoder has one of the same size.
+    options.enable_mem_pattern = False
+    options.enable_mem_reuse = False
+    # Larger products of constants are left in the graph on purpose, see export/folds/winograd.py.
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", _MOST_FOLDED)
+    return options
 
 
 class BackendSession(Session):
@@ -30,9 +44,13 @@ class BackendSession(Session):
         if self.option == _CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any
         path = self.folder / self.bucket.graph
+        options = session_options(ort)
+        if self.option == _CUDA:
+            # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             self._session = ort.InferenceSession(
-                str(path), self._options(), providers=[(self.option, _PROVIDER_OPTIONS[self.option])]
+                str(path), options, providers=[(self.option, _PROVIDER_OPTIONS[self.option])]
             )
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise BackendError(
@@ -46,18 +64,6 @@ class BackendSession(Session):
                 f"{self._session.get_providers()}; ask for backend='onnxruntime' to use the CPU"
             )
         return {node.name: tuple(node.shape) for node in (*self._session.get_inputs(), *self._session.get_outputs())}
-
-    def _options(self) -> Any:
-        options = self._ort.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        # The pattern reserves one block for all activations beside what the arena already holds. Reuse, planned ahead,
-        # keeps a buffer of the encoder from its last reader until the decoder has one of the same size.
-        options.enable_mem_pattern = False
-        options.enable_mem_reuse = False
-        if self.option == _CUDA:
-            # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        return options
 
     def _run(self, inputs: Arrays) -> Arrays:
         names = list(self.output_shapes)
