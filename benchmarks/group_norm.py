@@ -34,7 +34,7 @@ def main() -> int:
         exact = torch.nn.functional.group_norm(torch.from_numpy(x).double(), _GROUPS, eps=_EPSILON).numpy()
         model = _model(x.shape)
         sessions = {"GroupNormalization": _session(model)}
-        spell_out_group_norm(model.graph)
+        spell_out_group_norm(model.graph, "rows")
         sessions["two-pass"] = _session(model)
         for form, session in sessions.items():
             answer, milliseconds = _measure(session, x)

@@ -126,7 +126,7 @@ def finish_on_device(
             f"{manifest.precision} is another graph for {target} than for {manifest.target} ({forms[1]}, {forms[0]}): "
             f"build the bundle with --target {target}"
         )
-    if not TARGETS[manifest.target].group_norm_kernel:
+    if TARGETS[manifest.target].group_norm.get(manifest.precision):
         progress(
             f"the bundle was built for {manifest.target}, with group normalisation spelled out for it; one built with "
             f"--target {target} keeps the operator"

@@ -1,47 +1,68 @@
-"""Group normalisation for a target that has no kernel for it.
+"""Group normalisation for a target that has no kernel for it, or one that costs more than its arithmetic.
 
-ONNX Runtime's CPU provider expands `GroupNormalization` into the operator's function body, which takes the variance as
-E[x^2] - E[x]^2 over the whole group in one fp32 sum. That is slow, loses half the digits, and gives NaN where a map is
-nearly flat (`python -m benchmarks.group_norm` shows both). What is written here instead is two-pass, as PyTorch is:
+"rows": ONNX Runtime's CPU provider expands `GroupNormalization` into the operator's function body, which takes the
+variance as E[x^2] - E[x]^2 over the whole group in one fp32 sum. That is slow, loses half the digits, and gives NaN
+where a map is nearly flat (`python -m benchmarks.group_norm` shows both). What is written here instead is two-pass, as
+PyTorch is:
 
     mu  = mean over rows of the mean of row r      a row is at most 1024 elements, so that fp32 sums stay short
     c   = x - mu
     var = mean over rows of the mean of c^2 in r
     y   = BatchNormalization(c; scale, bias, 0, var)          one pass over the map for scale and shift
+
+"channels": OpenVINO's kernel takes a map in the plain layout, convolutions in low precision one with channels last, so
+that each map is turned twice. Here statistics are taken of each channel, which any layout has, and brought together
+over groups by products with constant matrices, which as 1x1 convolutions keep the layout:
+
+    mu  = S A mean(x)                    mean of each channel [C]; A [G, C] averages over a group, S [C, G] spreads
+    c   = x - mu
+    y   = c * S (A |c|^2 / HW + epsilon)^-1/2 * scale + bias          |c| is the root of the sum of squares
+
+Statistics have that low precision between operators, as maps have. Small maps are turned in no time, and keep the
+operator.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 _LONGEST_ROW = 1024
+_FEWEST_PIXELS = 128 * 128
+_Writer = tuple[Callable[..., ir.Value], Callable[[NDArray[np.generic]], ir.Value]]
+"""(adds a node and returns its output, makes a constant)."""
 
 
-def spell_out_group_norm(graph: ir.Graph) -> int:
-    """Replace every `GroupNormalization` of static shape [1,C,...] in `graph`. Returns how many were replaced."""
-    nodes = [node for node in graph if node.op_type == "GroupNormalization"]
+def spell_out_group_norm(graph: ir.Graph, form: str) -> int:
+    """Replace every `GroupNormalization` of static shape [1,C,...] ("rows"), or those of wide maps ("channels").
+
+    "kernel" leaves all. Returns how many were replaced. Raises: ValueError for several maps at once.
+    """
+    nodes = [node for node in graph if node.op_type == "GroupNormalization" and _wanted(node, form)]
     for node in nodes:
-        _replace(graph, node)
+        _replace(graph, node, {"rows": _by_rows, "channels": _by_channels}[form])
     return len(nodes)
 
 
-def _replace(graph: ir.Graph, node: ir.Node) -> None:
-    x, scale, bias = node.inputs
+def _wanted(node: ir.Node, form: str) -> bool:
+    return form == "rows" or (form == "channels" and math.prod(_shape(node)[2:]) >= _FEWEST_PIXELS)
+
+
+def _shape(node: ir.Node) -> list[int]:
+    x = node.inputs[0]
     assert x is not None
     assert x.shape is not None
-    batch, channels, *space = [int(edge) for edge in x.shape]
-    groups = node.attributes["num_groups"].as_int()
-    per_group = channels // groups
-    row = _longest_divisor(math.prod(space), _LONGEST_ROW)
-    if batch != 1:
-        raise ValueError(f"{node.name}: batch {batch}; BatchNormalization has one mean for the whole batch")
+    return [int(edge) for edge in x.shape]
 
+
+def _replace(graph: ir.Graph, node: ir.Node, write: Callable[[_Writer, ir.Node], ir.Value]) -> None:
+    if _shape(node)[0] != 1:
+        raise ValueError(f"{node.name}: batch {_shape(node)[0]}; statistics are written for one map")
     new: list[ir.Node] = []
 
     def add(op: str, *inputs: ir.Value | None, **attributes: int | float) -> ir.Value:
@@ -55,6 +76,16 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
             graph.register_initializer(ir.Value(name=label, const_value=ir.tensor(array, name=label)))
         return graph.initializers[label]
 
+    y = write((add, constant), node)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, [node.outputs[0]], [y])
+
+
+def _by_rows(writer: _Writer, node: ir.Node) -> ir.Value:
+    (add, constant), (x, scale, bias) = writer, node.inputs
+    _, channels, *space = _shape(node)
+    groups = node.attributes["num_groups"].as_int()
+    per_group = channels // groups
+    row = _longest_divisor(math.prod(space), _LONGEST_ROW)
     within, over_rows = constant(np.array([3])), constant(np.array([2]))
     rows = add("Reshape", x, constant(np.array([1, groups, per_group * math.prod(space) // row, row])))
     mean = add("ReduceMean", add("ReduceMean", rows, within, keepdims=1), over_rows, keepdims=1)
@@ -62,7 +93,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     square_sum = add("ReduceSumSquare", centred, within, keepdims=1)
     spread = constant(np.full((1, 1, per_group, 1), 1 / row, np.float32))  # one variance for each channel of the group
     variance = add("Mul", add("ReduceMean", square_sum, over_rows, keepdims=1), spread)
-    y = add(
+    return add(
         "BatchNormalization",
         add("Reshape", centred, constant(np.array([1, channels, *space]))),
         scale,
@@ -71,7 +102,25 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
         add("Reshape", variance, constant(np.array([channels]))),
         epsilon=node.attributes["epsilon"].as_float(),
     )
-    ir.convenience.replace_nodes_and_values(graph, node, [node], new, [node.outputs[0]], [y])
+
+
+def _by_channels(writer: _Writer, node: ir.Node) -> ir.Value:
+    (add, constant), (x, scale, bias) = writer, node.inputs
+    _, channels, *space = _shape(node)
+    groups, pixels = node.attributes["num_groups"].as_int(), math.prod(space)
+    ones = np.ones(len(space), np.int64)
+    member = np.kron(np.eye(groups), np.ones((1, channels // groups))).reshape(groups, channels, *ones)
+    average = member.astype(np.float32) / (channels // groups)
+    spread = constant(np.ascontiguousarray(np.swapaxes(member, 0, 1), np.float32))
+    over_map, each_channel = constant(np.arange(2, 2 + len(space))), constant(np.array([1, channels, *ones]))
+    mean = add("Conv", add("ReduceMean", x, over_map, keepdims=1), constant(average))
+    centred = add("Sub", x, add("Conv", mean, spread))
+    root = add("ReduceL2", centred, over_map, keepdims=1)
+    variance = add("Conv", add("Mul", root, root), constant(average / np.float32(pixels)))
+    epsilon = constant(np.array(node.attributes["epsilon"].as_float(), np.float32))
+    inverse = add("Conv", add("Reciprocal", add("Sqrt", add("Add", variance, epsilon))), spread)
+    scaled = add("Mul", add("Mul", centred, inverse), add("Reshape", scale, each_channel))
+    return add("Add", scaled, add("Reshape", bias, each_channel))
 
 
 def _longest_divisor(number: int, limit: int) -> int:

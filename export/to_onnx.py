@@ -58,8 +58,7 @@ def write_graphs(
             model = program.model
             _name_nodes(model.graph)
             target = TARGETS[manifest.target]
-            if not target.group_norm_kernel:
-                spell_out_group_norm(model.graph)
+            spell_out_group_norm(model.graph, target.group_norm.get(manifest.precision, "kernel"))
             if target.attention != "split":
                 join_heads(model.graph, contrib=target.attention == "contrib")
             quantise(model.graph, scales or {}, unsigned=target.int8_unsigned)

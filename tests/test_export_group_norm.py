@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from export import group_norm
 from export.group_norm import spell_out_group_norm
 
 ort = pytest.importorskip("onnxruntime")
@@ -48,10 +49,14 @@ def exact(x: np.ndarray, groups: int) -> np.ndarray:
     [((1, 64, 32, 32), 32), ((1, 32, 25, 17), 32), ((1, 64, 100), 8), ((1, 8, 37, 41), 2), ((1, 4, 2, 2), 1)],
 )
 @pytest.mark.parametrize(("mean", "spread"), [(0, 1), (3, 0.3), (30, 1)])
-def test_equals_float64_for_any_shape(shape: tuple[int, ...], groups: int, mean: float, spread: float) -> None:
+@pytest.mark.parametrize("form", ["rows", "channels"])
+def test_equals_float64_for_any_shape(
+    form: str, shape: tuple[int, ...], groups: int, mean: float, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_norm, "_FEWEST_PIXELS", 1)
     x = np.random.default_rng(0).normal(mean, spread, shape).astype(np.float32)
     rewritten = model(shape, groups)
-    assert spell_out_group_norm(rewritten.graph) == 1
+    assert spell_out_group_norm(rewritten.graph, form) == 1
     assert {node.op_type for node in rewritten.graph}.isdisjoint({"GroupNormalization"})
     onnx.checker.check_model(ir.to_proto(rewritten))
     assert np.abs(run(rewritten, x) - exact(x, groups)).max() < 1e-6 * max(10, 4 * mean / spread)
@@ -63,11 +68,30 @@ def test_flat_maps_stay_finite_where_the_operator_gives_nan() -> None:
     assert not np.abs(run(rewritten, x) - exact(x, 32)).max() < 0.1, (
         "ONNX Runtime mended its expansion: drop the rewrite"
     )
-    spell_out_group_norm(rewritten.graph)
+    spell_out_group_norm(rewritten.graph, "rows")
     assert np.abs(run(rewritten, x) - exact(x, 32)).max() < 2e-3
     assert np.isfinite(run(rewritten, np.full_like(x, 7.3))).all()
 
 
-def test_refuses_a_batch() -> None:
+def test_channels_are_for_wide_maps_and_the_kernel_stays_where_it_is_wanted() -> None:
+    assert spell_out_group_norm(model((1, 8, 127, 128), 2).graph, "channels") == 0
+    assert spell_out_group_norm(model((1, 8, 128, 128), 2).graph, "channels") == 1
+    assert spell_out_group_norm(model((1, 8, 128, 128), 2).graph, "kernel") == 0
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("f32", 1e-6), ("bf16", 0.005)])
+def test_channels_on_openvino(precision: str, bound: float) -> None:
+    """In bf16 its statistics are bf16 too, which costs about as much as rounding the map does."""
+    openvino = pytest.importorskip("openvino")
+    x = np.random.default_rng(0).normal(2, 1, (1, 64, 128, 128)).astype(np.float32)
+    written = model(x.shape, 32)
+    spell_out_group_norm(written.graph, "channels")
+    graph = openvino.Core().read_model(ir.to_proto(written).SerializeToString())
+    answer = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": precision})(x)[0]
+    assert np.abs(answer - exact(x, 32)).mean() < bound
+
+
+@pytest.mark.parametrize("form", ["rows", "channels"])
+def test_refuses_a_batch(form: str) -> None:
     with pytest.raises(ValueError, match="batch 2"):
-        spell_out_group_norm(model((2, 8, 4, 4), 2).graph)
+        spell_out_group_norm(model((2, 8, 128, 128), 2).graph, form)

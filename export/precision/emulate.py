@@ -22,7 +22,7 @@ def write_emulated(graph: Path, output: Path) -> None:
     """Write `output`, which must lie beside `graph` and shares its weights. Raises: OSError."""
     model = ir.load(graph)
     emulate(model.graph)
-    spell_out_group_norm(model.graph)  # ONNX Runtime's own expansion is inexact
+    spell_out_group_norm(model.graph, "rows")  # ONNX Runtime's own expansion is inexact
     ir.save(model, output)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class Target:
     """A place where bundles run.
 
-    `opset` is the default ONNX opset; `group_norm_kernel` says whether the target runs `GroupNormalization` itself;
+    `opset` is the default ONNX opset; `group_norm` one of export/group_norm.py's forms by precision, where the target's
+    own kernel for `GroupNormalization` is missing or slow;
     `attention` is the operator it runs fastest, "split" for heads split by the graph (see export/attention.py);
     `upsampling` one of export/folds/subpixel.py's forms by precision, the fastest in `benchmarks.forms`;
     `winograd` are the precisions in which export/folds/winograd.py is faster and exact enough;
@@ -23,7 +24,7 @@ class Target:
     """
 
     opset: int
-    group_norm_kernel: bool = True
+    group_norm: dict[str, str] = field(default_factory=dict)
     attention: str = "split"
     upsampling: dict[str, str]
     winograd: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ _TENSORRT_UPSAMPLING = dict.fromkeys(("fp32", "fp16", "int8"), "transposed") | {
 TARGETS = {
     "onnxruntime": Target(
         opset=23,
-        group_norm_kernel=False,
+        group_norm={"fp32": "rows", "int8": "rows"},
         attention="contrib",
         upsampling={"fp32": "four", "int8": "shuffle"},
         winograd=("fp32",),
@@ -66,6 +67,7 @@ TARGETS = {
     ),
     "openvino": Target(
         opset=23,
+        group_norm={"bf16": "channels", "int8": "channels"},  # in fp32 convolutions take the plain layout too
         attention="joined",
         upsampling={"fp32": "transposed", "bf16": "shuffle", "int8": "transposed"},
         winograd=("fp32",),
