@@ -151,22 +151,23 @@ def _accuracy(bodies: list[_Body]) -> list[str]:
 
 
 def _precisions(bodies: list[_Body]) -> list[str]:
-    """One line for each checkpoint, in style: the first metric by precision, and how far it is from fp32's."""
+    """One line for each checkpoint, in style: the first metric by precision and target, and how far from fp32's."""
     found: dict[str, dict[str, float]] = {}
-    metrics, precisions = {}, dict[str, None]()
+    metrics, settings = {}, dict[str, None]()
     for body in bodies:
         checkpoint, _, setting = body["rows"][0]["bundle"].partition("-256x256-")
         group = next(row for row in body["rows"] if row["name"].startswith("in-style ("))
         metrics[checkpoint] = next(key for key in ("abs_rel", "mean") if key in group["metrics"])
-        precision = setting.split("-")[0]
-        precisions[precision] = None
-        found.setdefault(checkpoint, {})[precision] = group["metrics"][metrics[checkpoint]]
-    lines = [f"| in style, 100 images | | {' | '.join(precisions)} |", "|---|---|" + "---|" * len(precisions)]
+        settings[setting] = None
+        found.setdefault(checkpoint, {})[setting] = group["metrics"][metrics[checkpoint]]
+    heads = [setting.replace("-", ", ", 1) for setting in settings]
+    lines = [f"| in style, 100 images | | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    exactly = next(setting for setting in settings if setting.startswith("fp32"))
     for checkpoint, values in found.items():
         cells = []
-        for precision in precisions:
-            value, exact = values.get(precision), values["fp32"]
-            apart = "" if precision == "fp32" or value is None else f" ({value / exact - 1:+.2%})"
+        for setting in settings:
+            value = values.get(setting)
+            apart = "" if setting == exactly or value is None else f" ({value / values[exactly] - 1:+.2%})"
             cells.append("" if value is None else f"{value:.4f}{apart}")
         lines.append(f"| {checkpoint} | {metrics[checkpoint]} | {' | '.join(cells)} |")
     return lines
@@ -280,14 +281,19 @@ def _plot_stages(bodies: list[_Body], path: Path) -> Path:
 def _plot_policies(bodies: list[_Body], path: Path) -> Path:
     """Share of multiply-adds in int8 against the distance over the budget, a point for each step of the search."""
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 3.8), layout="constrained")
+    colours: dict[str, str] = {}
+    styles: dict[str, str] = {}
     for body in bodies:
         steps = [row for row in body["rows"] if "int8_share" in row]
         points = sorted((row["int8_share"], row["distance"] / row["budget"]) for row in steps)
-        axes.plot(*zip(*points, strict=True), "o-", label=body["rows"][0]["bundle"])
+        checkpoint, _, target = body["rows"][0]["bundle"].partition("-256x256-int8-")
+        colour = colours.setdefault(checkpoint, f"C{len(colours)}")
+        style = styles.setdefault(target, "--" if styles else "-")
+        axes.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=f"{checkpoint}, {target}")
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
     axes.set(xlabel="share of the layers' multiply-adds in int8", ylabel="distance from fp32 / budget", ylim=(0, None))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path
