@@ -23,6 +23,7 @@ from export.precision.emulate import emulate
 from export.precision.half import HALVES, to_half
 from export.precision.overflow import measure, wide_nodes
 from export.precision.weight_only import weights_to_int8
+from export.targets.tensorrt import build_engine
 from export.to_onnx import quiet_exporter
 from runtime.manifest import Manifest
 
@@ -299,6 +300,10 @@ def test_opset_20_sums_norms_and_softmax_in_float32(precision: str, checkpoint_d
     skips = [value.producer().op_type for node in sums if node.op_type == "Add" for value in node.inputs]
     # Of each sum behind a convolution one operand comes from it, and one through int8 or from the other convolution.
     assert (skips.count("DequantizeLinear") > 20) == int8
+    if int8:  # the compiler that is here makes an engine of it
+        engine = tmp_path / "model.rtx"
+        build_engine(bundle / "model-128x128.onnx", engine, "tensorrt-rtx", lambda line: None)
+        assert engine.stat().st_size > 0.9 * (bundle / "model.onnx.data").stat().st_size
 
 
 @pytest.mark.slow
