@@ -138,8 +138,9 @@ def test_wide_maps_by_winograd_in_strips(monkeypatch: pytest.MonkeyPatch) -> Non
         assert torch.allclose(winograd.WinogradConv(plain, fewest_pixels=1)(x), plain(x), rtol=0, atol=1e-12)
 
 
-def test_winograd_stores_no_transformed_kernels(tmp_path: Path) -> None:
+def test_winograd_stores_no_transformed_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the file nor, opened as the runtime does it, in the process: 36 numbers would stand for every 9."""
+    monkeypatch.setattr(winograd, "_MOST_TILES", 2)  # two strips
     plain = nn.Conv2d(256, 256, 3, padding=1)
     x, file, opened = torch.randn(1, 256, 8, 8), tmp_path / "graph.onnx", tmp_path / "opened.onnx"
     with torch.no_grad():
