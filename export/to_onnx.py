@@ -44,8 +44,9 @@ def write_graphs(
 ) -> None:
     """Write the graph of each bucket of `manifest`, and one `model.onnx.data` for all, into `folder`.
 
-    At opset 23 attention stays `Attention` and group normalisation `GroupNormalization`, unless the target has a form of
-    its own for them; at opset 20 both are spelled out in older operators. `calibration` shows what a half precision cannot hold; the layers of `scales` become int8.
+    At opset 23 attention stays `Attention` and group normalisation `GroupNormalization`, unless the target has forms of
+    its own; at opset 20 both are spelled out in older operators. `calibration` shows what a half precision cannot hold;
+    the layers of `scales` become int8.
 
     Raises: BuildError when the exporter or the ONNX checker refuses; OSError.
     """
