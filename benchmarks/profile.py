@@ -71,8 +71,8 @@ def _onnxruntime(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
     counted = sorted(event["ts"] for event in events if event["name"] == "model_run")[1]
-    kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-    kernels = [event for event in kernels if event["ts"] >= counted]
+    nodes_run = [event for event in events if event.get("cat") == "Node" and event["ts"] >= counted]
+    kernels = [event for event in nodes_run if event["name"].endswith("_kernel_time")]
     # Convolutions in the blocked layout bear the name of their output; reorders have numbers. Both follow their stage.
     nodes = onnx.load(folder / bucket.graph, load_external_data=False).graph.node
     stages = {value: node.name.split("/")[0] for node in nodes for value in node.output}

@@ -155,13 +155,12 @@ def _precisions(bodies: list[_Body]) -> list[str]:
     found: dict[str, dict[str, float]] = {}
     metrics, settings = {}, dict[str, None]()
     for body in bodies:
-        checkpoint, _, setting = body["rows"][0]["bundle"].partition("-256x256-")
+        checkpoint, setting = _checkpoint_and_setting(body)
         group = next(row for row in body["rows"] if row["name"].startswith("in-style ("))
         metrics[checkpoint] = next(key for key in ("abs_rel", "mean") if key in group["metrics"])
         settings[setting] = None
         found.setdefault(checkpoint, {})[setting] = group["metrics"][metrics[checkpoint]]
-    heads = [setting.replace("-", ", ", 1) for setting in settings]
-    lines = [f"| in style, 100 images | | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    lines = [f"| in style, 100 images | | {' | '.join(settings)} |", "|---|---|" + "---|" * len(settings)]
     exactly = next(setting for setting in settings if setting.startswith("fp32"))
     for checkpoint, values in found.items():
         cells = []
@@ -171,6 +170,12 @@ def _precisions(bodies: list[_Body]) -> list[str]:
             cells.append("" if value is None else f"{value:.4f}{apart}")
         lines.append(f"| {checkpoint} | {metrics[checkpoint]} | {' | '.join(cells)} |")
     return lines
+
+
+def _checkpoint_and_setting(body: _Body) -> tuple[str, str]:
+    """For example "depth-d" and "int8, openvino", from the bundle's name."""
+    checkpoint, _, setting = body["rows"][0]["bundle"].partition("-256x256-")
+    return checkpoint, setting.replace("-", ", ", 1)
 
 
 def _forms(bodies: list[_Body]) -> list[str]:
@@ -209,9 +214,10 @@ def _pyplot() -> Any:
 
 
 def _plot_latency(body: _Body, path: Path) -> Path:
-    """Bars of the medians, and beside them latency against the difference from the reference, by the bars' numbers."""
+    """Bars of the medians of measured rows, one for each contender, and beside them latency against the difference from
+    the reference, by the bars' numbers."""
     pyplot = _pyplot()
-    rows = list({row["what"]: row for row in body["rows"] if "p50_s" in row}.values())
+    rows = body["rows"]
     figure, (bars, scatter) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     names = [f"{row['what']}  {place}" for place, row in enumerate(rows, 1)]
     bars.barh(names, [row["p50_s"] for row in rows], color="#4477aa")
@@ -230,9 +236,7 @@ def _plot_latency(body: _Body, path: Path) -> Path:
     scatter.margins(0.2)
     scatter.set_xlabel("seconds per image, median")
     scatter.set_ylabel("largest difference from PyTorch")
-    figure.suptitle(
-        f"{rows[0]['checkpoint']}, {rows[0]['resolution']}, batch {rows[0]['batch']}" if rows else path.stem
-    )
+    figure.suptitle(f"{rows[0]['checkpoint']}, {rows[0]['resolution']}, batch {rows[0]['batch']}")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path
@@ -290,10 +294,10 @@ def _plot_policies(bodies: list[_Body], path: Path) -> Path:
     for body in bodies:
         steps = [row for row in body["rows"] if "int8_share" in row]
         points = sorted((row["int8_share"], row["distance"] / row["budget"]) for row in steps)
-        checkpoint, _, target = body["rows"][0]["bundle"].partition("-256x256-int8-")
+        checkpoint, setting = _checkpoint_and_setting(body)
         colour = colours.setdefault(checkpoint, f"C{len(colours)}")
-        style = styles.setdefault(target, "--" if styles else "-")
-        axes.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=f"{checkpoint}, {target}")
+        style = styles.setdefault(setting, "--" if styles else "-")
+        axes.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=f"{checkpoint}, {setting}")
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
     axes.set(xlabel="share of the layers' multiply-adds in int8", ylabel="distance from fp32 / budget", ylim=(0, None))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

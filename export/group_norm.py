@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -34,8 +34,6 @@ from numpy.typing import NDArray
 
 _LONGEST_ROW = 1024
 _FEWEST_PIXELS = 128 * 128
-_Writer = tuple[Callable[..., ir.Value], Callable[[NDArray[np.generic]], ir.Value]]
-"""(adds a node and returns its output, makes a constant)."""
 
 
 def spell_out_group_norm(graph: ir.Graph, form: str) -> int:
@@ -45,7 +43,11 @@ def spell_out_group_norm(graph: ir.Graph, form: str) -> int:
     """
     nodes = [node for node in graph if node.op_type == "GroupNormalization" and _wanted(node, form)]
     for node in nodes:
-        _replace(graph, node, {"rows": _by_rows, "channels": _by_channels}[form])
+        if _shape(node)[0] != 1:
+            raise ValueError(f"{node.name}: batch {_shape(node)[0]}; statistics are written for one map")
+        writer = _Writer(graph, node.name or "")
+        y = {"rows": _by_rows, "channels": _by_channels}[form](writer, node)
+        ir.convenience.replace_nodes_and_values(graph, node, [node], writer.nodes, [node.outputs[0]], [y])
     return len(nodes)
 
 
@@ -60,28 +62,27 @@ def _shape(node: ir.Node) -> list[int]:
     return [int(edge) for edge in x.shape]
 
 
-def _replace(graph: ir.Graph, node: ir.Node, write: Callable[[_Writer, ir.Node], ir.Value]) -> None:
-    if _shape(node)[0] != 1:
-        raise ValueError(f"{node.name}: batch {_shape(node)[0]}; statistics are written for one map")
-    new: list[ir.Node] = []
+class _Writer:
+    """Collects the nodes that replace one, in order; constants go into the graph at once, each content once."""
 
-    def add(op: str, *inputs: ir.Value | None, **attributes: int | float) -> ir.Value:
-        made = ir.node(op, inputs, attributes=attributes, name=f"{node.name}/{op}_{len(new)}")
-        new.append(made)
-        return made.outputs[0]
+    def __init__(self, graph: ir.Graph, name: str) -> None:
+        self._graph, self._name = graph, name
+        self.nodes: list[ir.Node] = []
 
-    def constant(array: NDArray[np.generic]) -> ir.Value:
+    def add(self, op: str, *inputs: ir.Value | None, **attributes: int | float) -> ir.Value:
+        node = ir.node(op, inputs, attributes=attributes, name=f"{self._name}/{op}_{len(self.nodes)}")
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, array: NDArray[np.generic]) -> ir.Value:
         label = f"group_norm/{array.dtype}_{'x'.join(map(str, array.shape))}_{hashlib.sha256(array).hexdigest()[:8]}"
-        if label not in graph.initializers:
-            graph.register_initializer(ir.Value(name=label, const_value=ir.tensor(array, name=label)))
-        return graph.initializers[label]
-
-    y = write((add, constant), node)
-    ir.convenience.replace_nodes_and_values(graph, node, [node], new, [node.outputs[0]], [y])
+        if label not in self._graph.initializers:
+            self._graph.register_initializer(ir.Value(name=label, const_value=ir.tensor(array, name=label)))
+        return self._graph.initializers[label]
 
 
 def _by_rows(writer: _Writer, node: ir.Node) -> ir.Value:
-    (add, constant), (x, scale, bias) = writer, node.inputs
+    add, constant, (x, scale, bias) = writer.add, writer.constant, node.inputs
     _, channels, *space = _shape(node)
     groups = node.attributes["num_groups"].as_int()
     per_group = channels // groups
@@ -105,7 +106,7 @@ def _by_rows(writer: _Writer, node: ir.Node) -> ir.Value:
 
 
 def _by_channels(writer: _Writer, node: ir.Node) -> ir.Value:
-    (add, constant), (x, scale, bias) = writer, node.inputs
+    add, constant, (x, scale, bias) = writer.add, writer.constant, node.inputs
     _, channels, *space = _shape(node)
     groups, pixels = node.attributes["num_groups"].as_int(), math.prod(space)
     ones = np.ones(len(space), np.int64)

@@ -156,18 +156,17 @@ def test_parity_with_the_reference(
 
 def test_bf16_is_near_with_openvino(checkpoint_d: Path, tmp_path: Path, photo: np.ndarray) -> None:
     pytest.importorskip("openvino")
-    settings = {"task": "depth", "resolutions": ((128, 128),), "precision": "bf16"}
+    settings = {"task": "depth", "resolutions": ((64, 64), (128, 128)), "precision": "bf16"}
     bundle = build_bundle(checkpoint_d, tmp_path / "bf16", target="openvino", **settings)
-    found = counts(bundle, "model-128x128.onnx")
+    found, wide = counts(bundle), counts(bundle, "model-128x128.onnx")
     # OpenVINO has no fast bf16 transposed convolution; there the fold writes 2x2 convolutions and depth-to-space.
     assert found["ConvTranspose"] == 0
     assert found["DepthToSpace"] == 6
     # Norms of maps of 128x128: in the first ResBlock of the encoder, the last two of the decoder, and at its end.
-    assert found["ReduceL2"] == 2 * (1 + 2) + 1
-    assert found["GroupNormalization"] == 97 - found["ReduceL2"]
+    assert (found["ReduceL2"], wide["ReduceL2"]) == (0, 2 * (1 + 2) + 1)
+    assert wide["GroupNormalization"] == found["GroupNormalization"] - wide["ReduceL2"]
     checkpoint = load_checkpoint(str(checkpoint_d), task="depth")
-    # 0.052 here and 0.047 with the operator for every norm; in the mean 0.0037 either way.
-    assert parity(bundle, checkpoint, np.ascontiguousarray(photo[:128, :128]), "openvino") < 8e-2
+    assert parity(bundle, checkpoint, np.ascontiguousarray(photo[:64, :64]), "openvino") < 5e-2
 
 
 def test_fixed_noise_is_part_of_the_graph(checkpoint_g: Path, tmp_path: Path, photo: np.ndarray) -> None:

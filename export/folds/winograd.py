@@ -14,8 +14,8 @@ and summed over input channels the elementwise product is a matrix product, one 
 The function does not change. Rounding does: the constants reach 8, and fp32 loses about one digit (half precision and
 int8 lose too many: there the plain convolution stays). What is saved is worth the two rearrangements of the map only
 where channels are many and the map is large: hence the bounds. U takes four times the kernels' memory, and is made for
-each prediction (0.04 of 18 s), so that neither the file nor the process holds it; an engine that likes may
-make it once. V has 2.25 times the map's elements, so that a wide map is taken in strips of _MOST_TILES tiles.
+each prediction, so that neither the file nor the process holds it; an engine that likes may make it once. V has 2.25
+times the map's elements, so that a wide map is taken in strips of _MOST_TILES tiles.
 Source: arXiv 1509.09308.
 """
 
