@@ -1,8 +1,8 @@
 """The forms of a layer that folds choose from, on each backend: `python -m benchmarks.forms`.
 
 Upsampling at the three places of the full-size decoder at 512x512 and the last of the UNet, and the autoencoder's wide
-convolutions; one layer at a time before an activation, medians of interleaved rounds. What `export/targets` names for
-each target is the fastest here, or as fast.
+convolutions; one layer at a time before an activation, medians of interleaved rounds. `export/targets` chooses by
+this.
 """
 
 from __future__ import annotations

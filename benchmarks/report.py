@@ -45,7 +45,7 @@ def main() -> int:
     paths = sorted(RESULTS.glob("latency-*.json"), key=lambda path: (len(path.stem), path.stem))
     latencies = {path: json.loads(path.read_text()) for path in paths}
     for path, bodies in _by_setting(latencies).items():
-        rows = [row for row in _last_rows(bodies).values() if "p50_s" in row]
+        rows = _measured(bodies)
         if len(rows) > _FEW:
             print(_plot_latency({"rows": rows}, path.with_suffix(".png")))
     if len(latencies) > 1:
@@ -125,6 +125,11 @@ def _last_rows(bodies: list[_Body]) -> dict[tuple[Any, ...], _Body]:
                 own.setdefault((row["what"], row.get("resolution"), row.get("batch")), row)
         found |= {key: row for key, row in own.items() if key not in found or row["what"] != BASELINE}
     return found
+
+
+def _measured(bodies: list[_Body]) -> list[_Body]:
+    """The rows of `_last_rows` that hold a measurement."""
+    return [row for row in _last_rows(bodies).values() if "p50_s" in row]
 
 
 def _plain(reason: str) -> str:
@@ -245,12 +250,11 @@ def _plot_latency(body: _Body, path: Path) -> Path:
 def _plot_scaling(bodies: list[_Body], path: Path) -> Path:
     """Seconds for one image over the edge of square images, and over the batch at the resolution that has batches."""
     pyplot = _pyplot()
-    rows = [row for body in bodies for row in body["rows"] if "p50_s" in row]
+    rows = _measured(bodies)
     batched = {row["resolution"] for row in rows if row["batch"] > 1}
     figure, (sizes, batches) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     for what in dict.fromkeys(row["what"] for row in rows):
         own = [row for row in rows if row["what"] == what]
-        own.reverse()  # the reference runs in every group, and its first one counts
         by_edge = {int(row["resolution"].split("x")[0]): row["p50_s"] for row in own if row["batch"] == 1}
         by_batch = {row["batch"]: row["p50_s"] / row["batch"] for row in own if row["resolution"] in batched}
         for axes, points in ((sizes, by_edge), (batches, by_batch)):

@@ -12,7 +12,7 @@ class Target:
     `opset` is the default ONNX opset; `group_norm` one of export/group_norm.py's forms by precision, where the target's
     own kernel for `GroupNormalization` is missing or slow;
     `attention` is the operator it runs fastest, "split" for heads split by the graph (see export/attention.py);
-    `upsampling` one of export/folds/subpixel.py's forms by precision, the fastest in `benchmarks.forms`, or as fast;
+    `upsampling` one of export/folds/subpixel.py's forms by precision, chosen by `benchmarks.forms`;
     `winograd` are the precisions in which export/folds/winograd.py is faster and exact enough;
     `tolerance` are the largest and the mean absolute difference from the PyTorch reference that the golden may show,
     by precision: in bf16 and int8 single pixels at edges may be far off, and the mean is what proves the engine;
