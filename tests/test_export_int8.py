@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,6 +43,7 @@ from export.precision.weights import channel_scales, to_int8
 from export.single_pass import SinglePass
 from export.targets import TARGETS
 from runtime import LotusEngine
+from runtime.backends.openvino import hints
 from runtime.manifest import Bucket, Manifest
 from runtime.tasks import TASKS
 from tests.conftest import BUCKET, build_bundle
@@ -196,6 +199,19 @@ def test_openvino_answers_as_onnxruntime(checkpoint_d: Path, tmp_path: Path, pho
         first, second = one(image).values, other(image).values
         other.verify()
     assert np.abs(first - second).mean() < 0.02
+    core = pytest.importorskip("openvino").Core()
+    if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert _upsamplings(core, bundle / f"model-{BUCKET}x{BUCKET}.onnx") == {"bf16": 6}, "the form is 'clipped'"
+
+
+def _upsamplings(core: Any, graph: Path) -> Counter[str]:
+    """Transposed convolutions of the compiled graph by the type they answer in; float32 costs another pass."""
+    model = core.read_model(str(graph))
+    ops = core.compile_model(model, "CPU", hints(model, "int8")).get_runtime_model().get_ops()
+    infos = [op.get_rt_info() for op in ops]
+    return Counter(
+        info["outputPrecisions"].astype(str) for info in infos if info["layerType"].astype(str) == "Deconvolution"
+    )
 
 
 def test_onnxruntime_has_an_int8_kernel_for_every_layer(bundle_int8: Path, tmp_path: Path) -> None:

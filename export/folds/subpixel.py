@@ -6,9 +6,11 @@ Along one axis, with kernel (a, b, c) and small map x, the enlarged map is x0 x0
     odd outputs    y[2i+1] = (a + b) x[i] + c x[i+1]
 
 two taps each, and the zero padding falls on the same outputs. In two directions: four 2x2 kernels, one for each parity
-of row and column. Three equal ways to write it; the target takes the one it runs fastest (`benchmarks.forms`):
+of row and column. Equal ways to write it; the target takes the one it runs fastest (`benchmarks.forms`):
 
     transposed   one transposed convolution, 4x4, stride 2: the kernel (c, b + c, a + b, a) along each axis
+    clipped      the same, and a Clip to what a float can hold: OpenVINO 2026.4 answers an int8 transposed convolution
+                 in float32, and turns it to bf16 in a pass of its own, unless an activation follows
     shuffle      one 2x2 convolution to 4 C channels on the map padded by one, depth-to-space, one pixel cut all around
     four         four 2x2 convolutions, each padded on its own two sides, then depth-to-space of all
 """
@@ -24,7 +26,8 @@ from export.folds.linear import bias_of, weight_of
 from export.folds.report import Folded
 from export.single_pass import SinglePass
 
-FORMS = ("transposed", "shuffle", "four")
+FORMS = ("transposed", "shuffle", "four", "clipped")
+_LARGEST = 3e38
 _TAPS = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)
 """[parity, tap, kernel element]: which elements of the 3-kernel meet in each tap."""
 
@@ -42,7 +45,7 @@ class SubpixelUpsample(nn.Module):
         # [row parity, column parity, out, in, row tap, column tap]
         kernels = torch.einsum("pre,qsf,oief->pqoirs", _TAPS, _TAPS, weight_of(conv))
         dtype, bias = conv.weight.dtype, None if conv.bias is None else bias_of(conv)
-        if form == "transposed":
+        if form in ("transposed", "clipped"):
             # Output 2i + p of a transposed convolution takes x[i - 1 + p + r] at kernel element 3 - p - 2 r.
             whole = kernels.new_empty(conv.in_channels, conv.out_channels, 4, 4)
             for p, q, r, s in torch.cartesian_prod(*[torch.arange(2)] * 4).tolist():
@@ -61,8 +64,9 @@ class SubpixelUpsample(nn.Module):
         height, width = x.shape[2:]
         if output_size is not None and tuple(output_size) != (2 * height, 2 * width):
             return self.plain(x, output_size)
-        if self.form == "transposed":
-            return F.conv_transpose2d(x, self.weights[0], self.bias, stride=2, padding=1)
+        if self.form in ("transposed", "clipped"):
+            y = F.conv_transpose2d(x, self.weights[0], self.bias, stride=2, padding=1)
+            return y if self.form == "transposed" else y.clamp(-_LARGEST, _LARGEST)
         if self.form == "shuffle":
             return F.pixel_shuffle(F.conv2d(x, self.weights[0], self.bias, padding=1), 2)[:, :, 1:-1, 1:-1]
         parts = [
