@@ -1,18 +1,79 @@
-"""Attention as one operator over tokens [B, S, C], without the transpositions around it.
+"""Attention in the form that a target runs fastest.
 
-The exporter writes attention with its heads apart:
+"split" is what the exporter writes. "contrib" and "joined" are one operator over tokens [B, S, C], without the
+transpositions around it. The exporter writes attention with its heads apart:
 
     q, k, v [B, S, C] -> Reshape [B, S, heads, d] -> Transpose [B, heads, S, d] -> Attention -> Transpose -> Reshape
 
 ONNX's `Attention` (opset 23) takes [B, S, C] with the number of heads as well, and so does ONNX Runtime's own
 `MultiHeadAttention`, whose CPU kernel works through the keys block by block and never stores the S x S matrix.
+
+"blocks": joined, but for long sequences. OpenVINO's kernel stores no S x S matrix either, and reads all keys and values
+again for every few queries; from about 9,000 tokens on these no longer fit into a cache, and it waits for memory. There
+a block of queries q at a time is multiplied with all keys, as large products, and nothing larger than a block is kept:
+
+    s = q K^T        p = exp(s - max s)        y = (p V) / sum p
+
+The division comes last, so that it is of [block, d] elements, and no softmax is left that OpenVINO could fuse back.
 """
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import onnx_ir as ir
 
+from export.node_writer import NodeWriter
+
 CONTRIB = "com.microsoft"
+_LONG = 8192  # tokens
+_BLOCK = 512
+
+
+def write_attention(graph: ir.Graph, form: str) -> None:
+    """Rewrite every `Attention` of the exporter's in the form "split", "contrib", "joined" or "blocks"."""
+    if form == "blocks":
+        split_queries(graph)
+    if form != "split":
+        join_heads(graph, contrib=form == "contrib")
+
+
+def split_queries(graph: ir.Graph) -> int:
+    """Spell out every `Attention` over 8,192 keys or more, a block of queries at a time. Returns how many were."""
+    attentions = [node for node in graph if node.op_type == "Attention" and len(node.inputs) == 3]
+    nodes = [node for node in attentions if _edges(node.inputs[1])[2] >= _LONG]
+    for node in nodes:
+        writer = NodeWriter(graph, node.name or "")
+        y = _by_blocks(writer, node)
+        y.shape = node.outputs[0].shape
+        ir.convenience.replace_nodes_and_values(graph, node, [node], writer.nodes, [node.outputs[0]], [y])
+    return len(nodes)
+
+
+def _by_blocks(writer: NodeWriter, node: ir.Node) -> ir.Value:
+    add, constant, (q, k, v) = writer.add, writer.constant, node.inputs
+    length, depth = _edges(q)[2:]
+    count = math.ceil(length / _BLOCK)
+    sizes = constant(np.array([length // count + (number < length % count) for number in range(count)]))
+    last, scale = constant(np.array([-1])), constant(np.array(_scale(node, depth), np.float32))
+    keys = add("Transpose", k, perm=[0, 1, 3, 2])
+    answers = []
+    for block in writer.add_many("Split", count, add("Mul", q, scale), sizes, axis=2):
+        scores = add("MatMul", block, keys)
+        shares = add("Exp", add("Sub", scores, add("ReduceMax", scores, last, keepdims=1)))
+        answers.append(add("Div", add("MatMul", shares, v), add("ReduceSum", shares, last, keepdims=1)))
+    return add("Concat", *answers, axis=2)
+
+
+def _edges(value: ir.Value | None) -> list[int]:
+    assert value is not None
+    assert value.shape is not None
+    return [int(edge) for edge in value.shape]
+
+
+def _scale(node: ir.Node, depth: int) -> float:
+    return node.attributes["scale"].as_float() if "scale" in node.attributes else depth**-0.5
 
 
 def join_heads(graph: ir.Graph, *, contrib: bool) -> int:
@@ -29,10 +90,8 @@ def _rewrite(graph: ir.Graph, node: ir.Node, contrib: bool) -> bool:
     last = _only_user(node.outputs[0], "Transpose")
     if len(tokens) != 3 or None in tokens or last is None or list(last.attributes["perm"].as_ints()) != [0, 2, 1, 3]:
         return False
-    shape = node.inputs[0].shape
-    assert shape is not None
-    batch, heads, length, depth = (int(edge) for edge in shape)
-    scale = node.attributes["scale"].as_float() if "scale" in node.attributes else depth**-0.5
+    batch, heads, length, depth = _edges(node.inputs[0])
+    scale = _scale(node, depth)
     if contrib:
         fused = ir.node("MultiHeadAttention", tokens, {"num_heads": heads, "scale": scale}, domain=CONTRIB)
         graph.opset_imports[CONTRIB] = 1

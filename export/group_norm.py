@@ -24,13 +24,13 @@ operator.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+
+from export.node_writer import NodeWriter
 
 _LONGEST_ROW = 1024
 _FEWEST_PIXELS = 128 * 128
@@ -45,7 +45,7 @@ def spell_out_group_norm(graph: ir.Graph, form: str) -> int:
     for node in nodes:
         if _shape(node)[0] != 1:
             raise ValueError(f"{node.name}: batch {_shape(node)[0]}; statistics are written for one map")
-        writer = _Writer(graph, node.name or "")
+        writer = NodeWriter(graph, node.name or "")
         y = {"rows": _by_rows, "channels": _by_channels}[form](writer, node)
         ir.convenience.replace_nodes_and_values(graph, node, [node], writer.nodes, [node.outputs[0]], [y])
     return len(nodes)
@@ -62,26 +62,7 @@ def _shape(node: ir.Node) -> list[int]:
     return [int(edge) for edge in x.shape]
 
 
-class _Writer:
-    """Collects the nodes that replace one, in order; constants go into the graph at once, each content once."""
-
-    def __init__(self, graph: ir.Graph, name: str) -> None:
-        self._graph, self._name = graph, name
-        self.nodes: list[ir.Node] = []
-
-    def add(self, op: str, *inputs: ir.Value | None, **attributes: int | float) -> ir.Value:
-        node = ir.node(op, inputs, attributes=attributes, name=f"{self._name}/{op}_{len(self.nodes)}")
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def constant(self, array: NDArray[np.generic]) -> ir.Value:
-        label = f"group_norm/{array.dtype}_{'x'.join(map(str, array.shape))}_{hashlib.sha256(array).hexdigest()[:8]}"
-        if label not in self._graph.initializers:
-            self._graph.register_initializer(ir.Value(name=label, const_value=ir.tensor(array, name=label)))
-        return self._graph.initializers[label]
-
-
-def _by_rows(writer: _Writer, node: ir.Node) -> ir.Value:
+def _by_rows(writer: NodeWriter, node: ir.Node) -> ir.Value:
     add, constant, (x, scale, bias) = writer.add, writer.constant, node.inputs
     _, channels, *space = _shape(node)
     groups = node.attributes["num_groups"].as_int()
@@ -105,7 +86,7 @@ def _by_rows(writer: _Writer, node: ir.Node) -> ir.Value:
     )
 
 
-def _by_channels(writer: _Writer, node: ir.Node) -> ir.Value:
+def _by_channels(writer: NodeWriter, node: ir.Node) -> ir.Value:
     add, constant, (x, scale, bias) = writer.add, writer.constant, node.inputs
     _, channels, *space = _shape(node)
     groups, pixels = node.attributes["num_groups"].as_int(), math.prod(space)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.attention import join_heads
+from export.attention import write_attention
 from export.errors import BuildError
 from export.group_norm import spell_out_group_norm
 from export.precision.calibration import Calibration
@@ -60,8 +60,7 @@ def write_graphs(
             _name_nodes(model.graph)
             target = TARGETS[manifest.target]
             spell_out_group_norm(model.graph, target.group_norm.get(manifest.precision, "kernel"))
-            if target.attention != "split":
-                join_heads(model.graph, contrib=target.attention == "contrib")
+            write_attention(model.graph, target.attention)
             quantise(model.graph, scales or {}, unsigned=target.int8_unsigned)
             if target.typed(manifest.precision):
                 assert program.exported_program is not None

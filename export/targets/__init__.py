@@ -11,7 +11,7 @@ class Target:
 
     `opset` is the default ONNX opset; `group_norm` one of export/group_norm.py's forms by precision, where the target's
     own kernel for `GroupNormalization` is missing or slow;
-    `attention` is the operator it runs fastest, "split" for heads split by the graph (see export/attention.py);
+    `attention` is one of export/attention.py's forms;
     `upsampling` one of export/folds/subpixel.py's forms by precision, chosen by `benchmarks.forms`;
     `winograd` are the precisions in which export/folds/winograd.py is faster and exact enough;
     `tolerance` are the largest and the mean absolute difference from the PyTorch reference that the golden may show,
@@ -68,7 +68,7 @@ TARGETS = {
     "openvino": Target(
         opset=23,
         group_norm={"bf16": "channels", "int8": "channels"},  # in fp32 convolutions take the plain layout too
-        attention="joined",
+        attention="blocks",
         upsampling={"fp32": "transposed", "bf16": "shuffle", "int8": "clipped"},
         winograd=("fp32",),
         tolerance={"fp32": (1e-3, 1e-3), "bf16": _BF16, "int8": _INT8},

@@ -1,0 +1,39 @@
+"""Writes the nodes that replace one node of a graph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+class NodeWriter:
+    """Collects the nodes that replace one, named after it, in order; constants go into the graph at once, each content
+    once."""
+
+    def __init__(self, graph: ir.Graph, name: str) -> None:
+        self._graph, self._name = graph, name
+        self.nodes: list[ir.Node] = []
+
+    def add(self, op: str, *inputs: ir.Value | None, **attributes: int | float | Sequence[int]) -> ir.Value:
+        """A node with one output, which is returned."""
+        return self.add_many(op, 1, *inputs, **attributes)[0]
+
+    def add_many(
+        self, op: str, outputs: int, *inputs: ir.Value | None, **attributes: int | float | Sequence[int]
+    ) -> Sequence[ir.Value]:
+        """A node with that many outputs, which are returned."""
+        name = f"{self._name}/{op}_{len(self.nodes)}"
+        self.nodes.append(ir.node(op, inputs, attributes=attributes, num_outputs=outputs, name=name))
+        return self.nodes[-1].outputs
+
+    def constant(self, array: NDArray[np.generic]) -> ir.Value:
+        """The initialiser with this content."""
+        array = np.ascontiguousarray(array)
+        label = f"constant/{array.dtype}_{'x'.join(map(str, array.shape))}_{hashlib.sha256(array).hexdigest()[:8]}"
+        if label not in self._graph.initializers:
+            self._graph.register_initializer(ir.Value(name=label, const_value=ir.tensor(array, name=label)))
+        return self._graph.initializers[label]
