@@ -1,13 +1,14 @@
 """The forms of a layer that folds choose from, on each backend: `python -m benchmarks.forms`.
 
-Upsampling at the three places of the full-size decoder at 512x512 and the last of the UNet, and the autoencoder's wide
-convolutions; one layer at a time before an activation, medians of interleaved rounds. `export/targets` chooses by
-this.
+Upsampling at the three places of the full-size decoder at 512x512 and the last of the UNet, the autoencoder's wide
+convolutions, and on OpenVINO attention of autoencoder and UNet at 512, 768 and 1024 pixels; one layer at a time before
+an activation, medians of interleaved rounds. `export/targets` chooses by this.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
@@ -21,9 +22,11 @@ import torch
 from diffusers.models.upsampling import Upsample2D
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.rows import write_rows
+from export.attention import join_heads, split_queries
 from export.folds.subpixel import FORMS, SubpixelUpsample
 from export.folds.winograd import WinogradConv
 from export.precision.qdq import layer_of, quantise
@@ -36,9 +39,15 @@ from runtime.backends.openvino import hints
 _UPSAMPLINGS = ((512, 64), (512, 128), (256, 256), (640, 32))
 _CONVOLUTIONS = ((512, 64), (512, 128), (256, 256), (128, 512))
 """(channels, edge of the map that comes in)."""
+_ATTENTIONS = ((512, 512), (320, 64))
+"""(channels, channels of a head)."""
+_TOKENS = (64, 96, 128)
+"""Edges of the map of tokens."""
 _SCALE = 4 / 127  # of standard normal values
 _INT8 = {"onnxruntime": "onnxruntime", "openvino-bf16": "openvino"}
 """Targets by the backend that runs their int8 graphs."""
+_PRODUCTS = ("plain", *FORMS)
+"""The forms that int8 can take."""
 _Run = Callable[[NDArray[np.float32]], object]
 
 
@@ -52,9 +61,9 @@ def main() -> int:
         x = np.random.default_rng(0).standard_normal((1, channels, edge, edge), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
             graphs = {name: _export(module, x, Path(folder) / f"{name}.onnx") for name, module in modules.items()}
-            runs = {(backend, name): open_(graph) for name, graph in graphs.items() for backend, open_ in _OPEN.items()}
+            runs = {(backend, name): _OPEN[backend](graph) for name, graph in graphs.items() for backend in _of(fold)}
             for backend, target in _INT8.items():
-                rounded = {name: _quantised(graph, target) for name, graph in graphs.items() if name != "winograd"}
+                rounded = {name: _quantised(graph, target) for name, graph in graphs.items() if name in _PRODUCTS}
                 runs |= {(f"{backend}-int8", name): _OPEN[backend](graph) for name, graph in rounded.items()}
             seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
             for turn in range(arguments.rounds + 1):
@@ -80,6 +89,27 @@ def _places() -> Iterator[tuple[str, int, int, dict[str, nn.Module]]]:
     for channels, edge in _CONVOLUTIONS:
         conv = nn.Conv2d(channels, channels, 3, padding=1).eval()
         yield "winograd", channels, edge, {"plain": conv, "winograd": WinogradConv(conv, fewest_pixels=1).eval()}
+    for channels, depth in _ATTENTIONS:
+        for edge in _TOKENS:
+            yield "attention", channels, edge, dict.fromkeys(("joined", "blocks"), _Attention(channels, depth).eval())
+
+
+def _of(fold: str) -> list[str]:
+    """The backends on which a fold's forms are compared."""
+    return [backend for backend in _OPEN if fold != "attention" or backend.startswith("openvino")]
+
+
+class _Attention(nn.Module):
+    """Self-attention over a map [1,C,H,W] with heads of `depth` channels; the answer is of tokens [1,H W,C]."""
+
+    def __init__(self, channels: int, depth: int) -> None:
+        super().__init__()
+        self.depth, self.project = depth, nn.Linear(channels, 3 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.project(x.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, self.depth)).transpose(1, 2) for part in tokens)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
@@ -87,6 +117,14 @@ def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
     layer = nn.Sequential(module, nn.SiLU())
     with quiet_exporter(), torch.no_grad():
         torch.onnx.export(layer, (torch.from_numpy(x),), path, dynamo=True, opset_version=23, verbose=False)
+    if isinstance(module, _Attention):
+        model = ir.load(path)
+        found = {
+            "blocks": functools.partial(split_queries, fewest=0),
+            "joined": functools.partial(join_heads, contrib=False),
+        }
+        assert found[path.stem](model.graph) == 1
+        ir.save(model, path)
     return path
 
 

@@ -39,10 +39,10 @@ def write_attention(graph: ir.Graph, form: str) -> None:
         join_heads(graph, contrib=form == "contrib")
 
 
-def split_queries(graph: ir.Graph) -> int:
-    """Spell out every `Attention` over 8,192 keys or more, a block of queries at a time. Returns how many were."""
+def split_queries(graph: ir.Graph, fewest: int = _LONG) -> int:
+    """Spell out every `Attention` over `fewest` keys or more, a block of queries at a time. Returns how many were."""
     attentions = [node for node in graph if node.op_type == "Attention" and len(node.inputs) == 3]
-    nodes = [node for node in attentions if _edges(node.inputs[1])[2] >= _LONG]
+    nodes = [node for node in attentions if _edges(node.inputs[1])[2] >= fewest]
     for node in nodes:
         writer = NodeWriter(graph, node.name or "")
         y = _by_blocks(writer, node)
