@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -100,16 +101,18 @@ def _of(fold: str) -> list[str]:
 
 
 class _Attention(nn.Module):
-    """Self-attention over a map [1,C,H,W] with heads of `depth` channels; the answer is of tokens [1,H W,C]."""
+    """Self-attention over a map [1,C,H,W] with heads of `depth` channels, between its two matrices; the answer is of
+    tokens [1,H W,C]."""
 
     def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
-        self.depth, self.project = depth, nn.Linear(channels, 3 * channels)
+        self.depth, self.project, self.out = depth, nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.project(x.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.depth)).transpose(1, 2) for part in tokens)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        # Behind the last product OpenVINO would compute in float32.
+        return cast(Tensor, self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
 
 def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
