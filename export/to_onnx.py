@@ -60,7 +60,7 @@ def write_graphs(
             _name_nodes(model.graph)
             target = TARGETS[manifest.target]
             spell_out_group_norm(model.graph, target.group_norm.get(manifest.precision, "kernel"))
-            write_attention(model.graph, target.attention)
+            write_attention(model.graph, target.attention.get(manifest.precision, "split"))
             quantise(model.graph, scales or {}, unsigned=target.int8_unsigned)
             if target.typed(manifest.precision):
                 assert program.exported_program is not None

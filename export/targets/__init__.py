@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 class Target:
     """A place where bundles run.
 
-    `opset` is the default ONNX opset; `group_norm` one of export/group_norm.py's forms by precision, where the target's
-    own kernel for `GroupNormalization` is missing or slow;
-    `attention` is one of export/attention.py's forms;
+    `opset` is the default ONNX opset; `group_norm` and `attention` name forms of export/group_norm.py and
+    export/attention.py by precision, where the target's own kernels are missing or slow;
     `upsampling` one of export/folds/subpixel.py's forms by precision, chosen by `benchmarks.forms`;
     `winograd` are the precisions in which export/folds/winograd.py is faster and exact enough;
     `tolerance` are the largest and the mean absolute difference from the PyTorch reference that the golden may show,
@@ -25,7 +24,7 @@ class Target:
 
     opset: int
     group_norm: dict[str, str] = field(default_factory=dict)
-    attention: str = "split"
+    attention: dict[str, str] = field(default_factory=dict)
     upsampling: dict[str, str]
     winograd: tuple[str, ...] = ()
     tolerance: dict[str, tuple[float, float]]
@@ -56,7 +55,7 @@ TARGETS = {
     "onnxruntime": Target(
         opset=23,
         group_norm={"fp32": "rows", "int8": "rows"},
-        attention="contrib",
+        attention={"fp32": "contrib", "int8": "contrib"},
         upsampling={"fp32": "four", "int8": "shuffle"},
         winograd=("fp32",),
         tolerance={"fp32": (1e-4, 1e-4), "int8": _INT8},
@@ -68,7 +67,7 @@ TARGETS = {
     "openvino": Target(
         opset=23,
         group_norm={"bf16": "channels", "int8": "channels"},  # in fp32 convolutions take the plain layout too
-        attention="blocks",
+        attention={"fp32": "joined", "bf16": "blocks", "int8": "blocks"},
         upsampling={"fp32": "transposed", "bf16": "shuffle", "int8": "clipped"},
         winograd=("fp32",),
         tolerance={"fp32": (1e-3, 1e-3), "bf16": _BF16, "int8": _INT8},
