@@ -294,14 +294,16 @@ def _plot_policies(bodies: list[_Body], path: Path) -> Path:
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 3.8), layout="constrained")
     colours: dict[str, str] = {}
-    styles: dict[str, str] = {}
+    styles: dict[str, Any] = {}
     for body in bodies:
         steps = [row for row in body["rows"] if "int8_share" in row]
         points = sorted((row["int8_share"], row["distance"] / row["budget"]) for row in steps)
         checkpoint, setting = _checkpoint_and_setting(body)
         colour = colours.setdefault(checkpoint, f"C{len(colours)}")
-        style = styles.setdefault(setting, "--" if styles else "-")
-        axes.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=f"{checkpoint}, {setting}")
+        style = styles.setdefault(setting, ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))[len(styles) % 4])
+        axes.plot(
+            *zip(*points, strict=True), linestyle=style, marker="o", color=colour, label=f"{checkpoint}, {setting}"
+        )
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
     axes.set(xlabel="share of the layers' multiply-adds in int8", ylabel="distance from fp32 / budget", ylim=(0, None))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
