@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -64,6 +65,9 @@ def test_short_ones_and_few_keys_stay() -> None:
         graph = model(8192, 8192).graph
         write_attention(graph, form)
         assert [node.op_type for node in graph] == ["Attention"], form
+    graph = model(8192, 8192).graph
+    write_attention(graph, "blocks")
+    assert Counter(node.op_type for node in graph)["MatMul"] == 2 * 8192 // 512
 
 
 def _run(backend: str, proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
