@@ -8,13 +8,16 @@ transpositions around it. The exporter writes attention with its heads apart:
 ONNX's `Attention` (opset 23) takes [B, S, C] with the number of heads as well, and so does ONNX Runtime's own
 `MultiHeadAttention`, whose CPU kernel works through the keys block by block and never stores the S x S matrix.
 
-"blocks": joined, but for long sequences. OpenVINO's kernel stores no S x S matrix either, and reads all keys and values
-again for every few queries; from about 9,000 tokens on these no longer fit into a cache, and it waits for memory. There
-a block of queries q at a time is multiplied with all keys, as large products, and nothing larger than a block is kept:
+"blocks": joined, but from 8,192 keys on (the crossing lies between the measured 4,096 and 9,216) a block of queries q at
+a time is multiplied with all keys, as large products, and nothing larger than a block's scores is kept. OpenVINO's
+kernel reads all keys and values again for every few queries, and waits for memory where they leave the cache:
 
-    s = q K^T        p = exp(s - max s)        y = (p V) / sum p
+    m = max q K^T        p = exp([q, -m] [K, 1]^T)        y = (p V) / sum p
 
-The division comes last, so that it is of [block, d] elements, and no softmax is left that OpenVINO could fuse back.
+In bf16 every operator's answer is rounded, and scores of 100 to halves: exp(q K^T - m) would be 3 to 10 times as far off
+as the kernel, which rounds none. The second product takes m off while it sums in float32. What matters is near 0 then
+and rounded finely, and m itself, which cancels out, need not be exact. The division comes last, of [block, d] elements.
+No softmax is left that OpenVINO could find and fuse back into its kernel.
 """
 
 from __future__ import annotations
@@ -27,26 +30,32 @@ import onnx_ir as ir
 from export.node_writer import NodeWriter
 
 CONTRIB = "com.microsoft"
-_LONG = 8192  # tokens
-_BLOCK = 512
+_LONG = 8192  # keys
+_BLOCK = 512  # queries
+FORMS = ("split", "contrib", "joined", "blocks")
 
 
 def write_attention(graph: ir.Graph, form: str) -> None:
-    """Rewrite every `Attention` of the exporter's in the form "split", "contrib", "joined" or "blocks"."""
+    """Rewrite every `Attention` of the exporter's in one of FORMS. Raises: ValueError for another."""
+    if form not in FORMS:
+        raise ValueError(f"attention has the forms {FORMS}, not {form!r}")
     if form == "blocks":
         split_queries(graph)
     if form != "split":
         join_heads(graph, contrib=form == "contrib")
 
 
-def split_queries(graph: ir.Graph, fewest: int = _LONG) -> int:
-    """Spell out every `Attention` over `fewest` keys or more, a block of queries at a time. Returns how many were."""
+def split_queries(graph: ir.Graph, fewest: int | None = None) -> int:
+    """Spell out every `Attention` over `fewest` keys (None: 8192) or more, a block of queries at a time.
+
+    Returns how many were.
+    """
+    fewest = _LONG if fewest is None else fewest
     attentions = [node for node in graph if node.op_type == "Attention" and len(node.inputs) == 3]
     nodes = [node for node in attentions if _edges(node.inputs[1])[2] >= fewest]
     for node in nodes:
         writer = NodeWriter(graph, node.name or "")
         y = _by_blocks(writer, node)
-        y.shape = node.outputs[0].shape
         ir.convenience.replace_nodes_and_values(graph, node, [node], writer.nodes, [node.outputs[0]], [y])
     return len(nodes)
 
@@ -54,14 +63,16 @@ def split_queries(graph: ir.Graph, fewest: int = _LONG) -> int:
 def _by_blocks(writer: NodeWriter, node: ir.Node) -> ir.Value:
     add, constant, (q, k, v) = writer.add, writer.constant, node.inputs
     length, depth = _edges(q)[2:]
-    count = math.ceil(length / _BLOCK)
-    sizes = constant(np.array([length // count + (number < length % count) for number in range(count)]))
-    last, scale = constant(np.array([-1])), constant(np.array(_scale(node, depth), np.float32))
+    last, one = constant(np.array([-1])), constant(np.array(1, np.float32))
+    scale = constant(np.array(_scale(node, depth), np.float32))
     keys = add("Transpose", k, perm=[0, 1, 3, 2])
+    keys_and_ones = add("Pad", keys, constant(np.array([0, 0, 0, 0, 0, 0, 1, 0])), one)
+    blocks = math.ceil(length / _BLOCK)
     answers = []
-    for block in writer.add_many("Split", count, add("Mul", q, scale), sizes, axis=2):
-        scores = add("MatMul", block, keys)
-        shares = add("Exp", add("Sub", scores, add("ReduceMax", scores, last, keepdims=1)))
+    for block in writer.add_many("Split", blocks, add("Mul", q, scale), axis=2, num_outputs=blocks):
+        largest = add("ReduceMax", add("MatMul", block, keys), last, keepdims=1)
+        shifted = add("Concat", block, add("Neg", largest), axis=3)
+        shares = add("Exp", add("MatMul", shifted, keys_and_ones))
         answers.append(add("Div", add("MatMul", shares, v), add("ReduceSum", shares, last, keepdims=1)))
     return add("Concat", *answers, axis=2)
 

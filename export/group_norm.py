@@ -93,7 +93,7 @@ def _by_channels(writer: NodeWriter, node: ir.Node) -> ir.Value:
     ones = np.ones(len(space), np.int64)
     member = np.kron(np.eye(groups), np.ones((1, channels // groups))).reshape(groups, channels, *ones)
     average = member.astype(np.float32) / (channels // groups)
-    spread = constant(np.ascontiguousarray(np.swapaxes(member, 0, 1), np.float32))
+    spread = constant(np.swapaxes(member, 0, 1).astype(np.float32))
     over_map, each_channel = constant(np.arange(2, 2 + len(space))), constant(np.array([1, channels, *ones]))
     mean = add("Conv", add("ReduceMean", x, over_map, keepdims=1), constant(average))
     centred = add("Sub", x, add("Conv", mean, spread))

@@ -32,7 +32,7 @@ class NodeWriter:
 
     def constant(self, array: NDArray[np.generic]) -> ir.Value:
         """The initialiser with this content."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # ascontiguousarray makes scalars vectors
         label = f"constant/{array.dtype}_{'x'.join(map(str, array.shape))}_{hashlib.sha256(array).hexdigest()[:8]}"
         if label not in self._graph.initializers:
             self._graph.register_initializer(ir.Value(name=label, const_value=ir.tensor(array, name=label)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,39 +13,71 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from export import attention
 from export.attention import split_queries, write_attention
 from runtime.backends.openvino import hints
+from tests.conftest import BUCKET, build_bundle
 
 _HEADS, _DEPTH = 2, 8
 
 
-def model(queries: int, keys: int, scale: float | None = None) -> ir.Model:
+def model(queries: int, keys: int, depth: int = _DEPTH, scale: float | None = None) -> ir.Model:
+    """Attention, and a product with the identity: what stands at a graph's end OpenVINO computes in float32."""
     attributes = {} if scale is None else {"scale": scale}
-    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], name="attention", **attributes)
-    shapes = {"q": queries, "k": keys, "v": keys, "y": queries}
+    nodes = [
+        helper.make_node("Attention", ["q", "k", "v"], ["answer"], name="attention", **attributes),
+        helper.make_node("MatMul", ["answer", "identity"], ["y"], name="end"),
+    ]
+    shapes = {"q": queries, "k": keys, "v": keys, "y": queries, "answer": queries}
     values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, _HEADS, length, _DEPTH])
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, _HEADS, length, depth])
         for name, length in shapes.items()
     ]
-    graph = helper.make_graph([node], "graph", values[:3], values[3:])
+    identity = onnx.numpy_helper.from_array(np.eye(depth, dtype=np.float32), "identity")
+    graph = helper.make_graph(nodes, "graph", values[:3], values[3:4], [identity], value_info=values[4:])
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
+
+
+def operands(queries: int, keys: int, depth: int = _DEPTH, factor: float = 20.0) -> dict[str, np.ndarray]:
+    """Queries are `factor` times as large as keys and values: with 20 and more exp of a score overflows."""
+    random = np.random.default_rng(0)
+    lengths = {"q": queries, "k": keys, "v": keys}
+    drawn = {
+        name: random.standard_normal((1, _HEADS, length, depth), dtype=np.float32) for name, length in lengths.items()
+    }
+    return drawn | {"q": drawn["q"] * np.float32(factor)}
+
+
+def exact(feeds: dict[str, np.ndarray], scale: float | None = None) -> np.ndarray:
+    q, k, v = (torch.from_numpy(feeds[name]).double() for name in "qkv")
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).numpy()
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(("length", "scale"), [(8192, None), (8200, 0.7)])
 def test_blocks_are_exact(backend: str, length: int, scale: float | None) -> None:
-    """With large scores, which overflow unless the largest is taken off; 8200 is no multiple of a block."""
-    random = np.random.default_rng(0)
-    q, k, v = (random.standard_normal((1, _HEADS, length, _DEPTH), dtype=np.float32) for _ in range(3))
-    q *= 20
-    rewritten = model(length, length, scale)
+    """8200 is no multiple of a block."""
+    rewritten = model(length, length, scale=scale)
     assert split_queries(rewritten.graph) == 1
     proto = ir.to_proto(rewritten)
     onnx.checker.check_model(proto)
-    operands = [torch.from_numpy(one) for one in (q, k, v)]
-    expected = torch.nn.functional.scaled_dot_product_attention(*operands, scale=scale).numpy()
-    feeds = {"q": q, "k": k, "v": v}
-    np.testing.assert_allclose(_run(backend, proto, feeds), expected, atol=1e-4)  # scores are up to 100
+    feeds = operands(length, length)
+    np.testing.assert_allclose(_run(backend, proto, feeds), exact(feeds, scale), atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1, 4, 20, 100])
+def test_blocks_are_as_accurate_as_the_kernel_in_bf16(factor: float) -> None:
+    """The largest scores are 5, 21, 100 and 500. Rounded to bf16, those are 0.01 to 1 off, and shares as much."""
+    feeds = operands(512, 8192, 64, factor)
+    errors = []
+    for fewest in (10**6, 8192):
+        written = model(512, 8192, 64)
+        assert split_queries(written.graph, fewest) == (fewest == 8192)
+        answer = _run("openvino", ir.to_proto(written), feeds, "bf16")
+        errors.append(np.sqrt(np.square(answer - exact(feeds)).mean()))
+    kernel, blocks = errors
+    assert 1e-6 < kernel
+    assert blocks < 1.6 * kernel
 
 
 def test_no_matrix_of_all_scores() -> None:
@@ -64,18 +97,32 @@ def test_short_ones_and_few_keys_stay() -> None:
     for form in ("split", "contrib", "joined"):
         graph = model(8192, 8192).graph
         write_attention(graph, form)
-        assert [node.op_type for node in graph] == ["Attention"], form
+        assert [node.op_type for node in graph] == ["Attention", "MatMul"], form
     graph = model(8192, 8192).graph
     write_attention(graph, "blocks")
-    assert Counter(node.op_type for node in graph)["MatMul"] == 2 * 8192 // 512
+    assert Counter(node.op_type for node in graph)["Exp"] == 8192 // 512
+    with pytest.raises(ValueError, match="block"):
+        write_attention(graph, "block")
 
 
-def _run(backend: str, proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
+def test_a_bundle_whose_maps_are_large(checkpoint_d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large by a lowered bound: the autoencoder's two and the five of the UNet's widest level, all else as it is."""
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(attention, "_LONG", BUCKET)
+    settings = {"task": "depth", "target": "openvino", "precision": "bf16", "resolutions": ((BUCKET, BUCKET),)}
+    bundle = build_bundle(checkpoint_d, tmp_path / "bundle", **settings)  # runs the golden
+    graph = onnx.load(bundle / "model-64x64.onnx", load_external_data=False).graph
+    found = Counter(node.op_type for node in graph.node)
+    assert found["Exp"] == 2 + 5
+    assert found["Attention"] == 16 + 2 - found["Exp"]
+
+
+def _run(backend: str, proto: onnx.ModelProto, feeds: dict[str, np.ndarray], precision: str = "fp32") -> np.ndarray:
     if backend == "onnxruntime":
         ort = pytest.importorskip("onnxruntime")
         session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
         return np.asarray(session.run(None, feeds)[0])
     core = pytest.importorskip("openvino").Core()
     read = core.read_model(proto.SerializeToString())
-    assert hints(read, "fp32")["SNIPPETS_MODE"] == "ENABLE"
-    return np.asarray(core.compile_model(read, "CPU", hints(read, "fp32"))(feeds)[0])
+    assert hints(read, precision)["SNIPPETS_MODE"] == "ENABLE"
+    return np.asarray(core.compile_model(read, "CPU", hints(read, precision))(feeds)[0])

@@ -146,7 +146,7 @@ def test_residuals_are_those_of_blocks_and_transformers(folded: SinglePass) -> N
     residuals = {name: layer for name, layer in layers.items() if name.endswith(f"/{RESIDUAL}")}
     assert not set(residuals) & {layer.name for layer in find_layers(folded, _inputs(1)[0])}
     assert {layer.multiply_adds for layer in residuals.values()} == {0}
-    assert all(layer.group == layers[name.removesuffix(f"/{RESIDUAL}")].group for name, layer in residuals.items())
+    assert all(layer.group == name for name, layer in residuals.items())
     blocks = [path for path, part in folded.named_modules() if isinstance(part, ResnetBlock2D)]
     transformers = [path for path, part in folded.named_modules() if isinstance(part, LeanBlock)]
     expected = {f"{path}.conv2" for path in blocks}
@@ -158,7 +158,6 @@ def test_residuals_are_those_of_blocks_and_transformers(folded: SinglePass) -> N
 def test_module_and_graph_round_alike(
     beside: tuple[str, ...],
     folded: SinglePass,
-    bundle_int8: Path,
     checkpoint_d: Path,
     tmp_path: Path,
     photo: np.ndarray,
@@ -167,14 +166,14 @@ def test_module_and_graph_round_alike(
     """One block in int8: with all of them, one step more or less at the start is another rounding everywhere after."""
     target = dataclasses.replace(TARGETS["onnxruntime"], int8_beside=beside)
     monkeypatch.setitem(TARGETS, "onnxruntime", target)
-    rows = json.loads((bundle_int8 / "policy.json").read_text())["layers"]
-    block = "decoder/network.up_blocks.3.resnets.0"
-    assert any(row["group"] == block for row in rows)
-    (tmp_path / "policy.json").write_text(json.dumps({"kept": sorted({row["group"] for row in rows} - {block})}))
+    groups = {layer.group for layer in find_layers(folded, _inputs(1)[0], beside)}
+    block = {group for group in groups if group.startswith("decoder/network.up_blocks.3.resnets.0.")}
+    assert len(block) == 2 + (RESIDUAL in beside)
+    (tmp_path / "policy.json").write_text(json.dumps({"kept": sorted(groups - block)}))
     settings = {"task": "depth", "resolutions": ((BUCKET, BUCKET),), "precision": "int8", "calibration_images": 2}
     bundle = build_bundle(checkpoint_d, tmp_path / "bundle", policy=tmp_path / "policy.json", **settings)
     found = [row for row in json.loads((bundle / "policy.json").read_text())["layers"] if row["int8"]]
-    assert {row["group"] for row in found} == {block}
+    assert {row["group"] for row in found} == block
     assert {row["name"].rpartition("/")[2] for row in found} & {OUTPUT, RESIDUAL} == set(beside)
     scales = {row["name"]: row["range"]["bound"] / LARGEST for row in found}
     image = photo[:BUCKET, :BUCKET]
@@ -201,17 +200,20 @@ def test_openvino_answers_as_onnxruntime(checkpoint_d: Path, tmp_path: Path, pho
     assert np.abs(first - second).mean() < 0.02
     core = pytest.importorskip("openvino").Core()
     if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        assert _upsamplings(core, bundle / f"model-{BUCKET}x{BUCKET}.onnx") == {"bf16": 6}, "the form is 'clipped'"
+        found = _upsamplings(core, bundle / f"model-{BUCKET}x{BUCKET}.onnx")
+        assert {kernel.rpartition("_")[2] for kernel, _ in found} == {"I8"}, found
+        assert {answer for _, answer in found} == {"bf16"}, "in float32 it costs another pass; see the form 'clipped'"
+        assert len(found) == 6
 
 
-def _upsamplings(core: Any, graph: Path) -> Counter[str]:
-    """Transposed convolutions of the compiled graph by the type they answer in; float32 costs another pass."""
+def _upsamplings(core: Any, graph: Path) -> list[tuple[str, str]]:
+    """Kernel and type of the answer of each transposed convolution of the compiled graph."""
     model = core.read_model(str(graph))
     ops = core.compile_model(model, "CPU", hints(model, "int8")).get_runtime_model().get_ops()
-    infos = [op.get_rt_info() for op in ops]
-    return Counter(
-        info["outputPrecisions"].astype(str) for info in infos if info["layerType"].astype(str) == "Deconvolution"
-    )
+    infos = [{key: value.astype(str) for key, value in op.get_rt_info().items()} for op in ops]
+    return [
+        (info["primitiveType"], info["outputPrecisions"]) for info in infos if info["layerType"] == "Deconvolution"
+    ]
 
 
 def test_onnxruntime_has_an_int8_kernel_for_every_layer(bundle_int8: Path, tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_manifest_says_how(bundle_int8: Path) -> None:
 
 
 def test_search_keeps_the_fewest() -> None:
-    """Made-up groups: `bad` costs more than the budget alone, `worse` most for its work."""
+    """Made-up groups: `bad` costs more than the budget alone, `worse` most for its work; all squares."""
     layers = [
         Layer(name=name, group=name, multiply_adds=work) for name, work in (("a", 50), ("bad", 30), ("worse", 10))
     ]
@@ -263,6 +265,19 @@ def test_search_keeps_the_fewest() -> None:
         assert choice.kept == kept
         assert choice.final.distance <= budget
         assert choice.final.int8_share == sum(layer.multiply_adds for layer in layers if layer.name not in kept) / 90
+
+
+def test_the_order_is_by_squares_and_what_saves_nothing_comes_first() -> None:
+    """`large` is further off for its work, and its square is not; `residual` has no work at all."""
+    work = {"small": 1, "large": 100, "residual": 0}
+    layers = [Layer(name=name, group=name, multiply_adds=count) for name, count in work.items()]
+    errors = {"small": 0.001, "large": 0.02, "residual": 0.0001}
+
+    def meter(scales: Mapping[str, float]) -> float:
+        return sum(errors[name] for name in scales)
+
+    kept = search(meter, layers, dict.fromkeys(work, 1.0), lambda: errors, 1e-9, lambda line: None).kept
+    assert kept == ["residual", "large", "small"]
 
 
 def test_ranking_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from export.errors import BuildError
 from export.golden import golden_image
@@ -23,7 +22,9 @@ from export.targets import TARGETS
 from runtime.manifest import Bucket, Manifest, Quantisation
 
 POLICY = "policy.json"
-_RANKING_EDGE = 256  # pixels: which group is costlier shows on small images too, at a fraction of the time
+# Which group is costlier shows on few and small images too, at a fraction of the time.
+_RANKING_IMAGES = 2
+_RANKING_EDGE = 256  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +62,19 @@ def choose_int8(
     bucket, calibration = manifest.buckets[0], settings.calibration
     budget = BUDGETS[manifest.task.channels] if settings.budget is None else settings.budget
 
-    def feeds(at: Bucket) -> Any:
-        return lambda: calibration.feeds(manifest, at)
-
-    layers = find_layers(module, next(iter(feeds(bucket)())), TARGETS[manifest.target].int8_beside)
-    progress(f"{smooth(module, feeds(bucket))} linear layers smoothed")
+    feeds = functools.partial(calibration.feeds, manifest, bucket)
+    layers = find_layers(module, next(feeds()), TARGETS[manifest.target].int8_beside)
+    progress(f"{smooth(module, feeds)} linear layers smoothed")
     # The golden's image is no photograph of the calibration's kind; ranges that cut it would make the proof prove less.
     proof = [golden_image(bucket.height, bucket.width, seed=manifest.noise_seed)]
-    ranged = functools.partial(calibration.feeds, manifest, bucket, proof)
-    ranges = choose_ranges(module, [layer.name for layer in layers], ranged, progress)
+    ranges = choose_ranges(module, [layer.name for layer in layers], functools.partial(feeds, proof), progress)
     scales = scales_of(ranges)
-    meter = Meter(module, manifest.task, feeds(bucket))
+    meter = Meter(module, manifest.task, feeds)
     pixels = calibration.sha256(bucket)
     if settings.policy is None:
+        few = dataclasses.replace(calibration, count=min(calibration.count, _RANKING_IMAGES))
         small = _small(bucket, manifest.latent.downscale)
-        ranker = Meter(module, manifest.task, feeds(small))
+        ranker = Meter(module, manifest.task, functools.partial(few.feeds, manifest, small))
         remembered = memory / f".sensitivity-{_key(manifest, pixels, scales)}.json"
         ranked = functools.partial(rank, ranker, layers, scales, remembered, progress)
         choice = search(meter, layers, scales, ranked, budget, progress)

@@ -6,7 +6,8 @@ calls to torch's kernels are intercepted, so that folded and plain modules are t
 
 Some targets round more than what goes into a layer, to have an int8 kernel for it at all or for more of the graph: what
 comes out of it, `LAYER/output`, and what that is added to, `LAYER/residual`. Each is a layer of its own here, whose
-input is the tensor that is rounded, and whose work is none.
+input is the tensor that is rounded, and whose work is none. A layer whose output must be int8 is kept or quantised with
+it; a residual on its own.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ OUTPUT_AXIS = {F.conv2d: 0, F.linear: 0, F.conv_transpose2d: 1}
 """The kernels that are looked at, and the axis of the output channels in their weights."""
 OUTPUT, RESIDUAL = "output", "residual"
 _SUMS = (torch.add, Tensor.add, Tensor.__add__)
-_BLOCK = re.compile(r".*?\b(?:resnets|attentions|upsamplers|downsamplers|layers)\.\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """`multiply_adds` are for one image; `group` is the block it belongs to, which is quantised or kept as one."""
+    """`multiply_adds` are for one image; `group` is what is quantised or kept as one: a layer and its output, or a
+    residual."""
 
     name: str
     group: str
@@ -99,7 +100,7 @@ def find_layers(module: SinglePass, feeds: tuple[Tensor, ...], beside: Collectio
         if kernel not in OUTPUT_AXIS:
             layer, _, kind = name.rpartition("/")
             if kind in beside and layer in found:
-                found[name] = Layer(name=name, group=_group(layer), multiply_adds=0)
+                found[name] = Layer(name=name, group=layer if kind == OUTPUT else name, multiply_adds=0)
             return answer
         weight = args[1]
         axis = OUTPUT_AXIS[kernel]
@@ -108,7 +109,7 @@ def find_layers(module: SinglePass, feeds: tuple[Tensor, ...], beside: Collectio
         work = args[0].numel() * weight.numel() // weight.shape[0] if axis else answer.numel() * fan
         work += found[name].multiply_adds if name in found else 0
         if min(weight.shape[:2]) >= FEWEST_CHANNELS and (kernel is not F.linear or args[0].ndim == 2):
-            found[name] = Layer(name=name, group=_group(name), multiply_adds=work)
+            found[name] = Layer(name=name, group=name, multiply_adds=work)
         return answer
 
     with torch.inference_mode(), Intercept(module, note):
@@ -154,8 +155,3 @@ class Quantised(Intercept):
 def _layer_name(parameter: str) -> str:
     """`decoder.network.conv_in.weight` is the layer `decoder/network.conv_in`; so is `...conv_in.weights.0`."""
     return re.sub(r"\.(weight|weights\.\d+)$", "", parameter).replace(".", "/", 1)
-
-
-def _group(name: str) -> str:
-    found = _BLOCK.match(name)
-    return found[0] if found else name

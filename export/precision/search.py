@@ -3,8 +3,10 @@
 Distance  how far a prediction is from the fp32 one on the calibration images, in the unit that users judge by: AbsRel
           after alignment in scale and shift for depth and disparity, the mean angle in degrees for normals.
 First     everything in int8: where that is within the budget, nothing is left to do.
-Ranking   every group of layers (a residual block, a transformer, an upsampling) is quantised alone. Its distance for
-          each multiply-add says what it costs to have it in int8.
+Ranking   every group (a layer and its output, or a residual) is quantised alone. The square of its distance for each
+          multiply-add says what it costs to have it in int8: rounding errors of different layers have little to do with
+          each other, so that their squares add up, and one large error weighs more than many small ones. A residual
+          saves no multiply-adds: residuals are the costliest.
 Search    with the costliest groups kept in higher precision, the fewest that bring the distance of everything else
           together within the budget, by bisection.
 """
@@ -12,6 +14,7 @@ Search    with the costliest groups kept in higher precision, the fewest that br
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +118,10 @@ def search(
     budget: float,
     progress: Callable[[str], None],
 ) -> Choice:
-    """Keep the costliest groups, the fewest with which the distance is within the budget; `ranked` is asked for each
-    group's distance alone only where all groups together are beyond it."""
+    """Keep the costliest groups, the fewest with which the distance is within the budget.
+
+    `ranked` is asked for each group's distance alone only where all groups together are beyond it.
+    """
     work: dict[str, int] = {}
     for layer in layers:
         work[layer.group] = work.get(layer.group, 0) + layer.multiply_adds
@@ -134,7 +139,7 @@ def search(
     if measure(0):
         return Choice(kept=[], alone={}, steps=list(steps.values()))
     alone = ranked()
-    costliest = sorted(work, key=lambda group: alone[group] / work[group], reverse=True)
+    costliest = sorted(work, key=lambda group: (_cost(alone[group], work[group]), alone[group]), reverse=True)
     low, high = 1, len(costliest)  # with all kept nothing is rounded
     while low < high:
         middle = (low + high) // 2
@@ -142,3 +147,7 @@ def search(
     if low not in steps:
         measure(low)
     return Choice(kept=costliest[:low], alone=alone, steps=sorted(steps.values(), key=lambda step: step.kept))
+
+
+def _cost(alone: float, work: int) -> float:
+    return alone**2 / work if work else math.inf
