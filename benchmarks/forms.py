@@ -30,6 +30,7 @@ from benchmarks.rows import write_rows
 from export.attention import join_heads, split_queries
 from export.folds.subpixel import FORMS, SubpixelUpsample
 from export.folds.winograd import WinogradConv
+from export.precision.layers import OUTPUT
 from export.precision.qdq import layer_of, quantise
 from export.precision.weights import output_axis
 from export.targets import TARGETS
@@ -44,6 +45,7 @@ _ATTENTIONS = ((512, 512), (320, 64))
 """(channels, channels of a head)."""
 _TOKENS = (64, 96, 128)
 """Edges of the map of tokens."""
+_READER = "reader"
 _SCALE = 4 / 127  # of standard normal values
 _INT8 = {"onnxruntime": "onnxruntime", "openvino-bf16": "openvino"}
 """Targets by the backend that runs their int8 graphs."""
@@ -134,8 +136,12 @@ def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
 def _quantised(path: Path, target: str) -> Path:
     """The same graph with input and weight of every convolution in int8, and what the target wants beside them."""
     wanted, model = TARGETS[target], ir.load(path)
-    layers = [layer_of(node) for node in model.graph if output_axis(node) is not None]
-    scales = {name: _SCALE for layer in layers for name in (layer, *(f"{layer}/{kind}" for kind in wanted.int8_beside))}
+    scales: dict[str, float | Tensor] = {}
+    for node in model.graph:
+        if output_axis(node) is not None and node.name != _READER:
+            scales[layer_of(node)] = _SCALE
+            if OUTPUT in wanted.int8_beside:
+                scales[f"{layer_of(node)}/{OUTPUT}"] = torch.full((int(node.outputs[0].shape[1]),), _SCALE)
     quantise(model.graph, scales, unsigned=wanted.int8_unsigned)
     RemoveUnusedNodesPass()(model)
     rounded = path.with_stem(f"{path.stem}-int8-{target}")

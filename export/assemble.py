@@ -18,6 +18,7 @@ from export.folds import apply_folds
 from export.golden import write_golden
 from export.precision.calibration import Calibration
 from export.precision.int8 import Int8Settings, choose_int8
+from export.precision.layers import Scales
 from export.single_pass import SinglePass
 from export.small_vae import replace_vae
 from export.targets import TARGETS
@@ -97,7 +98,7 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
             precision = settings.precision
             folds = apply_folds(module, progress, target.upsampling[precision], precision in target.winograd)
             manifest = dataclasses.replace(manifest, folds=folds)
-        scales: dict[str, float] = {}
+        scales: Scales = {}
         if target.int8_layers(settings.precision):
             scales, quantisation = choose_int8(module, manifest, int8, stage, destination.parent, progress)
             manifest = dataclasses.replace(manifest, quantisation=quantisation)

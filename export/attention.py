@@ -8,16 +8,16 @@ transpositions around it. The exporter writes attention with its heads apart:
 ONNX's `Attention` (opset 23) takes [B, S, C] with the number of heads as well, and so does ONNX Runtime's own
 `MultiHeadAttention`, whose CPU kernel works through the keys block by block and never stores the S x S matrix.
 
-"blocks": joined, but from 8,192 keys on (the crossing lies between the measured 4,096 and 9,216) a block of queries q at
-a time is multiplied with all keys, as large products, and nothing larger than a block's scores is kept. OpenVINO's
+"blocks": joined, but from 8,192 keys on (the crossing lies between the measured 4,096 and 9,216) a block of queries q
+at a time is multiplied with all keys, as large products, and nothing larger than a block's scores is kept. OpenVINO's
 kernel reads all keys and values again for every few queries, and waits for memory where they leave the cache:
 
     m = max q K^T        p = exp([q, -m] [K, 1]^T)        y = (p V) / sum p
 
-In bf16 every operator's answer is rounded, and scores of 100 to halves: exp(q K^T - m) would be 3 to 10 times as far off
-as the kernel, which rounds none. The second product takes m off while it sums in float32. What matters is near 0 then
-and rounded finely, and m itself, which cancels out, need not be exact. The division comes last, of [block, d] elements.
-No softmax is left that OpenVINO could find and fuse back into its kernel.
+In bf16 every operator's answer is rounded, and scores of 100 to halves: exp(q K^T - m) would be 2 to 3 times as far
+off as the kernel, which rounds none. The second product takes m off while it sums in float32. What matters is near 0
+then and rounded finely, and m itself, which cancels out, need not be exact. The division comes last, of [block, d]
+elements. No softmax is left that OpenVINO could find and fuse back into its kernel.
 """
 
 from __future__ import annotations

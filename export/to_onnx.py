@@ -7,7 +7,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +22,7 @@ from export.attention import write_attention
 from export.errors import BuildError
 from export.group_norm import spell_out_group_norm
 from export.precision.calibration import Calibration
+from export.precision.layers import Scales
 from export.precision.lower import lower
 from export.precision.qdq import quantise
 from export.single_pass import SinglePass
@@ -40,7 +41,7 @@ def write_graphs(
     folder: Path,
     calibration: Calibration,
     progress: Callable[[str], None],
-    scales: Mapping[str, float] | None = None,
+    scales: Scales | None = None,
 ) -> None:
     """Write the graph of each bucket of `manifest`, and one `model.onnx.data` for all, into `folder`.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from export.errors import BuildError
 from export.golden import golden_image
 from export.precision.calibration import Calibration
-from export.precision.layers import Layer, find_layers
+from export.precision.layers import Layer, Scales, find_layers
 from export.precision.ranges import Range, choose_ranges, scales_of
 from export.precision.search import BUDGETS, Choice, Meter, Step, rank, search
 from export.precision.smooth import smooth
@@ -53,8 +53,8 @@ def choose_int8(
     folder: Path,
     memory: Path,
     progress: Callable[[str], None],
-) -> tuple[dict[str, float], Quantisation]:
-    """The scale of each int8 layer's input, and what the manifest says; writes `policy.json` into `folder`.
+) -> tuple[Scales, Quantisation]:
+    """The scale of each int8 layer, and what the manifest says; writes `policy.json` into `folder`.
 
     In the folder `memory` the measurements of a killed build wait for the next one.
     Raises: BuildError for a policy of another network, or images that cannot be calibrated with; ImageError.
@@ -75,7 +75,7 @@ def choose_int8(
         few = dataclasses.replace(calibration, count=min(calibration.count, _RANKING_IMAGES))
         small = _small(bucket, manifest.latent.downscale)
         ranker = Meter(module, manifest.task, functools.partial(few.feeds, manifest, small))
-        remembered = memory / f".sensitivity-{_key(manifest, pixels, scales)}.json"
+        remembered = memory / f".sensitivity-{_key(manifest, pixels, ranges)}.json"
         ranked = functools.partial(rank, ranker, layers, scales, remembered, progress)
         choice = search(meter, layers, scales, ranked, budget, progress)
         remembered.unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def choose_int8(
 
 
 def _taken_over(
-    path: Path, meter: Meter, layers: list[Layer], scales: dict[str, float], progress: Callable[[str], None]
+    path: Path, meter: Meter, layers: list[Layer], scales: Scales, progress: Callable[[str], None]
 ) -> Choice:
     """The kept groups of another policy, measured here."""
     try:
@@ -120,16 +120,18 @@ def _small(bucket: Bucket, cell: int) -> Bucket:
     return dataclasses.replace(bucket, height=height, width=width)
 
 
-def _key(manifest: Manifest, pixels: str, scales: dict[str, float]) -> str:
+def _key(manifest: Manifest, pixels: str, ranges: dict[str, Range]) -> str:
     """What a group's distance depends on."""
-    text = f"{manifest.checkpoint.sha256} {manifest.buckets[0]} {manifest.noise_seed} {pixels} {sorted(scales.items())}"
+    rounded = sorted((name, one.method, one.largest) for name, one in ranges.items())
+    text = f"{manifest.checkpoint.sha256} {manifest.buckets[0]} {manifest.noise_seed} {pixels} {rounded}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _write(path: Path, layers: list[Layer], ranges: dict[str, Range], choice: Choice, described: Quantisation) -> None:
     rows = [
         dataclasses.asdict(layer)
-        | {"int8": layer.group not in choice.kept, "range": dataclasses.asdict(ranges[layer.name])}
+        | {"int8": layer.group not in choice.kept}
+        | {"range": {"method": ranges[layer.name].method, "bound": ranges[layer.name].largest}}
         for layer in layers
     ]
     body = dataclasses.asdict(described) | dataclasses.asdict(choice) | {"layers": rows}

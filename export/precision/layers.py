@@ -42,6 +42,8 @@ class Layer:
     multiply_adds: int
 
 
+Scales = Mapping[str, float | Tensor]
+"""Real value of one step of int8 by layer; an output has one for each channel, [C]."""
 Kernel = Callable[..., Tensor]
 Handle = Callable[[str, Kernel, tuple[Any, ...], dict[str, Any]], Tensor]
 """Called in place of a kernel with the layer's name, the kernel and its arguments: input, weight, bias, ...; for an
@@ -117,10 +119,10 @@ def find_layers(module: SinglePass, feeds: tuple[Tensor, ...], beside: Collectio
     return list(found.values())
 
 
-def round_to_int8(values: Tensor, scale: Tensor | float, axis: int | None = None) -> Tensor:
+def round_to_int8(values: Tensor, scale: Tensor | float, axis: int = 1) -> Tensor:
     """Values that went through symmetric int8 with one scale, or with one for each slice along `axis`."""
-    if axis is None:
-        return torch.fake_quantize_per_tensor_affine(values, float(scale), 0, -LARGEST - 1, LARGEST)
+    if not isinstance(scale, Tensor):
+        return torch.fake_quantize_per_tensor_affine(values, scale, 0, -LARGEST - 1, LARGEST)
     zeros = torch.zeros(len(scale), dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(values, scale.float(), zeros, axis, -LARGEST, LARGEST)
 
@@ -142,7 +144,7 @@ def round_weight(kernel: Kernel, args: tuple[Any, ...]) -> tuple[Any, ...]:
 class Quantised(Intercept):
     """While active, the layers of `scales` run with inputs and weights rounded to int8: what an engine computes."""
 
-    def __init__(self, module: SinglePass, scales: Mapping[str, float]) -> None:
+    def __init__(self, module: SinglePass, scales: Scales) -> None:
         super().__init__(module, self._round)
         self._scales = scales
 

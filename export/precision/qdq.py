@@ -1,20 +1,26 @@
 """Int8 in the graph: `QuantizeLinear` and `DequantizeLinear` around the inputs and weights of the chosen layers.
 
 Symmetric, one scale for an input and one for each output channel of a weight; weights are stored as int8, biases and
-everything else stay as they are. Where a target wants outputs or residuals in int8 too, they are rounded in the same
-way. Engines run product and both conversions as one int8 kernel.
+everything else stay as they are. Where a target wants residuals in int8 too, they are rounded in the same way. Engines
+run product and both conversions as one int8 kernel.
+
+Outputs, where a target wants them in int8, have a scale for each channel, s[c], which no engine's kernel takes as such.
+But it multiplies each channel with its weight's scale: w[c] / s[c] there and b[c] / s[c] for the bias give y[c] / s[c],
+which is rounded with the scale 1, and multiplied by s[c] when it is turned back: by `DequantizeLinear`, or by a `Mul`
+of its own where an operator between two int8 tensors follows. ONNX Runtime 1.31 makes one int8 operator of those three,
+and then refuses scales by channel (`Scale and Zero-point must be a scalar`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.errors import BuildError
-from export.precision.layers import OUTPUT, RESIDUAL
+from export.precision.layers import OUTPUT, RESIDUAL, Scales
 from export.precision.weights import channel_scales, output_axis, to_int8
 
 
@@ -23,7 +29,7 @@ def layer_of(node: ir.Node) -> str:
     return str(node.name).rsplit("/", 1)[0]
 
 
-def quantise(graph: ir.Graph, scales: Mapping[str, float], *, unsigned: bool = False) -> int:
+def quantise(graph: ir.Graph, scales: Scales, *, unsigned: bool = False) -> int:
     """Rewrite every layer of `scales`, which are those of its input; round the outputs and residuals that are there
     too. Activations are int8 around 0 or, `unsigned`, uint8 around 128: the same steps. Returns how many nodes have
     int8 weights.
@@ -52,15 +58,12 @@ def quantise(graph: ir.Graph, scales: Mapping[str, float], *, unsigned: bool = F
             if key not in made:
                 made[key] = _rounded(graph, node, values, scales[name], zero)
             node.replace_input_with(place, made[key])
-    for node, name in outputs:
-        if name in scales:
-            uses = list(node.outputs[0].uses())
-            answer = _rounded(graph, node, node.outputs[0], scales[name], zero, behind=True)
-            for user, place in uses:
-                user.replace_input_with(place, answer)
+    channels = {node: np.asarray(scales[name], np.float32) for node, name in outputs if name in scales}
     rewritten = [node for node in layers if layer_of(node) in scales]
     for node in rewritten:
-        node.replace_input_with(1, _stored(graph, node))
+        _store_weight(graph, node, channels.get(node, np.ones((), np.float32)))
+    for node, steps in channels.items():
+        _round_output(graph, node, steps, zero)
     return len(rewritten)
 
 
@@ -79,36 +82,58 @@ def _residual(node: ir.Node, layers: Collection[ir.Node]) -> list[tuple[ir.Node,
     return found
 
 
-def _rounded(
-    graph: ir.Graph,
-    node: ir.Node,
-    values: ir.Value,
-    scale: float,
-    zero: NDArray[np.generic],
-    *,
-    behind: bool = False,
-) -> ir.Value:
-    """`values` through int8 and back, before the node or behind it."""
-    label = f"{node.name}/output" if behind else f"{node.name}/input"
+def _rounded(graph: ir.Graph, node: ir.Node, values: ir.Value, scale: float, zero: NDArray[np.generic]) -> ir.Value:
+    """`values` through int8 and back, before the node."""
     constants = [
-        _constant(graph, f"{label}_scale", np.array(scale, np.float32)),
-        _constant(graph, f"{label}_zero", zero),
+        _constant(graph, f"{node.name}/input_scale", np.array(scale, np.float32)),
+        _constant(graph, f"{node.name}/input_zero", zero),
     ]
-    end = "_output" if behind else ""
-    down = ir.node("QuantizeLinear", [values, *constants], name=f"{node.name}/QuantizeLinear{end}")
-    up = ir.node("DequantizeLinear", [down.outputs[0], *constants], name=f"{node.name}/DequantizeLinear{end}")
-    for one, dtype in ((down, ir.DataType.from_numpy(zero.dtype)), (up, values.dtype)):
-        one.outputs[0].name = f"{one.name}_output"
-        one.outputs[0].shape, one.outputs[0].dtype = values.shape, dtype
-    if behind:
-        graph.insert_after(node, [down, up])
-    else:
-        graph.insert_before(node, [down, up])
+    down, up = _there_and_back(node, values, "", constants, constants)
+    graph.insert_before(node, [down, up])
     return up.outputs[0]
 
 
-def _stored(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """The node's weight as int8 with a scale for each output channel, and back."""
+def _round_output(graph: ir.Graph, node: ir.Node, channels: NDArray[np.float32], zero: NDArray[np.generic]) -> None:
+    """What comes out of `node`, already divided by the scale of each of its `channels`, through int8 and back."""
+    answer, name = node.outputs[0], f"{node.name}/output"
+    uses = list(answer.uses())
+    there = [_constant(graph, f"{name}_scale", np.ones((), np.float32)), _constant(graph, f"{name}_zero", zero)]
+    if any(_is_rounded(user) for user, _ in uses):
+        down, up = _there_and_back(node, answer, "_output", there, there)
+        shape = (len(channels), *(1 for _ in answer.shape[2:]))
+        factors = _constant(graph, f"{name}_scales", channels.reshape(shape))
+        nodes = [down, up, ir.node("Mul", [up.outputs[0], factors], name=f"{node.name}/Mul_output")]
+        nodes[2].outputs[0].shape, nodes[2].outputs[0].dtype = answer.shape, answer.dtype
+    else:
+        zeros = np.full(channels.shape, zero)
+        back = [_constant(graph, f"{name}_scales", channels), _constant(graph, f"{name}_zeros", zeros)]
+        nodes = list(_there_and_back(node, answer, "_output", there, back, axis=1))
+    graph.insert_after(node, nodes)
+    for user, place in uses:
+        user.replace_input_with(place, nodes[-1].outputs[0])
+
+
+def _is_rounded(node: ir.Node) -> bool:
+    """Whether the node makes int8 of what it reads or answers."""
+    readers = [node, *(usage.node for value in node.outputs for usage in value.uses())]
+    return any(reader.op_type == "QuantizeLinear" for reader in readers)
+
+
+def _there_and_back(
+    node: ir.Node, values: ir.Value, end: str, there: list[ir.Value], back: list[ir.Value], **attributes: int
+) -> tuple[ir.Node, ir.Node]:
+    """`QuantizeLinear` and `DequantizeLinear` with these scales and zeros, named after the node."""
+    down = ir.node("QuantizeLinear", [values, *there], name=f"{node.name}/QuantizeLinear{end}")
+    up = ir.node("DequantizeLinear", [down.outputs[0], *back], attributes, name=f"{node.name}/DequantizeLinear{end}")
+    for one, dtype in ((down, there[1].dtype), (up, values.dtype)):
+        one.outputs[0].name = f"{one.name}_output"
+        one.outputs[0].shape, one.outputs[0].dtype = values.shape, dtype
+    return down, up
+
+
+def _store_weight(graph: ir.Graph, node: ir.Node, divisor: NDArray[np.float32]) -> None:
+    """The node's weight as int8 with a scale for each output channel, and back; it and the bias over `divisor`, one
+    or one for each output channel."""
     value = node.inputs[1]
     assert value is not None
     assert value.const_value is not None
@@ -118,14 +143,18 @@ def _stored(graph: ir.Graph, node: ir.Node) -> ir.Value:
     scale = channel_scales(weight, axis)
     constants = [
         _constant(graph, f"{node.name}/weight_int8", to_int8(weight, scale, axis)),
-        _constant(graph, f"{node.name}/weight_scale", scale),
+        _constant(graph, f"{node.name}/weight_scale", scale / divisor),
         _constant(graph, f"{node.name}/weight_zero", np.zeros(len(scale), np.int8)),
     ]
     up = ir.node("DequantizeLinear", constants, {"axis": axis}, name=f"{node.name}/DequantizeLinear_weight")
     up.outputs[0].name = f"{up.name}_output"
     up.outputs[0].shape, up.outputs[0].dtype = value.shape, value.dtype
     graph.insert_before(node, up)
-    return up.outputs[0]
+    node.replace_input_with(1, up.outputs[0])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and divisor.ndim:
+        assert bias.const_value is not None
+        node.replace_input_with(2, _constant(graph, f"{node.name}/bias", bias.const_value.numpy() / divisor))
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:

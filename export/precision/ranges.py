@@ -1,9 +1,12 @@
-"""The range of each layer's input: what becomes 127.
+"""The range of each layer's input, and of what is rounded beside it: what becomes 127.
 
 One pass over the calibration images fills a histogram of |x| for each layer; images stream through, nothing of them is
 kept. From it come candidates: the largest value seen, two percentiles, and the bound with the least squared rounding
 error. A second pass rounds each layer's input by every candidate and compares the layer's *output* with the exact one;
 the candidate with the smallest error wins.
+
+An output has a range for each channel, the largest value seen: an int8 kernel scales its channels one by one anyway
+(export/precision/qdq.py). Ranges that cut anything off are worse there, since they cut a channel's few large values.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.precision.layers import Intercept, Kernel, round_to_int8, round_weight
+from export.precision.layers import OUTPUT, Intercept, Kernel, round_to_int8, round_weight
 from export.precision.weights import LARGEST
 from export.single_pass import SinglePass
 
@@ -29,15 +32,20 @@ _MSE_BOUNDS = 96
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The bound of a layer's input and the `method` that proposed it."""
+    """The bound of a tensor, or of each of its channels [C], and the `method` that proposed it."""
 
     method: str
-    bound: float
+    bound: float | Tensor
 
     @property
-    def scale(self) -> float:
-        """Real value of one step of int8."""
+    def scale(self) -> float | Tensor:
+        """Real value of one step of int8, or that of each channel."""
         return self.bound / LARGEST
+
+    @property
+    def largest(self) -> float:
+        """The bound of the widest channel."""
+        return float(torch.as_tensor(self.bound).max())
 
 
 @dataclass(kw_only=True)
@@ -86,12 +94,17 @@ class Histogram:
 def choose_ranges(
     module: SinglePass, names: Iterable[str], feeds: Feeds, progress: Callable[[str], None]
 ) -> dict[str, Range]:
-    """The range of each named layer's input, by the error of its output over the calibration images."""
-    histograms = {name: Histogram() for name in names}
+    """The range of each named layer, by the calibration images: see above."""
+    wanted = set(names)
+    histograms: dict[str, Histogram] = {}
+    channels: dict[str, Tensor] = {}
 
     def count(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        if name in histograms:
-            histograms[name].update(args[0])
+        if name in wanted and name.endswith(f"/{OUTPUT}"):
+            largest = args[0].abs().transpose(0, 1).flatten(1).amax(dim=1)
+            channels[name] = torch.maximum(channels.get(name, largest), largest)
+        elif name in wanted:
+            histograms.setdefault(name, Histogram()).update(args[0])
         return kernel(*args, **kwargs)
 
     _run(module, count, feeds, "histograms", progress)
@@ -108,7 +121,10 @@ def choose_ranges(
         return exact
 
     _run(module, compare, feeds, "ranges", progress)
-    return {name: _best(candidates[name], errors[name]) for name in candidates}
+    found = {name: _best(candidates[name], errors[name]) for name in candidates}
+    for name, largest in channels.items():
+        found[name] = Range(method="channels", bound=torch.where(largest > 0, largest, 1.0))
+    return found
 
 
 def _best(candidates: list[Range], errors: list[float]) -> Range:
@@ -122,6 +138,6 @@ def _run(module: SinglePass, handle: Any, feeds: Feeds, what: str, progress: Cal
             progress(f"{what}: calibration image {number}")
 
 
-def scales_of(ranges: Mapping[str, Range]) -> dict[str, float]:
+def scales_of(ranges: Mapping[str, Range]) -> dict[str, float | Tensor]:
     """Each layer's scale."""
     return {name: one.scale for name, one in ranges.items()}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.precision.layers import Layer, Quantised
+from export.precision.layers import Layer, Quantised, Scales
 from export.precision.ranges import Feeds
 from export.single_pass import SinglePass
 from runtime.engine import unit_vectors
@@ -78,13 +78,13 @@ class Meter:
         self._module, self._task, self._feeds = module, task, feeds
         self._exact: list[NDArray[np.float32]] = []
 
-    def __call__(self, scales: Mapping[str, float]) -> float:
+    def __call__(self, scales: Scales) -> float:
         """The mean over the images."""
         self._exact = self._exact or list(self._predict({}))
         pairs = zip(self._predict(scales), self._exact, strict=True)
         return float(np.mean([distance(self._task, one, exact) for one, exact in pairs]))
 
-    def _predict(self, scales: Mapping[str, float]) -> Any:
+    def _predict(self, scales: Scales) -> Any:
         for inputs in self._feeds():
             with torch.inference_mode(), Quantised(self._module, scales):
                 answer = self._module(*inputs)
@@ -92,7 +92,7 @@ class Meter:
 
 
 def rank(
-    meter: Meter, layers: list[Layer], scales: Mapping[str, float], memory: Path, progress: Callable[[str], None]
+    meter: Meter, layers: list[Layer], scales: Scales, memory: Path, progress: Callable[[str], None]
 ) -> dict[str, float]:
     """Each group's distance when it alone is quantised.
 
@@ -113,7 +113,7 @@ def rank(
 def search(
     meter: Meter,
     layers: list[Layer],
-    scales: Mapping[str, float],
+    scales: Scales,
     ranked: Callable[[], dict[str, float]],
     budget: float,
     progress: Callable[[str], None],
