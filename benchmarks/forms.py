@@ -2,7 +2,7 @@
 
 Upsampling at the three places of the full-size decoder at 512x512 and the last of the UNet, the autoencoder's wide
 convolutions, and on OpenVINO attention of autoencoder and UNet at 512, 768 and 1024 pixels; one layer at a time before
-an activation, medians of interleaved rounds. `export/targets` chooses by this.
+a narrow convolution or, attention, an activation; medians of interleaved rounds. `export/targets` chooses by this.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ _ATTENTIONS = ((512, 512), (320, 64))
 """(channels, channels of a head)."""
 _TOKENS = (64, 96, 128)
 """Edges of the map of tokens."""
-_READER = "reader"
+_READER, _READ = "reader", 16
+"""Name and channels of the convolution behind: an engine's layers, in int8 above all, want a reader of their output in
+the graph, and it is no activation, which some engines fuse with what they should be measured without."""
 _SCALE = 4 / 127  # of standard normal values
 _INT8 = {"onnxruntime": "onnxruntime", "openvino-bf16": "openvino"}
 """Targets by the backend that runs their int8 graphs."""
-_PRODUCTS = ("plain", *FORMS)
+_INT8_FORMS = ("plain", *FORMS)
 """The forms that int8 can take."""
 _Run = Callable[[NDArray[np.float32]], object]
 
@@ -66,7 +68,7 @@ def main() -> int:
             graphs = {name: _export(module, x, Path(folder) / f"{name}.onnx") for name, module in modules.items()}
             runs = {(backend, name): _OPEN[backend](graph) for name, graph in graphs.items() for backend in _of(fold)}
             for backend, target in _INT8.items():
-                rounded = {name: _quantised(graph, target) for name, graph in graphs.items() if name in _PRODUCTS}
+                rounded = {name: _quantised(graph, target) for name, graph in graphs.items() if name in _INT8_FORMS}
                 runs |= {(f"{backend}-int8", name): _OPEN[backend](graph) for name, graph in rounded.items()}
             seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
             for turn in range(arguments.rounds + 1):
@@ -113,23 +115,25 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.project(x.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.depth)).transpose(1, 2) for part in tokens)
-        # Behind the last product OpenVINO would compute in float32.
+        # Without a product behind it, attention would be the graph's tail, which OpenVINO leaves in float32.
         return cast(Tensor, self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
 
 def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
-    # An engine's int8 layers need a reader of their output in the graph.
-    layer = nn.Sequential(module, nn.SiLU())
+    attention = isinstance(module, _Attention)
+    channels = x.shape[1]
+    layer = nn.Sequential(module, nn.SiLU() if attention else nn.Conv2d(channels, _READ, 1)).eval()
     with quiet_exporter(), torch.no_grad():
         torch.onnx.export(layer, (torch.from_numpy(x),), path, dynamo=True, opset_version=23, verbose=False)
-    if isinstance(module, _Attention):
-        model = ir.load(path)
+    model = ir.load(path)
+    model.graph[-1].name = _READER
+    if attention:
         found = {
             "blocks": functools.partial(split_queries, fewest=0),
             "joined": functools.partial(join_heads, contrib=False),
         }
         assert found[path.stem](model.graph) == 1
-        ir.save(model, path)
+    ir.save(model, path)
     return path
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 class Target:
     """A place where bundles run.
 
-    `opset` is the default ONNX opset; `group_norm` and `attention` name forms of export/group_norm.py and
-    export/attention.py by precision, where the target's own kernels are missing or slow;
-    `upsampling` one of export/folds/subpixel.py's forms by precision, chosen by `benchmarks.forms`;
+    `opset` is the default ONNX opset; `group_norm` names a form of export/group_norm.py by precision, where the
+    target's own kernel is missing or slow; `attention` one of export/attention.py's, for the operator that it runs
+    fastest, and `upsampling` one of export/folds/subpixel.py's, both chosen by `benchmarks.forms`;
     `winograd` are the precisions in which export/folds/winograd.py is faster and exact enough;
     `tolerance` are the largest and the mean absolute difference from the PyTorch reference that the golden may show,
     by precision: in bf16 and int8 single pixels at edges may be far off, and the mean is what proves the engine;
