@@ -16,8 +16,9 @@ kernel reads all keys and values again for every few queries, and waits for memo
 
 In bf16 every operator's answer is rounded, and scores of 100 to halves: exp(q K^T - m) would be 2 to 3 times as far
 off as the kernel, which rounds none. The second product takes m off while it sums in float32. What matters is near 0
-then and rounded finely, and m itself, which cancels out, need not be exact. The division comes last, of [block, d]
-elements. No softmax is left that OpenVINO could find and fuse back into its kernel.
+then and rounded finely, and m itself, which cancels out, need not be exact: up to scores of 20,000 its rounding leaves
+exp within range. The division comes last, of [block, d] elements. No softmax is left that OpenVINO could find and fuse
+back into its kernel.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 from export.errors import BuildError
 from export.golden import golden_image
 from export.precision.calibration import Calibration
-from export.precision.layers import Layer, Scales, find_layers
+from export.precision.layers import RESIDUAL, Layer, Scales, find_layers
 from export.precision.ranges import Range, choose_ranges, scales_of
 from export.precision.search import BUDGETS, Choice, Meter, Step, rank, search
 from export.precision.smooth import smooth
@@ -103,9 +103,11 @@ def _taken_over(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BuildError(f"{path} is not a policy: {error}; a bundle of --precision int8 holds one") from error
     groups = {layer.group for layer in layers}
-    if not isinstance(kept, list) or not set(kept) <= groups:
-        odd = sorted(set(map(str, kept)) - groups)[:3]
+    known = groups | {f"{group}/{RESIDUAL}" for group in groups}  # of a target that rounds residuals
+    if not isinstance(kept, list) or not set(map(str, kept)) <= known:
+        odd = sorted(set(map(str, kept)) - known)[:3]
         raise BuildError(f"the policy {path} keeps groups that this network does not have: {odd}")
+    kept = [group for group in kept if group in groups]
     taken = [layer for layer in layers if layer.group not in kept]
     share = sum(layer.multiply_adds for layer in taken) / sum(layer.multiply_adds for layer in layers)
     measured = meter({layer.name: scales[layer.name] for layer in taken})
