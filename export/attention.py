@@ -8,13 +8,14 @@ transpositions around it. The exporter writes attention with its heads apart:
 ONNX's `Attention` (opset 23) takes [B, S, C] with the number of heads as well, and so does ONNX Runtime's own
 `MultiHeadAttention`, whose CPU kernel works through the keys block by block and never stores the S x S matrix.
 
-"blocks": joined, but from 8,192 keys on (the crossing lies between the measured 4,096 and 9,216) a block of queries q
-at a time is multiplied with all keys, as large products, and nothing larger than a block's scores is kept. OpenVINO's
-kernel reads all keys and values again for every few queries, and waits for memory where they leave the cache:
+"blocks": joined, but from 8,192 keys on a block of queries q at a time is multiplied with all keys, as large products,
+and nothing larger than a block's scores is kept. OpenVINO's kernel reads all keys and values again for every few
+queries, and waits for memory where they leave the cache: the autoencoder's beyond 4,096 keys, the UNet's, of narrow
+heads, beyond 9,216 (both measured; there is one bound):
 
     m = max q K^T        p = exp([q, -m] [K, 1]^T)        y = (p V) / sum p
 
-In bf16 every operator's answer is rounded, and scores of 100 to halves: exp(q K^T - m) would be 2 to 3 times as far
+In bf16 every operator's answer is rounded, and scores of 100 to halves: exp(q K^T - m) would be up to 3 times as far
 off as the kernel, which rounds none. The second product takes m off while it sums in float32. What matters is near 0
 then and rounded finely, and m itself, which cancels out, need not be exact: up to scores of 20,000 its rounding leaves
 exp within range. The division comes last, of [block, d] elements. No softmax is left that OpenVINO could find and fuse
@@ -41,17 +42,13 @@ def write_attention(graph: ir.Graph, form: str) -> None:
     if form not in FORMS:
         raise ValueError(f"attention has the forms {FORMS}, not {form!r}")
     if form == "blocks":
-        split_queries(graph)
+        split_queries(graph, _LONG)
     if form != "split":
         join_heads(graph, contrib=form == "contrib")
 
 
-def split_queries(graph: ir.Graph, fewest: int | None = None) -> int:
-    """Spell out every `Attention` over `fewest` keys (None: 8192) or more, a block of queries at a time.
-
-    Returns how many were.
-    """
-    fewest = _LONG if fewest is None else fewest
+def split_queries(graph: ir.Graph, fewest: int) -> int:
+    """Spell out every `Attention` over `fewest` keys or more, a block of queries at a time. Returns how many were."""
     attentions = [node for node in graph if node.op_type == "Attention" and len(node.inputs) == 3]
     nodes = [node for node in attentions if _edges(node.inputs[1])[2] >= fewest]
     for node in nodes:

@@ -58,16 +58,16 @@ def exact(feeds: dict[str, np.ndarray], scale: float | None = None) -> np.ndarra
 def test_blocks_are_exact(backend: str, length: int, scale: float | None) -> None:
     """8200 is no multiple of a block."""
     rewritten = model(length, length, scale=scale)
-    assert split_queries(rewritten.graph) == 1
+    assert split_queries(rewritten.graph, 8192) == 1
     proto = ir.to_proto(rewritten)
     onnx.checker.check_model(proto)
     feeds = operands(length, length)
     np.testing.assert_allclose(_run(backend, proto, feeds), exact(feeds, scale), atol=1e-4)
 
 
-@pytest.mark.parametrize("factor", [1, 4, 20, 100])
+@pytest.mark.parametrize("factor", [4, 20, 100])
 def test_blocks_are_as_accurate_as_the_kernel_in_bf16(factor: float) -> None:
-    """The largest scores are 5, 21, 100 and 500. Rounded to bf16, those are 0.01 to 1 off, and shares as much."""
+    """The largest scores are 21, 100 and 500. Rounded to bf16, those are up to 1 off, and shares as much."""
     core = pytest.importorskip("openvino").Core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bf16")
@@ -80,12 +80,12 @@ def test_blocks_are_as_accurate_as_the_kernel_in_bf16(factor: float) -> None:
         errors.append(np.sqrt(np.square(answer - exact(feeds)).mean()))
     kernel, blocks = errors
     assert kernel > 1e-6
-    assert blocks < 1.6 * kernel
+    assert blocks < 1.3 * kernel
 
 
 def test_no_matrix_of_all_scores() -> None:
     rewritten = model(8192, 8192)
-    split_queries(rewritten.graph)
+    split_queries(rewritten.graph, 8192)
     inferred = onnx.shape_inference.infer_shapes(ir.to_proto(rewritten), data_prop=True)
     sizes = [
         math.prod(edge.dim_value for edge in value.type.tensor_type.shape.dim) for value in inferred.graph.value_info
@@ -95,8 +95,8 @@ def test_no_matrix_of_all_scores() -> None:
 
 
 def test_short_ones_and_few_keys_stay() -> None:
-    assert split_queries(model(8191, 8191).graph) == 0
-    assert split_queries(model(16384, 77).graph) == 0
+    assert split_queries(model(8191, 8191).graph, 8192) == 0
+    assert split_queries(model(16384, 77).graph, 8192) == 0
     for form in ("split", "contrib", "joined"):
         graph = model(8192, 8192).graph
         write_attention(graph, form)
@@ -112,7 +112,7 @@ def test_short_ones_and_few_keys_stay() -> None:
 def test_a_bundle_whose_maps_are_large(checkpoint_d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large by a lowered bound: the autoencoder's two and the five of the UNet's widest level, all else as it is."""
     pytest.importorskip("openvino")
-    monkeypatch.setattr(attention, "_LONG", BUCKET)
+    monkeypatch.setattr(attention, "_LONG", (BUCKET // 8) ** 2)
     settings = {"task": "depth", "target": "openvino", "precision": "bf16", "resolutions": ((BUCKET, BUCKET),)}
     bundle = build_bundle(checkpoint_d, tmp_path / "bundle", **settings)  # runs the golden
     graph = onnx.load(bundle / "model-64x64.onnx", load_external_data=False).graph

@@ -25,6 +25,7 @@ from export.errors import BuildError
 from export.folds import apply_folds
 from export.folds.lean_transformer import LeanBlock
 from export.precision.calibration import Calibration
+from export.precision.int8 import _taken_over
 from export.precision.layers import (
     LARGEST,
     OUTPUT,
@@ -169,7 +170,8 @@ def test_module_and_graph_round_alike(
     block = {group for group in groups if group.startswith("decoder/network.up_blocks.3.resnets.0.")}
     assert len(block) == 2 + (RESIDUAL in beside)
     elsewhere = "unet/network.down_blocks.0.resnets.0.conv2/residual"  # some targets round it
-    (tmp_path / "policy.json").write_text(json.dumps({"kept": sorted({*groups, elsewhere} - block)}))
+    policy = {"kept": sorted({*groups, elsewhere} - block), "layers": [{"group": group} for group in sorted(groups)]}
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
     settings = {"task": "depth", "resolutions": ((BUCKET, BUCKET),), "precision": "int8", "calibration_images": 2}
     bundle = build_bundle(checkpoint_d, tmp_path / "bundle", policy=tmp_path / "policy.json", **settings)
     found = [row for row in json.loads((bundle / "policy.json").read_text())["layers"] if row["int8"]]
@@ -256,7 +258,7 @@ def test_manifest_says_how(bundle_int8: Path) -> None:
 
 
 def test_search_keeps_the_fewest() -> None:
-    """Made-up groups: `bad` costs more than the budget alone, `worse` most for its work; all squares."""
+    """Made-up groups: `bad` costs more than the budget alone, `worse` most for its work."""
     layers = [
         Layer(name=name, group=name, multiply_adds=work) for name, work in (("a", 50), ("bad", 30), ("worse", 10))
     ]
@@ -276,7 +278,7 @@ def test_search_keeps_the_fewest() -> None:
 
 
 def test_the_order_is_by_squares_and_what_saves_nothing_comes_first() -> None:
-    """`large` is further off for its work, and its square is not; `residual` has no work at all."""
+    """`large` is less far off for its work than `small`, and its square is further; `residual` has no work at all."""
     work = {"small": 1, "large": 100, "residual": 0}
     layers = [Layer(name=name, group=name, multiply_adds=count) for name, count in work.items()]
     errors = {"small": 0.001, "large": 0.02, "residual": 0.0001}
@@ -303,6 +305,20 @@ def test_ranking_goes_on_where_it_was(tmp_path: Path) -> None:
         rank(meter, layers, dict.fromkeys("abc", 1.0), memory, lambda line: None)
     assert rank(meter, layers, dict.fromkeys("abc", 1.0), memory, lambda line: None) == dict.fromkeys("abc", 0.5)
     assert calls == ["a", "b", "b", "c"]
+
+
+def test_residuals_that_a_policy_was_not_asked_about_are_kept(tmp_path: Path) -> None:
+    """The policy of a target that rounds none, taken over for one that does; the search keeps residuals first too."""
+    layers = [Layer(name=name, group=name, multiply_adds=1) for name in ("a", f"a/{RESIDUAL}", "b")]
+    path = tmp_path / "policy.json"
+    for asked, kept in ((("a", "b"), [f"a/{RESIDUAL}", "b"]), (("a", f"a/{RESIDUAL}", "b"), ["b"])):
+        path.write_text(json.dumps({"kept": ["b"], "layers": [{"group": group} for group in asked]}))
+        choice = _taken_over(path, lambda scales: 0.0, layers, dict.fromkeys("ab", 1.0) | {f"a/{RESIDUAL}": 1.0}, print)
+        assert choice.kept == kept
+    for text in ("{", "[]", "{}", '{"kept": null}', '{"kept": 3}', '{"kept": ["up_blocks.0"]}'):
+        path.write_text(text)
+        with pytest.raises(BuildError, match=r"policy"):
+            _taken_over(path, lambda scales: 0.0, layers, {}, print)
 
 
 def test_distance_is_absrel_after_alignment_or_degrees() -> None:

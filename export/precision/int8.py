@@ -97,17 +97,20 @@ def choose_int8(
 def _taken_over(
     path: Path, meter: Meter, layers: list[Layer], scales: Scales, progress: Callable[[str], None]
 ) -> Choice:
-    """The kept groups of another policy, measured here."""
+    """The kept groups of another policy, measured here; residuals that it was not asked about are kept too."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["kept"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BuildError(f"{path} is not a policy: {error}; a bundle of --precision int8 holds one") from error
-    groups = {layer.group for layer in layers}
-    known = groups | {f"{group}/{RESIDUAL}" for group in groups}  # of a target that rounds residuals
-    if not isinstance(kept, list) or not set(map(str, kept)) <= known:
-        odd = sorted(set(map(str, kept)) - known)[:3]
-        raise BuildError(f"the policy {path} keeps groups that this network does not have: {odd}")
-    kept = [group for group in kept if group in groups]
+        policy = json.loads(path.read_text(encoding="utf-8"))
+        wanted, asked = set(policy["kept"]), {layer["group"] for layer in policy.get("layers", [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BuildError(f"{path} is not a policy: {error!r}; a bundle of --precision int8 holds one") from error
+    groups = dict.fromkeys(layer.group for layer in layers)
+    residuals = {f"{group}/{RESIDUAL}" for group in groups}  # of this target or of another
+    if odd := sorted(map(str, wanted - residuals - groups.keys()))[:3]:
+        raise BuildError(
+            f"the policy {path} keeps groups that this network does not have: {odd}; if these are blocks, it is of a "
+            "version that did not search single layers"
+        )
+    kept = [group for group in groups if group in wanted or (group in residuals and group not in asked)]
     taken = [layer for layer in layers if layer.group not in kept]
     share = sum(layer.multiply_adds for layer in taken) / sum(layer.multiply_adds for layer in layers)
     measured = meter({layer.name: scales[layer.name] for layer in taken})

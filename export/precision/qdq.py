@@ -1,14 +1,15 @@
 """Int8 in the graph: `QuantizeLinear` and `DequantizeLinear` around the inputs and weights of the chosen layers.
 
-Symmetric, one scale for an input and one for each output channel of a weight; weights are stored as int8, biases and
-everything else stay as they are. Where a target wants residuals in int8 too, they are rounded in the same way. Engines
+Symmetric, one scale for an input and one for each output channel of a weight; weights are stored as int8, everything
+else stays as it is. Where a target wants residuals in int8 too, they are rounded in the same way. Engines
 run product and both conversions as one int8 kernel.
 
 Outputs, where a target wants them in int8, have a scale for each channel, s[c], which no engine's kernel takes as such.
 But it multiplies each channel with its weight's scale: w[c] / s[c] there and b[c] / s[c] for the bias give y[c] / s[c],
 which is rounded with the scale 1, and multiplied by s[c] when it is turned back: by `DequantizeLinear`, or by a `Mul`
-of its own where an operator between two int8 tensors follows. ONNX Runtime 1.31 makes one int8 operator of those three,
-and then refuses scales by channel (`Scale and Zero-point must be a scalar`).
+of its own where an operator follows that answers to `QuantizeLinear`. ONNX Runtime 1.31 makes one int8 operator of
+`DequantizeLinear`, operator and `QuantizeLinear`, and then refuses scales by channel (`Scale and Zero-point must be a
+scalar`). It looks through reshapes, slices and pooling too; no network has such a place, and opening it would fail.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ def quantise(graph: ir.Graph, scales: Scales, *, unsigned: bool = False) -> int:
     made: dict[tuple[str, float], ir.Value] = {}  # before the first node that reads it
     for node, place, name in sorted((*inputs, *residuals), key=lambda site: order[site[0]]):
         if name in scales:
-            values = node.inputs[place]
+            values, scale = node.inputs[place], scales[name]
             assert values is not None
-            key = (str(values.name), scales[name])
+            assert isinstance(scale, float)
+            key = (str(values.name), scale)
             if key not in made:
-                made[key] = _rounded(graph, node, values, scales[name], zero)
+                made[key] = _rounded(graph, node, values, scale, zero)
             node.replace_input_with(place, made[key])
     channels = {node: np.asarray(scales[name], np.float32) for node, name in outputs if name in scales}
     rewritten = [node for node in layers if layer_of(node) in scales]

@@ -5,8 +5,8 @@ Distance  how far a prediction is from the fp32 one on the calibration images, i
 First     everything in int8: where that is within the budget, nothing is left to do.
 Ranking   every group (a layer and its output, or a residual) is quantised alone. The square of its distance for each
           multiply-add says what it costs to have it in int8: rounding errors of different layers have little to do with
-          each other, so that their squares add up, and one large error weighs more than many small ones. A residual
-          saves no multiply-adds: residuals are the costliest.
+          each other, so that their squares add up, and one large error weighs more than many small ones. Residuals are
+          kept first, whatever their error: the search counts multiply-adds, and no memory that they may save.
 Search    with the costliest groups kept in higher precision, the fewest that bring the distance of everything else
           together within the budget, by bisection.
 """
