@@ -10,8 +10,8 @@ ONNX's `Attention` (opset 23) takes [B, S, C] with the number of heads as well, 
 
 "blocks": joined, but from 8,192 keys on a block of queries q at a time is multiplied with all keys, as large products,
 and nothing larger than a block's scores is kept. OpenVINO's kernel reads all keys and values again for every few
-queries, and waits for memory where they leave the cache: the autoencoder's beyond 4,096 keys, the UNet's, of narrow
-heads, beyond 9,216 (both measured; there is one bound):
+queries, and waits for memory where they leave the cache: the autoencoder's, of one wide head, beyond 4,096 keys
+(measured; the UNet's narrow heads gain little or nothing):
 
     m = max q K^T        p = exp([q, -m] [K, 1]^T)        y = (p V) / sum p
 
