@@ -315,9 +315,10 @@ def test_residuals_that_a_policy_was_not_asked_about_are_kept(tmp_path: Path) ->
         path.write_text(json.dumps({"kept": ["b"], "layers": [{"group": group} for group in asked]}))
         choice = _taken_over(path, lambda scales: 0.0, layers, dict.fromkeys("ab", 1.0) | {f"a/{RESIDUAL}": 1.0}, print)
         assert choice.kept == kept
-    for text in ("{", "[]", "{}", '{"kept": null}', '{"kept": 3}', '{"kept": ["up_blocks.0"]}'):
+    broken = dict.fromkeys(("{", "[]", "{}", '{"kept": null}', '{"kept": 3}'), r"is not a policy.*--precision int8")
+    for text, message in (broken | {'{"kept": ["up_blocks.0"]}': r"up_blocks\.0.*blocks.*single layers"}).items():
         path.write_text(text)
-        with pytest.raises(BuildError, match=r"policy"):
+        with pytest.raises(BuildError, match=message):
             _taken_over(path, lambda scales: 0.0, layers, {}, print)
 
 

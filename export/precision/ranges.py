@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.precision.layers import OUTPUT, Intercept, Kernel, round_to_int8, round_weight
+from export.precision.layers import OUTPUT, Intercept, Kernel, Scales, round_to_int8, round_weight
 from export.precision.weights import LARGEST
 from export.single_pass import SinglePass
 
@@ -138,6 +138,6 @@ def _run(module: SinglePass, handle: Any, feeds: Feeds, what: str, progress: Cal
             progress(f"{what}: calibration image {number}")
 
 
-def scales_of(ranges: Mapping[str, Range]) -> dict[str, float | Tensor]:
+def scales_of(ranges: Mapping[str, Range]) -> Scales:
     """Each layer's scale."""
     return {name: one.scale for name, one in ranges.items()}
