@@ -68,7 +68,7 @@ class _UNet(nn.Module):
         time = network.time_embedding(network.get_time_embed(sample=like, timestep=self.timestep))
         return time + network.get_class_embed(sample=like, class_labels=self.task)
 
-    def forward(self, latent: Tensor, noise: Tensor | None) -> Tensor:
+    def forward(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
         if noise is None and self.noises:
             noise = self.noises[tuple(latent.shape[2:])]
         if noise is not None:

@@ -18,11 +18,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from export.precision.layers import Layer, Quantised, Scales
 from export.precision.ranges import Feeds
@@ -71,24 +71,40 @@ class Choice:
         return next(step for step in self.steps if step.kept == len(self.kept))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What the stages answer to one image: latents [1,C,h,w] and the map [C,H,W]."""
+
+    encoded: Tensor
+    denoised: Tensor
+    prediction: NDArray[np.float32]
+
+
 class Meter:
-    """Distances of the module with some layers quantised; the exact predictions are kept, the images are not."""
+    """Distances of the module with some layers quantised. Of each image the exact answers are kept, so that stages
+    before the first quantised layer need not run again; the image itself is not."""
 
     def __init__(self, module: SinglePass, task: Task, feeds: Feeds) -> None:
         self._module, self._task, self._feeds = module, task, feeds
-        self._exact: list[NDArray[np.float32]] = []
+        self._exact: list[_Answers] = []
 
     def __call__(self, scales: Scales) -> float:
         """The mean over the images."""
-        self._exact = self._exact or list(self._predict({}))
-        pairs = zip(self._predict(scales), self._exact, strict=True)
-        return float(np.mean([distance(self._task, one, exact) for one, exact in pairs]))
+        self._exact = self._exact or [self._run(inputs, {}) for inputs in self._feeds()]
+        distances = []
+        for inputs, exact in zip(self._feeds(), self._exact, strict=True):
+            rounded = self._run(inputs, scales, exact)
+            distances.append(distance(self._task, rounded.prediction, exact.prediction))
+        return float(np.mean(distances))
 
-    def _predict(self, scales: Scales) -> Any:
-        for inputs in self._feeds():
-            with torch.inference_mode(), Quantised(self._module, scales):
-                answer = self._module(*inputs)
-            yield answer[0].numpy()
+    def _run(self, inputs: tuple[Tensor, ...], scales: Scales, exact: _Answers | None = None) -> _Answers:
+        image, *noise = inputs
+        stages = {name.partition("/")[0] for name in scales}
+        with torch.inference_mode(), Quantised(self._module, scales):
+            encoded = exact.encoded if exact and "encoder" not in stages else self._module.encoder(image)
+            denoised = exact.denoised if exact and stages <= {"decoder"} else self._module.unet(encoded, *noise)
+            prediction = self._module.decoder(denoised)
+        return _Answers(encoded=encoded, denoised=denoised, prediction=prediction[0].numpy())
 
 
 def rank(

@@ -67,8 +67,8 @@ def _largest_inputs(module: SinglePass, layers: list[nn.Linear], feeds: Feeds) -
         return kernel(*args, **kwargs)
 
     with torch.inference_mode(), Intercept(module, note):
-        for inputs in feeds():
-            module(*inputs)
+        for image, *noise in feeds():
+            module.unet(module.encoder(image), *noise)  # nothing of the decoder is smoothed
     return {key: channels.clone() for key, channels in found.items()}
 
 
