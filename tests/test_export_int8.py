@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
+from torch.nn import functional as F
 
 from export.build_engine import main
 from export.checkpoint import load_checkpoint
@@ -34,10 +36,11 @@ from export.precision.layers import (
     Quantised,
     find_layers,
     round_to_int8,
+    round_weight,
     weight_scales,
 )
-from export.precision.ranges import Histogram, choose_ranges, scales_of
-from export.precision.search import distance, rank, search
+from export.precision.ranges import Histogram, _compared, choose_ranges, scales_of
+from export.precision.search import Meter, Remembered, distance, rank, search
 from export.precision.smooth import smooth
 from export.precision.weights import channel_scales, to_int8
 from export.single_pass import SinglePass
@@ -290,21 +293,71 @@ def test_the_order_is_by_squares_and_what_saves_nothing_comes_first() -> None:
     assert kept == ["residual", "large", "small"]
 
 
-def test_ranking_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Killed at its third measurement; the next build asks for that one and what comes after it alone."""
     layers = [Layer(name=name, group=name, multiply_adds=1) for name in "abc"]
+    scales = dict.fromkeys("abc", 1.0)
     calls: list[str] = []
 
     def meter(scales: Mapping[str, float]) -> float:
-        calls.extend(scales)
-        if len(calls) == 2:
+        calls.append("".join(scales))
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return 0.5
+        return 0.5 * len(scales)
 
-    memory = tmp_path / "memory.json"
+    def build() -> list[str]:
+        remembered = Remembered(meter, tmp_path / "memory.json")
+        ranked = partial(rank, remembered, layers, scales, print)
+        return search(remembered, layers, scales, ranked, 0.5, print).kept
+
+    (tmp_path / "memory.json").write_text("{damaged")
     with pytest.raises(KeyboardInterrupt):
-        rank(meter, layers, dict.fromkeys("abc", 1.0), memory, lambda line: None)
-    assert rank(meter, layers, dict.fromkeys("abc", 1.0), memory, lambda line: None) == dict.fromkeys("abc", 0.5)
-    assert calls == ["a", "b", "b", "c"]
+        build()
+    assert build() == ["a", "b"]
+    assert calls == ["abc", "a", "b", "b", "c", "bc"]
+    Remembered(meter, tmp_path / "memory.json").forget()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_that_nothing_rounded_has_touched_are_not_run_again(folded: SinglePass) -> None:
+    """The distance is that of the whole module's predictions, from whichever stage on it runs."""
+    inputs = _inputs(1)
+    meter = Meter(folded, TASKS["depth"], lambda: inputs)
+    ran: list[str] = []
+    stages = dict(folded.named_children())
+    hooks = [part.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, part in stages.items()]
+    meter({})  # what is exact is kept from here on
+    with torch.inference_mode():
+        exact = folded(*inputs[0])[0].numpy()
+    for number, stage in enumerate(stages):
+        name = next(layer.name for layer in find_layers(folded, inputs[0]) if layer.name.startswith(f"{stage}/"))
+        with torch.inference_mode(), Quantised(folded, {name: 0.1}):
+            rounded = folded(*inputs[0])[0].numpy()
+        ran.clear()
+        found = meter({name: 0.1})
+        assert ran == list(stages)[number:]
+        assert found == distance(TASKS["depth"], rounded, exact) > 0
+    for hook in hooks:
+        hook.remove()
+
+
+def test_wide_convolutions_are_compared_on_fewer_channels() -> None:
+    """Those come out as they would among all; of matrices and residuals nothing is left out."""
+    torch.manual_seed(0)
+    image, bias = torch.randn(1, 8, 6, 6), torch.randn(300)
+    for kernel, args in (
+        (F.conv2d, (image, torch.randn(300, 8, 3, 3), bias, 1, 1)),
+        (F.conv2d, (image, torch.randn(300, 8, 3, 3), None, 1, 1)),
+        (F.conv_transpose2d, (image, torch.randn(8, 300, 4, 4), bias, 2, 1)),
+    ):
+        rest, wanted = _compared(kernel, args, kernel(*args))
+        assert wanted.shape[1] == 100
+        assert torch.equal(wanted, kernel(*args)[:, ::3])
+        assert torch.allclose(kernel(image, *rest), kernel(image, *round_weight(kernel, args))[:, ::3], atol=1e-5)
+    for kernel, args in ((F.linear, (image, torch.randn(300, 6), bias)), (torch.add, (image, image))):
+        rest, wanted = _compared(kernel, args, kernel(*args))
+        assert torch.equal(wanted, kernel(*args))
+        assert kernel(image, *rest).shape == wanted.shape
 
 
 def test_residuals_that_a_policy_was_not_asked_about_are_kept(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from export.golden import golden_image
 from export.precision.calibration import Calibration
 from export.precision.layers import RESIDUAL, Layer, Scales, find_layers
 from export.precision.ranges import Range, choose_ranges, scales_of
-from export.precision.search import BUDGETS, Choice, Meter, Step, rank, search
+from export.precision.search import BUDGETS, Choice, Measure, Meter, Remembered, Step, rank, search
 from export.precision.smooth import smooth
 from export.single_pass import SinglePass
 from export.targets import TARGETS
@@ -75,10 +75,13 @@ def choose_int8(
         few = dataclasses.replace(calibration, count=min(calibration.count, _RANKING_IMAGES))
         small = _small(bucket, manifest.latent.downscale)
         ranker = Meter(module, manifest.task, functools.partial(few.feeds, manifest, small))
-        remembered = memory / f".sensitivity-{_key(manifest, pixels, ranges)}.json"
-        ranked = functools.partial(rank, ranker, layers, scales, remembered, progress)
-        choice = search(meter, layers, scales, ranked, budget, progress)
-        remembered.unlink(missing_ok=True)
+        key = _key(manifest, pixels, ranges)
+        alone = Remembered(ranker, memory / f".alone-{key}.json")
+        together = Remembered(meter, memory / f".together-{key}.json")
+        ranked = functools.partial(rank, alone, layers, scales, progress)
+        choice = search(together, layers, scales, ranked, budget, progress)
+        alone.forget()
+        together.forget()
     else:
         choice = _taken_over(settings.policy, meter, layers, scales, progress)
     taken = [layer for layer in layers if layer.group not in choice.kept]
@@ -95,7 +98,7 @@ def choose_int8(
 
 
 def _taken_over(
-    path: Path, meter: Meter, layers: list[Layer], scales: Scales, progress: Callable[[str], None]
+    path: Path, meter: Measure, layers: list[Layer], scales: Scales, progress: Callable[[str], None]
 ) -> Choice:
     """The kept groups of another policy, measured here; residuals that it was not asked about are kept too."""
     try:
@@ -126,7 +129,7 @@ def _small(bucket: Bucket, cell: int) -> Bucket:
 
 
 def _key(manifest: Manifest, pixels: str, ranges: dict[str, Range]) -> str:
-    """What a group's distance depends on."""
+    """What a distance depends on, but for the layers that are quantised."""
     rounded = sorted((name, one.method, one.largest) for name, one in ranges.items())
     text = f"{manifest.checkpoint.sha256} {manifest.buckets[0]} {manifest.noise_seed} {pixels} {rounded}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -13,6 +13,8 @@ Search    with the costliest groups kept in higher precision, the fewest that br
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -32,6 +34,8 @@ from runtime.tasks import Task
 
 BUDGETS = {1: 0.01, 3: 1.0}
 """The default budget by the task's channels: AbsRel, or degrees."""
+Measure = Callable[[Scales], float]
+"""The distance with the layers of `scales` quantised."""
 _FLOOR = 0.1  # of values in [0,1]: what is smaller counts as this large in AbsRel, which would be endless at 0
 
 
@@ -107,27 +111,43 @@ class Meter:
         return _Answers(encoded=encoded, denoised=denoised, prediction=prediction[0].numpy())
 
 
-def rank(
-    meter: Meter, layers: list[Layer], scales: Scales, memory: Path, progress: Callable[[str], None]
-) -> dict[str, float]:
-    """Each group's distance when it alone is quantised.
+class Remembered:
+    """A meter's distances, kept in the file `memory` too, so that a killed build goes on where it was. A file that is
+    no such memory is replaced."""
 
-    What was measured lies in the file `memory`, so that a killed build goes on where it was.
-    """
-    alone: dict[str, float] = json.loads(memory.read_text()) if memory.exists() else {}
+    def __init__(self, meter: Measure, memory: Path) -> None:
+        self._meter, self._memory = meter, memory
+        self._known: dict[str, float] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            self._known = dict(json.loads(memory.read_text(encoding="utf-8")))
+
+    def __call__(self, scales: Scales) -> float:
+        """The distance with these layers quantised."""
+        key = hashlib.sha256(" ".join(sorted(scales)).encode()).hexdigest()[:16]
+        if key not in self._known:
+            self._known[key] = self._meter(scales)
+            partial = self._memory.with_name(self._memory.name + ".partial")
+            partial.write_text(json.dumps(self._known), encoding="utf-8")
+            partial.replace(self._memory)
+        return self._known[key]
+
+    def forget(self) -> None:
+        """Remove the file: what was measured is in the policy now."""
+        self._memory.unlink(missing_ok=True)
+
+
+def rank(meter: Measure, layers: list[Layer], scales: Scales, progress: Callable[[str], None]) -> dict[str, float]:
+    """Each group's distance when it alone is quantised."""
+    alone: dict[str, float] = {}
     groups = list(dict.fromkeys(layer.group for layer in layers if layer.name in scales))
     for number, group in enumerate(groups, start=1):
-        if group not in alone:
-            alone[group] = meter({layer.name: scales[layer.name] for layer in layers if layer.group == group})
-            partial = memory.with_name(memory.name + ".partial")
-            partial.write_text(json.dumps(alone))
-            partial.replace(memory)
+        alone[group] = meter({layer.name: scales[layer.name] for layer in layers if layer.group == group})
         progress(f"sensitivity {number}/{len(groups)}: {group} alone is {alone[group]:.2g} off")
     return alone
 
 
 def search(
-    meter: Meter,
+    meter: Measure,
     layers: list[Layer],
     scales: Scales,
     ranked: Callable[[], dict[str, float]],
