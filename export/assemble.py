@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gc
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ class BuildSettings:
 def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
     """Build a bundle and return its path.
 
-    Raises: CheckpointError, BuildError, VerificationError; nothing is left behind then.
+    Raises: CheckpointError, BuildError, VerificationError; nothing is left behind then, but what a killed int8
+    search has measured (`.NAME.search` beside the bundle), for the next build of that name.
     """
     target = TARGETS[settings.target]
     if settings.precision in target.instead:
@@ -90,6 +92,7 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
     manifest = _draft(settings, checkpoint)
     destination = settings.output or Path("engines") / manifest.name
     weight_bytes = 4 * sum(p.numel() for module in (checkpoint.unet, checkpoint.vae) for p in module.parameters())
+    memory = destination.with_name(f".{destination.name}.search")
     copies = 1 + (len(manifest.buckets) if target.engine_suffix else 0)
     with staged(destination, overwrite=settings.overwrite, needed_bytes=weight_bytes * copies) as stage:
         write_golden(checkpoint, manifest, stage, progress)
@@ -100,12 +103,13 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
             manifest = dataclasses.replace(manifest, folds=folds)
         scales: Scales = {}
         if target.int8_layers(settings.precision):
-            scales, quantisation = choose_int8(module, manifest, int8, stage, destination.parent, progress)
+            scales, quantisation = choose_int8(module, manifest, int8, stage, memory, progress)
             manifest = dataclasses.replace(manifest, quantisation=quantisation)
         write_graphs(module, manifest, stage, int8.calibration, progress, scales)
         del checkpoint, module  # the engine builder and the golden run need the memory
         gc.collect()
         finish(stage, manifest, progress)
+    shutil.rmtree(memory, ignore_errors=True)
     return destination
 
 

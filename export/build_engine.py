@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was left behind\n")
+        sys.stderr.write("interrupted; nothing of the bundle was left behind\n")
         return 130
     sys.stdout.write(f"{bundle}\n")
     return 0

@@ -48,7 +48,7 @@ def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iter
         check_destination(destination, overwrite=overwrite)  # another build may have come first
         _take_place(stage, destination)
     except OSError as error:
-        raise BuildError(f"cannot write the bundle {destination}: {error}. Nothing was left behind.") from error
+        raise BuildError(f"cannot write the bundle {destination}: {error}. Nothing of it was left behind.") from error
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)

@@ -26,6 +26,7 @@ from export.costs import read_costs
 from export.errors import BuildError
 from export.folds import apply_folds
 from export.folds.lean_transformer import LeanBlock
+from export.precision import int8
 from export.precision.calibration import Calibration
 from export.precision.int8 import _taken_over
 from export.precision.layers import (
@@ -34,6 +35,7 @@ from export.precision.layers import (
     RESIDUAL,
     Layer,
     Quantised,
+    Scales,
     find_layers,
     round_to_int8,
     round_weight,
@@ -315,46 +317,85 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path: Path) -> None:
         build()
     assert build() == ["a", "b"]
     assert calls == ["abc", "a", "b", "b", "c", "bc"]
-    Remembered(meter, tmp_path / "memory.json").forget()
-    assert list(tmp_path.iterdir()) == []
 
 
-def test_stages_that_nothing_rounded_has_touched_are_not_run_again(folded: SinglePass) -> None:
+def test_a_build_ranks_with_fixed_noise_and_forgets_what_it_measured(
+    checkpoint_g: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket larger than ranking's: a network that has its noise inside takes no other size."""
+    monkeypatch.setattr(int8, "_RANKING_EDGE", BUCKET // 2)
+    asked: list[tuple[str, int]] = []
+
+    class Spy(Meter):
+        def __call__(self, scales: Scales) -> float:
+            (image, *_), *_ = self._feeds()
+            asked.append(("all" if len(scales) > 2 else "one", image.shape[-1]))
+            (tmp_path / "seen").write_text(" ".join(path.name for path in tmp_path.glob(".bundle.search/*")))
+            return float(len(scales) > 2)
+
+    monkeypatch.setattr(int8, "Meter", Spy)
+    for fixed, edge in ((True, BUCKET), (False, BUCKET // 2)):
+        asked.clear()
+        settings = {"task": "normal", "resolutions": ((BUCKET, BUCKET),), "precision": "int8", "budget": 0.5}
+        build_bundle(
+            checkpoint_g, tmp_path / "bundle", **settings, fixed_noise=fixed, calibration_images=1, overwrite=True
+        )
+        assert asked[0] == ("all", BUCKET)
+        assert set(asked) == {("all", BUCKET), ("one", BUCKET), ("one", edge)}
+        assert [name.split("-")[0] for name in sorted((tmp_path / "seen").read_text().split())] == ["alone", "together"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "seen"]
+
+
+def test_memory_is_of_one_task_and_network(bundle_int8: Path) -> None:
+    manifest = Manifest.load(bundle_int8)
+    others = {"tasks": ["normal"], "target": "openvino", "noise_seed": 1, "fixed_noise": True, "folds": []}
+    changed = [dataclasses.replace(manifest, **{name: value}) for name, value in others.items()]
+    assert len({int8._key(one, "pixels", {}) for one in [manifest, *changed]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("mode", ["d", "g"])
+def test_stages_that_nothing_rounded_has_touched_are_not_run_again(mode: str, request: pytest.FixtureRequest) -> None:
     """The distance is that of the whole module's predictions, from whichever stage on it runs."""
-    inputs = _inputs(1)
-    meter = Meter(folded, TASKS["depth"], lambda: inputs)
+    module = SinglePass(load_checkpoint(str(request.getfixturevalue(f"checkpoint_{mode}")), task="depth"))
+    generator = torch.Generator().manual_seed(1)
+    noises = [(torch.randn(1, 4, BUCKET // 8, BUCKET // 8, generator=generator),) * (mode == "g") for _ in range(2)]
+    inputs = [(*image, *noise) for image, noise in zip(_inputs(), noises, strict=True)]
+    meter = Meter(module, TASKS["depth"], lambda: inputs)
+    stages = dict(module.named_children())
     ran: list[str] = []
-    stages = dict(folded.named_children())
-    hooks = [part.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, part in stages.items()]
-    meter({})  # what is exact is kept from here on
+    for name, part in stages.items():
+        part.register_forward_hook(lambda *_, name=name: ran.append(name))
+    first: dict[str, str] = {}
+    for layer in find_layers(module, inputs[0]):
+        first.setdefault(layer.name.partition("/")[0], layer.name)
     with torch.inference_mode():
-        exact = folded(*inputs[0])[0].numpy()
-    for number, stage in enumerate(stages):
-        name = next(layer.name for layer in find_layers(folded, inputs[0]) if layer.name.startswith(f"{stage}/"))
-        with torch.inference_mode(), Quantised(folded, {name: 0.1}):
-            rounded = folded(*inputs[0])[0].numpy()
+        exact = [module(*one)[0].numpy() for one in inputs]
+    meter({})  # what is exact is kept from here on
+    for rounded in (["encoder"], ["unet"], ["decoder"], ["encoder", "decoder"], ["unet", "decoder"], list(stages)):
+        scales = {first[stage]: 0.1 for stage in rounded}
+        with torch.inference_mode(), Quantised(module, scales):
+            wanted = [
+                distance(TASKS["depth"], module(*one)[0].numpy(), was) for one, was in zip(inputs, exact, strict=True)
+            ]
         ran.clear()
-        found = meter({name: 0.1})
-        assert ran == list(stages)[number:]
-        assert found == distance(TASKS["depth"], rounded, exact) > 0
-    for hook in hooks:
-        hook.remove()
+        assert meter(scales) == np.mean(wanted) > 0
+        assert ran == list(stages)[list(stages).index(rounded[0]) :] * 2
 
 
 def test_wide_convolutions_are_compared_on_fewer_channels() -> None:
     """Those come out as they would among all; of matrices and residuals nothing is left out."""
     torch.manual_seed(0)
-    image, bias = torch.randn(1, 8, 6, 6), torch.randn(300)
+    image, bias = torch.randn(1, 8, 6, 6), torch.randn(512)
     for kernel, args in (
-        (F.conv2d, (image, torch.randn(300, 8, 3, 3), bias, 1, 1)),
-        (F.conv2d, (image, torch.randn(300, 8, 3, 3), None, 1, 1)),
-        (F.conv_transpose2d, (image, torch.randn(8, 300, 4, 4), bias, 2, 1)),
+        (F.conv2d, (image, torch.randn(512, 8, 3, 3), bias, 1, 1)),
+        (F.conv2d, (image, torch.randn(512, 8, 3, 3), None, 1, 1)),
+        (F.conv_transpose2d, (image, torch.randn(8, 512, 4, 4), bias, 2, 1)),
     ):
         rest, wanted = _compared(kernel, args, kernel(*args))
-        assert wanted.shape[1] == 100
-        assert torch.equal(wanted, kernel(*args)[:, ::3])
-        assert torch.allclose(kernel(image, *rest), kernel(image, *round_weight(kernel, args))[:, ::3], atol=1e-5)
-    for kernel, args in ((F.linear, (image, torch.randn(300, 6), bias)), (torch.add, (image, image))):
+        every = slice(None, None, 5)  # odd, so that of "shuffle" channels of each place are among them
+        assert torch.equal(wanted, kernel(*args)[:, every])
+        assert torch.allclose(kernel(image, *rest), kernel(image, *round_weight(kernel, args))[:, every], atol=1e-5)
+    for kernel, args in ((F.linear, (image, torch.randn(512, 6), bias)), (torch.add, (image, image))):
         rest, wanted = _compared(kernel, args, kernel(*args))
         assert torch.equal(wanted, kernel(*args))
         assert kernel(image, *rest).shape == wanted.shape

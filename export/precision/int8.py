@@ -56,7 +56,7 @@ def choose_int8(
 ) -> tuple[Scales, Quantisation]:
     """The scale of each int8 layer, and what the manifest says; writes `policy.json` into `folder`.
 
-    In the folder `memory` the measurements of a killed build wait for the next one.
+    Measurements go into the folder `memory` too, where those of a killed build wait for the next one.
     Raises: BuildError for a policy of another network, or images that cannot be calibrated with; ImageError.
     """
     bucket, calibration = manifest.buckets[0], settings.calibration
@@ -73,15 +73,12 @@ def choose_int8(
     pixels = calibration.sha256(bucket)
     if settings.policy is None:
         few = dataclasses.replace(calibration, count=min(calibration.count, _RANKING_IMAGES))
-        small = _small(bucket, manifest.latent.downscale)
-        ranker = Meter(module, manifest.task, functools.partial(few.feeds, manifest, small))
+        ranker = Meter(module, manifest.task, functools.partial(few.feeds, manifest, _ranking_bucket(manifest)))
         key = _key(manifest, pixels, ranges)
-        alone = Remembered(ranker, memory / f".alone-{key}.json")
-        together = Remembered(meter, memory / f".together-{key}.json")
+        alone = Remembered(ranker, memory / f"alone-{key}.json")
+        together = Remembered(meter, memory / f"together-{key}.json")
         ranked = functools.partial(rank, alone, layers, scales, progress)
         choice = search(together, layers, scales, ranked, budget, progress)
-        alone.forget()
-        together.forget()
     else:
         choice = _taken_over(settings.policy, meter, layers, scales, progress)
     taken = [layer for layer in layers if layer.group not in choice.kept]
@@ -121,18 +118,20 @@ def _taken_over(
     return Choice(kept=kept, alone={}, steps=[Step(kept=len(kept), int8_share=share, distance=measured)])
 
 
-def _small(bucket: Bucket, cell: int) -> Bucket:
-    """The bucket's shape, no longer than _RANKING_EDGE."""
-    shrink = min(1.0, _RANKING_EDGE / max(bucket.height, bucket.width))
+def _ranking_bucket(manifest: Manifest) -> Bucket:
+    """The first bucket's shape, no longer than _RANKING_EDGE, unless its noise is part of the network."""
+    bucket, cell = manifest.buckets[0], manifest.latent.downscale
+    shrink = 1.0 if manifest.fixed_noise else min(1.0, _RANKING_EDGE / max(bucket.height, bucket.width))
     height, width = (max(1, round(edge * shrink / cell)) * cell for edge in (bucket.height, bucket.width))
     return dataclasses.replace(bucket, height=height, width=width)
 
 
 def _key(manifest: Manifest, pixels: str, ranges: dict[str, Range]) -> str:
     """What a distance depends on, but for the layers that are quantised."""
+    network = [manifest.checkpoint.sha256, manifest.vae_encoder, manifest.vae_decoder, manifest.tasks, manifest.folds]
     rounded = sorted((name, one.method, one.largest) for name, one in ranges.items())
-    text = f"{manifest.checkpoint.sha256} {manifest.buckets[0]} {manifest.noise_seed} {pixels} {rounded}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    what = [*network, manifest.fixed_noise, manifest.noise_seed, manifest.target, manifest.buckets[0], pixels, rounded]
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
 def _write(path: Path, layers: list[Layer], ranges: dict[str, Range], choice: Choice, described: Quantisation) -> None:

@@ -3,7 +3,7 @@
 One pass over the calibration images fills a histogram of |x| for each layer; images stream through, nothing of them is
 kept. From it come candidates: the largest value seen, two percentiles, and the bound with the least squared rounding
 error. A second pass rounds each layer's input by every candidate and compares the layer's *output* with the exact one,
-of a convolution on 128 channels where it has more; the candidate with the smallest error wins.
+that of a convolution on at most 128 of its channels, to save time; the candidate with the smallest error wins.
 
 An output has a range for each channel, the largest value seen: an int8 kernel scales its channels one by one anyway
 (export/precision/qdq.py). Ranges that cut anything off are worse there, since they cut a channel's few large values.
@@ -118,10 +118,10 @@ def choose_ranges(
     def compare(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         exact = kernel(*args, **kwargs)
         if name in candidates:
-            rest, wanted = _compared(kernel, args, exact)
+            rest, target = _compared(kernel, args, exact)
             for place, candidate in enumerate(candidates[name]):
                 answer = kernel(round_to_int8(args[0], candidate.scale), *rest, **kwargs)
-                errors[name][place] += float((answer - wanted).square_().sum())
+                errors[name][place] += float((answer - target).square_().sum())
         return exact
 
     _run(module, compare, feeds, "ranges", progress)
@@ -138,7 +138,7 @@ def _compared(kernel: Kernel, args: tuple[Any, ...], exact: Tensor) -> tuple[tup
     if kernel not in OUTPUT_AXIS or kernel is F.linear:  # a sum with a residual, or little work
         return rest, exact
     weight, bias, *more = rest
-    every = -(-exact.shape[1] // _COMPARED)
+    every = -(-exact.shape[1] // _COMPARED) | 1  # odd: four channels in a row may be the four places of one (subpixel)
     few = weight[:, ::every] if OUTPUT_AXIS[kernel] else weight[::every]
     return (few, bias if bias is None else bias[::every], *more), exact[:, ::every]
 

@@ -126,14 +126,11 @@ class Remembered:
         key = hashlib.sha256(" ".join(sorted(scales)).encode()).hexdigest()[:16]
         if key not in self._known:
             self._known[key] = self._meter(scales)
+            self._memory.parent.mkdir(exist_ok=True)
             partial = self._memory.with_name(self._memory.name + ".partial")
             partial.write_text(json.dumps(self._known), encoding="utf-8")
             partial.replace(self._memory)
         return self._known[key]
-
-    def forget(self) -> None:
-        """Remove the file: what was measured is in the policy now."""
-        self._memory.unlink(missing_ok=True)
 
 
 def rank(meter: Measure, layers: list[Layer], scales: Scales, progress: Callable[[str], None]) -> dict[str, float]:
