@@ -179,7 +179,7 @@ def _precisions(bodies: list[_Body]) -> list[str]:
 
 def _checkpoint_and_setting(body: _Body) -> tuple[str, str]:
     """For example "depth-d" and "int8, openvino", from the bundle's name."""
-    checkpoint, _, setting = body["rows"][0]["bundle"].partition("-256x256-")
+    checkpoint, setting = re.split(r"-\d+x\d+-", body["rows"][0]["bundle"], maxsplit=1)
     return checkpoint, setting.replace("-", ", ", 1)
 
 
