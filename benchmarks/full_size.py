@@ -31,10 +31,11 @@ def main() -> int:
     parser.add_argument("--calibration-images", default="1", metavar="N", help="of a precision below fp32")
     parser.add_argument("--image", default="tiny/samples/room.png")
     parser.add_argument("--output", type=Path, default=Path("engines"))
+    parser.add_argument("--name", default="full-size", help="of the bundles and rows, before target and precision")
     arguments = parser.parse_args()
     rows = []
     for target in arguments.target:
-        bundle = arguments.output / f"full-size-{target}-{arguments.precision}"
+        bundle = arguments.output / f"{arguments.name}-{target}-{arguments.precision}"
         what = [arguments.checkpoint, "--resolution", arguments.resolution, "--target", target]
         what += ["--precision", arguments.precision, "--calibration-images", arguments.calibration_images]
         setting = {"target": target, "resolution": arguments.resolution, "precision": arguments.precision}
@@ -54,7 +55,7 @@ def main() -> int:
             rows.append(setting | {"bundle_gb": round(size, 2), "engine_gb": round(engine, 2), "golden": golden})
             print(f"{target:<14} bundle   {size:.2f} GB, engine {engine:.2f} GB  golden {golden}")
     for target in arguments.target:
-        title = f"full-size-{target}" + (f"-{arguments.precision}" if arguments.precision != "fp32" else "")
+        title = f"{arguments.name}-{target}" + (f"-{arguments.precision}" if arguments.precision != "fp32" else "")
         name = write_rows(title, [row for row in rows if row["target"] == target]).name
         print(f"rows: {name}")
     failed = [row for row in rows if row.get("status", 0) != 0 or row.get("peak_gb", 0) > _LIMIT_GB]
