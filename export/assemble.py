@@ -68,8 +68,8 @@ class BuildSettings:
 def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
     """Build a bundle and return its path.
 
-    Raises: CheckpointError, BuildError, VerificationError; nothing is left behind then, but what a killed int8
-    search has measured (`.NAME.search` beside the bundle), for the next build of that name.
+    Raises: CheckpointError, BuildError, VerificationError, OutputError; nothing is left behind then, but what a killed
+    int8 search has measured (`.NAME.search` beside the bundle), for the next build of that name.
     """
     target = TARGETS[settings.target]
     if settings.precision in target.instead:

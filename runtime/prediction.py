@@ -60,8 +60,7 @@ class Prediction:
         Image.fromarray(self.colorize()).save(picture, format="PNG")
         contents = (array.getvalue(), _png16(deep.clip(0, 65535).astype(np.uint16)), picture.getvalue())
         return [
-            _write_whole(path, content)
-            for path, content in zip(saved_paths(Path(folder) / name), contents, strict=True)
+            write_whole(path, content) for path, content in zip(saved_paths(Path(folder) / name), contents, strict=True)
         ]
 
 
@@ -92,7 +91,8 @@ def _png16(values: NDArray[np.uint16]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def _write_whole(path: Path, content: bytes) -> Path:
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write the file, and the folder above it, whole or not at all. Raises: OutputError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ from export.precision.layers import Layer, Quantised, Scales
 from export.precision.ranges import Feeds
 from export.single_pass import SinglePass
 from runtime.engine import unit_vectors
+from runtime.prediction import write_whole
 from runtime.tasks import Task
 
 BUDGETS = {1: 0.01, 3: 1.0}
@@ -122,14 +123,11 @@ class Remembered:
             self._known = dict(json.loads(memory.read_text(encoding="utf-8")))
 
     def __call__(self, scales: Scales) -> float:
-        """The distance with these layers quantised."""
+        """The distance with these layers quantised. Raises: OutputError."""
         key = hashlib.sha256(" ".join(sorted(scales)).encode()).hexdigest()[:16]
         if key not in self._known:
             self._known[key] = self._meter(scales)
-            self._memory.parent.mkdir(exist_ok=True)
-            partial = self._memory.with_name(self._memory.name + ".partial")
-            partial.write_text(json.dumps(self._known), encoding="utf-8")
-            partial.replace(self._memory)
+            write_whole(self._memory, json.dumps(self._known).encode())
         return self._known[key]
 
 
