@@ -178,9 +178,9 @@ def _precisions(bodies: list[_Body]) -> list[str]:
 
 
 def _checkpoint_and_setting(body: _Body) -> tuple[str, str]:
-    """For example "depth-d" and "int8, openvino", from the bundle's name."""
-    checkpoint, setting = re.split(r"-\d+x\d+-", body["rows"][0]["bundle"], maxsplit=1)
-    return checkpoint, setting.replace("-", ", ", 1)
+    """For example "depth-d" and "int8, openvino", from the bundle's name; the name alone where it has no size."""
+    checkpoint, *setting = re.split(r"-\d+x\d+-", body["rows"][0]["bundle"], maxsplit=1)
+    return checkpoint, "".join(setting).replace("-", ", ", 1)
 
 
 def _forms(bodies: list[_Body]) -> list[str]:
@@ -301,9 +301,8 @@ def _plot_policies(bodies: list[_Body], path: Path) -> Path:
         checkpoint, setting = _checkpoint_and_setting(body)
         colour = colours.setdefault(checkpoint, f"C{len(colours)}")
         style = styles.setdefault(setting, ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))[len(styles) % 4])
-        axes.plot(
-            *zip(*points, strict=True), linestyle=style, marker="o", color=colour, label=f"{checkpoint}, {setting}"
-        )
+        label = f"{checkpoint}, {setting}".removesuffix(", ")
+        axes.plot(*zip(*points, strict=True), linestyle=style, marker="o", color=colour, label=label)
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
     axes.set(xlabel="share of the layers' multiply-adds in int8", ylabel="distance from fp32 / budget", ylim=(0, None))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
