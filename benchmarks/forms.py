@@ -30,7 +30,7 @@ from benchmarks.rows import write_rows
 from export.attention import join_heads, split_queries
 from export.folds.subpixel import FORMS, SubpixelUpsample
 from export.folds.winograd import WinogradConv
-from export.precision.layers import OUTPUT
+from export.precision.layers import OUTPUT, Range
 from export.precision.qdq import layer_of, quantise
 from export.precision.weights import output_axis
 from export.targets import TARGETS
@@ -48,7 +48,7 @@ _TOKENS = (64, 96, 128)
 _READER, _READ = "reader", 16
 """Name and channels of the convolution behind: an engine's layers, in int8 above all, want a reader of their output in
 the graph, and it is no activation, which some engines fuse with what they should be measured without."""
-_SCALE = 4 / 127  # of standard normal values
+_BOUND = 4.0  # of standard normal values
 _INT8 = {"onnxruntime": "onnxruntime", "openvino-bf16": "openvino"}
 """Targets by the backend that runs their int8 graphs."""
 _INT8_FORMS = ("plain", *FORMS)
@@ -140,13 +140,14 @@ def _export(module: nn.Module, x: NDArray[np.float32], path: Path) -> Path:
 def _quantised(path: Path, target: str) -> Path:
     """The same graph with input and weight of every convolution in int8, and what the target wants beside them."""
     wanted, model = TARGETS[target], ir.load(path)
-    scales: dict[str, float | Tensor] = {}
+    ranges: dict[str, Range] = {}
     for node in model.graph:
         if output_axis(node) is not None and node.name != _READER:
-            scales[layer_of(node)] = _SCALE
+            ranges[layer_of(node)] = Range(low=-_BOUND, high=_BOUND)
             if OUTPUT in wanted.int8_beside:
-                scales[f"{layer_of(node)}/{OUTPUT}"] = torch.full((int(node.outputs[0].shape[1]),), _SCALE)
-    quantise(model.graph, scales, unsigned=wanted.int8_unsigned)
+                bound = torch.full((int(node.outputs[0].shape[1]),), _BOUND)
+                ranges[f"{layer_of(node)}/{OUTPUT}"] = Range(low=-bound, high=bound)
+    quantise(model.graph, ranges, unsigned=wanted.int8_affine)
     RemoveUnusedNodesPass()(model)
     rounded = path.with_stem(f"{path.stem}-int8-{target}")
     ir.save(model, rounded)

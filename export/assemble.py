@@ -19,7 +19,7 @@ from export.folds import apply_folds
 from export.golden import write_golden
 from export.precision.calibration import Calibration
 from export.precision.int8 import Int8Settings, choose_int8
-from export.precision.layers import Scales
+from export.precision.layers import Ranges
 from export.single_pass import SinglePass
 from export.small_vae import replace_vae
 from export.targets import TARGETS
@@ -101,11 +101,11 @@ def build(settings: BuildSettings, progress: Callable[[str], None]) -> Path:
             precision = settings.precision
             folds = apply_folds(module, progress, target.upsampling[precision], precision in target.winograd)
             manifest = dataclasses.replace(manifest, folds=folds)
-        scales: Scales = {}
+        ranges: Ranges = {}
         if target.int8_layers(settings.precision):
-            scales, quantisation = choose_int8(module, manifest, int8, stage, memory, progress)
+            ranges, quantisation = choose_int8(module, manifest, int8, stage, memory, progress)
             manifest = dataclasses.replace(manifest, quantisation=quantisation)
-        write_graphs(module, manifest, stage, int8.calibration, progress, scales)
+        write_graphs(module, manifest, stage, int8.calibration, progress, ranges)
         del checkpoint, module  # the engine builder and the golden run need the memory
         gc.collect()
         finish(stage, manifest, progress)

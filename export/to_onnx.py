@@ -22,7 +22,7 @@ from export.attention import write_attention
 from export.errors import BuildError
 from export.group_norm import spell_out_group_norm
 from export.precision.calibration import Calibration
-from export.precision.layers import Scales
+from export.precision.layers import Ranges
 from export.precision.lower import lower
 from export.precision.qdq import quantise
 from export.single_pass import SinglePass
@@ -41,13 +41,13 @@ def write_graphs(
     folder: Path,
     calibration: Calibration,
     progress: Callable[[str], None],
-    scales: Scales | None = None,
+    ranges: Ranges | None = None,
 ) -> None:
     """Write the graph of each bucket of `manifest`, and one `model.onnx.data` for all, into `folder`.
 
     At opset 23 attention stays `Attention` and group normalisation `GroupNormalization`, unless the target has forms of
     its own; at opset 20 both are spelled out in older operators. `calibration` shows what a half precision cannot hold;
-    the layers of `scales` become int8.
+    the layers of `ranges` become int8.
 
     Raises: BuildError when the exporter or the ONNX checker refuses; OSError.
     """
@@ -62,7 +62,7 @@ def write_graphs(
             target = TARGETS[manifest.target]
             spell_out_group_norm(model.graph, target.group_norm.get(manifest.precision, "kernel"))
             write_attention(model.graph, target.attention.get(manifest.precision, "split"))
-            quantise(model.graph, scales or {}, unsigned=target.int8_unsigned)
+            quantise(model.graph, ranges or {}, unsigned=target.int8_affine)
             if target.typed(manifest.precision):
                 assert program.exported_program is not None
                 lower(model.graph, program.exported_program, manifest, calibration.feeds(manifest, bucket), progress)

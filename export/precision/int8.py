@@ -1,4 +1,4 @@
-"""From calibration images and a budget to the int8 layers and their scales: the straight path of `--precision int8`."""
+"""From calibration images and a budget to the int8 layers and their ranges: the straight path of `--precision int8`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from export.errors import BuildError
 from export.golden import golden_image
 from export.precision.calibration import Calibration
-from export.precision.layers import RESIDUAL, Layer, Scales, find_layers
-from export.precision.ranges import Range, choose_ranges, scales_of
+from export.precision.layers import RESIDUAL, Layer, Ranges, find_layers
+from export.precision.ranges import choose_ranges
 from export.precision.search import BUDGETS, Choice, Measure, Meter, Remembered, Step, rank, search
 from export.precision.smooth import smooth
 from export.single_pass import SinglePass
@@ -53,8 +53,8 @@ def choose_int8(
     folder: Path,
     memory: Path,
     progress: Callable[[str], None],
-) -> tuple[Scales, Quantisation]:
-    """The scale of each int8 layer, and what the manifest says; writes `policy.json` into `folder`.
+) -> tuple[Ranges, Quantisation]:
+    """The range of each int8 layer, and what the manifest says; writes `policy.json` into `folder`.
 
     Measurements go into the folder `memory` too, where those of a killed build wait for the next one.
     Raises: BuildError for a policy of another network, or images that cannot be calibrated with; ImageError.
@@ -63,12 +63,13 @@ def choose_int8(
     budget = BUDGETS[manifest.task.channels] if settings.budget is None else settings.budget
 
     feeds = functools.partial(calibration.feeds, manifest, bucket)
-    layers = find_layers(module, next(feeds()), TARGETS[manifest.target].int8_beside)
+    target = TARGETS[manifest.target]
+    layers = find_layers(module, next(feeds()), target.int8_beside)
     progress(f"{smooth(module, feeds)} linear layers smoothed")
     # The golden's image is no photograph of the calibration's kind; ranges that cut it would make the proof prove less.
     proof = [golden_image(bucket.height, bucket.width, seed=manifest.noise_seed)]
-    ranges = choose_ranges(module, [layer.name for layer in layers], functools.partial(feeds, proof), progress)
-    scales = scales_of(ranges)
+    names, seen = [layer.name for layer in layers], functools.partial(feeds, proof)
+    ranges = choose_ranges(module, names, seen, progress, symmetric=not target.int8_affine)
     meter = Meter(module, manifest.task, feeds)
     pixels = calibration.sha256(bucket)
     if settings.policy is None:
@@ -77,10 +78,10 @@ def choose_int8(
         key = _key(manifest, pixels, ranges)
         alone = Remembered(ranker, memory / f"alone-{key}.json")
         together = Remembered(meter, memory / f"together-{key}.json")
-        ranked = functools.partial(rank, alone, layers, scales, progress)
-        choice = search(together, layers, scales, ranked, budget, progress)
+        ranked = functools.partial(rank, alone, layers, ranges, progress)
+        choice = search(together, layers, ranges, ranked, budget, progress)
     else:
-        choice = _taken_over(settings.policy, meter, layers, scales, progress)
+        choice = _taken_over(settings.policy, meter, layers, ranges, progress)
     taken = [layer for layer in layers if layer.group not in choice.kept]
     described = Quantisation(
         policy=POLICY,
@@ -91,11 +92,11 @@ def choose_int8(
         multiply_adds=sum(layer.multiply_adds for layer in taken),
     )
     _write(folder / POLICY, layers, ranges, choice, described)
-    return {layer.name: scales[layer.name] for layer in taken}, described
+    return {layer.name: ranges[layer.name] for layer in taken}, described
 
 
 def _taken_over(
-    path: Path, meter: Measure, layers: list[Layer], scales: Scales, progress: Callable[[str], None]
+    path: Path, meter: Measure, layers: list[Layer], ranges: Ranges, progress: Callable[[str], None]
 ) -> Choice:
     """The kept groups of another policy, measured here; residuals that it was not asked about are kept too."""
     try:
@@ -113,7 +114,7 @@ def _taken_over(
     kept = [group for group in groups if group in wanted or (group in residuals and group not in asked)]
     taken = [layer for layer in layers if layer.group not in kept]
     share = sum(layer.multiply_adds for layer in taken) / sum(layer.multiply_adds for layer in layers)
-    measured = meter({layer.name: scales[layer.name] for layer in taken})
+    measured = meter({layer.name: ranges[layer.name] for layer in taken})
     progress(f"policy of {path.name}: {share:.1%} of these layers in int8, {measured:.3g} off")
     return Choice(kept=kept, alone={}, steps=[Step(kept=len(kept), int8_share=share, distance=measured)])
 
@@ -126,20 +127,19 @@ def _ranking_bucket(manifest: Manifest) -> Bucket:
     return dataclasses.replace(bucket, height=height, width=width)
 
 
-def _key(manifest: Manifest, pixels: str, ranges: dict[str, Range]) -> str:
+def _key(manifest: Manifest, pixels: str, ranges: Ranges) -> str:
     """What a distance depends on, but for the layers that are quantised."""
     network = [manifest.checkpoint.sha256, manifest.vae_encoder, manifest.vae_decoder, manifest.tasks, manifest.folds]
-    rounded = sorted((name, one.method, one.largest) for name, one in ranges.items())
+    rounded = sorted((name, one.method, *one.widest) for name, one in ranges.items())
     what = [*network, manifest.fixed_noise, manifest.noise_seed, manifest.target, manifest.buckets[0], pixels, rounded]
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
-def _write(path: Path, layers: list[Layer], ranges: dict[str, Range], choice: Choice, described: Quantisation) -> None:
-    rows = [
-        dataclasses.asdict(layer)
-        | {"int8": layer.group not in choice.kept}
-        | {"range": {"method": ranges[layer.name].method, "bound": ranges[layer.name].largest}}
-        for layer in layers
-    ]
+def _write(path: Path, layers: list[Layer], ranges: Ranges, choice: Choice, described: Quantisation) -> None:
+    rows = []
+    for layer in layers:
+        low, high = ranges[layer.name].widest
+        span = {"method": ranges[layer.name].method, "low": low, "high": high}
+        rows.append(dataclasses.asdict(layer) | {"int8": layer.group not in choice.kept, "range": span})
     body = dataclasses.asdict(described) | dataclasses.asdict(choice) | {"layers": rows}
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")

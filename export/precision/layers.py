@@ -42,8 +42,33 @@ class Layer:
     multiply_adds: int
 
 
-Scales = Mapping[str, float | Tensor]
-"""Real value of one step of int8 by layer; an output has one for each channel, [C]."""
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """What int8 holds of a tensor: from `low` <= 0 to `high` >= 0, or of each of its channels [C], and the `method`
+    that proposed it. -127 stands for `low` and 127 for `high`; a range of channels has low = -high."""
+
+    method: str = "given"
+    low: float | Tensor
+    high: float | Tensor
+
+    @property
+    def scale(self) -> float | Tensor:
+        """Real value of one step of int8, or that of each channel."""
+        return (self.high - self.low) / (2 * LARGEST)
+
+    @property
+    def zero(self) -> int:
+        """The int8 that stands for 0: 0 itself where low = -high."""
+        return 0 if isinstance(self.low, Tensor) else round(-LARGEST - self.low / self.scale)
+
+    @property
+    def widest(self) -> tuple[float, float]:
+        """`low` and `high`, of channels the lowest and the highest."""
+        return float(torch.as_tensor(self.low).min()), float(torch.as_tensor(self.high).max())
+
+
+Ranges = Mapping[str, Range]
+"""By layer; those of outputs are of channels."""
 Kernel = Callable[..., Tensor]
 Handle = Callable[[str, Kernel, tuple[Any, ...], dict[str, Any]], Tensor]
 """Called in place of a kernel with the layer's name, the kernel and its arguments: input, weight, bias, ...; for an
@@ -119,10 +144,15 @@ def find_layers(module: SinglePass, feeds: tuple[Tensor, ...], beside: Collectio
     return list(found.values())
 
 
-def round_to_int8(values: Tensor, scale: Tensor | float, axis: int = 1) -> Tensor:
-    """Values that went through symmetric int8 with one scale, or with one for each slice along `axis`."""
-    if not isinstance(scale, Tensor):
-        return torch.fake_quantize_per_tensor_affine(values, scale, 0, -LARGEST - 1, LARGEST)
+def round_to_int8(values: Tensor, span: Range) -> Tensor:
+    """Values that went through int8 with one range, or with one for each channel."""
+    if isinstance(span.scale, Tensor):
+        return _round_slices(values, span.scale, axis=1)
+    return torch.fake_quantize_per_tensor_affine(values, span.scale, span.zero, -LARGEST - 1, LARGEST)
+
+
+def _round_slices(values: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """Through symmetric int8 with a scale for each slice along `axis`."""
     zeros = torch.zeros(len(scale), dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(values, scale.float(), zeros, axis, -LARGEST, LARGEST)
 
@@ -138,20 +168,20 @@ def round_weight(kernel: Kernel, args: tuple[Any, ...]) -> tuple[Any, ...]:
     if kernel not in OUTPUT_AXIS:
         return args[1:]
     axis = OUTPUT_AXIS[kernel]
-    return round_to_int8(args[1], weight_scales(args[1], axis), axis), *args[2:]
+    return _round_slices(args[1], weight_scales(args[1], axis), axis), *args[2:]
 
 
 class Quantised(Intercept):
-    """While active, the layers of `scales` run with inputs and weights rounded to int8: what an engine computes."""
+    """While active, the layers of `ranges` run with inputs and weights rounded to int8: what an engine computes."""
 
-    def __init__(self, module: SinglePass, scales: Scales) -> None:
+    def __init__(self, module: SinglePass, ranges: Ranges) -> None:
         super().__init__(module, self._round)
-        self._scales = scales
+        self._ranges = ranges
 
     def _round(self, name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        if name not in self._scales:
+        if name not in self._ranges:
             return kernel(*args, **kwargs)
-        return kernel(round_to_int8(args[0], self._scales[name]), *round_weight(kernel, args), **kwargs)
+        return kernel(round_to_int8(args[0], self._ranges[name]), *round_weight(kernel, args), **kwargs)
 
 
 def _layer_name(parameter: str) -> str:

@@ -1,8 +1,8 @@
 """Int8 in the graph: `QuantizeLinear` and `DequantizeLinear` around the inputs and weights of the chosen layers.
 
-Symmetric, one scale for an input and one for each output channel of a weight; weights are stored as int8, everything
-else stays as it is. Where a target wants residuals in int8 too, they are rounded in the same way. Engines
-run product and both conversions as one int8 kernel.
+One scale for an input and one for each output channel of a weight. Weights are symmetric and stored as int8; inputs are
+symmetric too, but for targets that run a zero point as fast; everything else stays as it is. Where a target wants
+residuals in int8, they are rounded as inputs are. Engines run product and both conversions as one int8 kernel.
 
 Outputs, where a target wants them in int8, have a scale for each channel, s[c], which no engine's kernel takes as such.
 But it multiplies each channel with its weight's scale: w[c] / s[c] there and b[c] / s[c] for the bias give y[c] / s[c],
@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.errors import BuildError
-from export.precision.layers import OUTPUT, RESIDUAL, Scales
+from export.precision.layers import OUTPUT, RESIDUAL, Ranges
 from export.precision.weights import channel_scales, output_axis, to_int8
 
 
@@ -30,42 +30,42 @@ def layer_of(node: ir.Node) -> str:
     return str(node.name).rsplit("/", 1)[0]
 
 
-def quantise(graph: ir.Graph, scales: Scales, *, unsigned: bool = False) -> int:
-    """Rewrite every layer of `scales`, which are those of its input; round the outputs and residuals that are there
-    too. Activations are int8 around 0 or, `unsigned`, uint8 around 128: the same steps. Returns how many nodes have
-    int8 weights.
+def quantise(graph: ir.Graph, ranges: Ranges, *, unsigned: bool = False) -> int:
+    """Rewrite every layer of `ranges`, which are those of its input; round the outputs and residuals that are there
+    too. Activations are int8 or, `unsigned`, uint8 with zeros that are 128 higher: the same steps. Returns how many
+    nodes have int8 weights.
 
     Raises: BuildError when a layer has no node.
     """
     weights = {value.name: value for value in graph.initializers.values()}
     layers = [node for node in graph if output_axis(node) is not None and node.inputs[1].name in weights]
-    zero: NDArray[np.generic] = np.array(128, np.uint8) if unsigned else np.array(0, np.int8)
+    dtype, middle = (np.uint8, 128) if unsigned else (np.int8, 0)
     inputs = [(node, 0, layer_of(node)) for node in layers]
     residuals = [
         (user, place, f"{layer_of(node)}/{RESIDUAL}") for node in layers for user, place in _residual(node, layers)
     ]
     outputs = [(node, f"{layer_of(node)}/{OUTPUT}") for node in layers]
     names = {name for *_, name in (*inputs, *residuals, *outputs)}
-    if missing := sorted(set(scales) - names):
+    if missing := sorted(set(ranges) - names):
         raise BuildError(f"the graph has no int8 node for {missing[:5]}: it was traced from another network")
 
     order = {node: number for number, node in enumerate(graph)}
-    made: dict[tuple[str, float], ir.Value] = {}  # before the first node that reads it
+    made: dict[tuple[object, ...], ir.Value] = {}  # before the first node that reads it
     for node, place, name in sorted((*inputs, *residuals), key=lambda site: order[site[0]]):
-        if name in scales:
-            values, scale = node.inputs[place], scales[name]
+        if name in ranges:
+            values, span = node.inputs[place], ranges[name]
             assert values is not None
-            assert isinstance(scale, float)
-            key = (str(values.name), scale)
+            key = (str(values.name), span.scale, span.zero)
             if key not in made:
-                made[key] = _rounded(graph, node, values, scale, zero)
+                zero = np.array(middle + span.zero, dtype)
+                made[key] = _rounded(graph, node, values, span.scale, zero)
             node.replace_input_with(place, made[key])
-    channels = {node: np.asarray(scales[name], np.float32) for node, name in outputs if name in scales}
-    rewritten = [node for node in layers if layer_of(node) in scales]
+    channels = {node: np.asarray(ranges[name].scale, np.float32) for node, name in outputs if name in ranges}
+    rewritten = [node for node in layers if layer_of(node) in ranges]
     for node in rewritten:
         _store_weight(graph, node, channels.get(node, np.ones((), np.float32)))
     for node, steps in channels.items():
-        _round_output(graph, node, steps, zero)
+        _round_output(graph, node, steps, np.array(middle, dtype))
     return len(rewritten)
 
 

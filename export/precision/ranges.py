@@ -1,9 +1,11 @@
-"""The range of each layer's input, and of what is rounded beside it: what becomes 127.
+"""The range of each layer's input, and of what is rounded beside it: what becomes -127 and 127.
 
 One pass over the calibration images fills a histogram of |x| for each layer; images stream through, nothing of them is
-kept. From it come candidates: the largest value seen, two percentiles, and the bound with the least squared rounding
-error. A second pass rounds each layer's input by every candidate and compares the layer's *output* with the exact one,
-that of a convolution on at most 128 of its channels, to save time; the candidate with the smallest error wins.
+kept. From it come candidates for a bound on |x|: the largest value seen, two percentiles, and the one with the least
+squared rounding error. The range goes from -bound to bound; for targets whose int8 has a zero point, only as far as
+there are values: what SiLU answers is at least -0.28, and has nearly twice as many steps then. A second pass rounds
+each layer's input by every candidate and compares the layer's *output* with the exact one, that of a convolution on at
+most 128 of its channels, to save time; the candidate with the smallest error wins.
 
 An output has a range for each channel, the largest value seen: an int8 kernel scales its channels one by one anyway
 (export/precision/qdq.py). Ranges that cut anything off are worse there, since they cut a channel's few large values.
@@ -11,7 +13,7 @@ An output has a range for each channel, the largest value seen: an int8 kernel s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from export.precision.layers import OUTPUT, OUTPUT_AXIS, Intercept, Kernel, Scales, round_to_int8, round_weight
-from export.precision.weights import LARGEST
+from export.precision.layers import OUTPUT, OUTPUT_AXIS, Intercept, Kernel, Range, round_to_int8, round_weight
 from export.single_pass import SinglePass
 
 Feeds = Callable[[], Iterable[tuple[Tensor, ...]]]
@@ -32,69 +33,66 @@ _MSE_BOUNDS = 96
 _COMPARED = 128  # output channels
 
 
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """The bound of a tensor, or of each of its channels [C], and the `method` that proposed it."""
+@dataclass(kw_only=True)
+class Histogram:
+    """Counts of |x| in equal bins from 0 to `top`, and the lowest (<= 0) and highest (>= 0) values seen."""
 
-    method: str
-    bound: float | Tensor
-
-    @property
-    def scale(self) -> float | Tensor:
-        """Real value of one step of int8, or that of each channel."""
-        return self.bound / LARGEST
+    top: float = 0.0
+    lowest: float = 0.0
+    highest: float = 0.0
+    counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
 
     @property
     def largest(self) -> float:
-        """The bound of the widest channel."""
-        return float(torch.as_tensor(self.bound).max())
-
-
-@dataclass(kw_only=True)
-class Histogram:
-    """Counts of |x| in equal bins from 0 to `top`, and the largest value seen."""
-
-    top: float = 0.0
-    largest: float = 0.0
-    counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
+        """The largest magnitude seen."""
+        return max(-self.lowest, self.highest)
 
     def update(self, values: Tensor) -> None:
         """Add the values; where they go beyond `top`, it doubles and bins merge in pairs, so that no pass is lost."""
-        magnitudes = values.detach().float().abs().flatten()
-        largest = float(magnitudes.max())
-        self.largest = max(self.largest, largest)
+        lowest, highest = map(float, values.detach().float().aminmax())
+        self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
+        largest = max(-lowest, highest)
         self.top = self.top or largest
         while largest > self.top:
             merged = self.counts.view(-1, 2).sum(1)
             self.counts = torch.cat([merged, torch.zeros_like(merged)])
             self.top *= 2
         if self.top > 0:
-            self.counts += torch.histc(magnitudes, _BINS, 0, self.top).double()
+            self.counts += torch.histc(values.detach().float().abs(), _BINS, 0, self.top).double()
 
-    def candidates(self) -> list[Range]:
+    def candidates(self, *, symmetric: bool = True) -> list[Range]:
         """Ranges to choose from; a layer that saw only zeros gets the bound 1."""
         if self.largest == 0:
-            return [Range(method="min-max", bound=1.0)]
+            return [Range(method="min-max", low=-1.0, high=1.0)]
         found = {"min-max": self.largest}
         shares = self.counts.cumsum(0) / self.counts.sum()
         edges = torch.arange(1, _BINS + 1, dtype=torch.float64) * (self.top / _BINS)
         for method, share in _PERCENTILES.items():
             found[method] = float(edges[int(torch.searchsorted(shares, share).clamp(max=_BINS - 1))])
-        found["mse"] = self._least_squares(edges)
-        return [Range(method=method, bound=min(bound, self.largest)) for method, bound in found.items()]
+        found["mse"] = self._least_squares(edges, symmetric)
+        return [self._range(min(bound, self.largest), symmetric, method) for method, bound in found.items()]
 
-    def _least_squares(self, edges: Tensor) -> float:
+    def _range(self, bound: float, symmetric: bool, method: str = "given") -> Range:
+        low, high = (bound, bound) if symmetric else (min(bound, -self.lowest), min(bound, self.highest))
+        return Range(method=method, low=-low, high=high)
+
+    def _least_squares(self, edges: Tensor, symmetric: bool) -> float:
         """The bound whose rounding and clipping of the bins' middles has the least squared error."""
         middles = edges - self.top / _BINS / 2
         bounds = self.largest * torch.arange(1, _MSE_BOUNDS + 1, dtype=torch.float64) / _MSE_BOUNDS
-        scales = bounds[:, None] / LARGEST
-        rounded = (middles / scales).round().clamp(max=LARGEST) * scales
+        scales = torch.tensor([[self._range(bound, symmetric).scale] for bound in bounds.tolist()], dtype=torch.float64)
+        rounded = (middles / scales).round().mul(scales).minimum(bounds[:, None])
         errors = ((rounded - middles) ** 2 * self.counts).sum(1)
         return float(bounds[errors.argmin()])
 
 
 def choose_ranges(
-    module: SinglePass, names: Iterable[str], feeds: Feeds, progress: Callable[[str], None]
+    module: SinglePass,
+    names: Iterable[str],
+    feeds: Feeds,
+    progress: Callable[[str], None],
+    *,
+    symmetric: bool = True,
 ) -> dict[str, Range]:
     """The range of each named layer, by the calibration images: see above."""
     wanted = set(names)
@@ -110,7 +108,7 @@ def choose_ranges(
         return kernel(*args, **kwargs)
 
     _run(module, count, feeds, "histograms", progress)
-    candidates = {name: histogram.candidates() for name, histogram in histograms.items()}
+    candidates = {name: histogram.candidates(symmetric=symmetric) for name, histogram in histograms.items()}
     errors = {name: [0.0] * len(ranges) for name, ranges in candidates.items()}
 
     def compare(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -118,14 +116,15 @@ def choose_ranges(
         if name in candidates:
             rest, target = _compared(kernel, args, exact)
             for place, candidate in enumerate(candidates[name]):
-                answer = kernel(round_to_int8(args[0], candidate.scale), *rest, **kwargs)
+                answer = kernel(round_to_int8(args[0], candidate), *rest, **kwargs)
                 errors[name][place] += float((answer - target).square_().sum())
         return exact
 
     _run(module, compare, feeds, "ranges", progress)
     found = {name: _best(candidates[name], errors[name]) for name in candidates}
     for name, largest in channels.items():
-        found[name] = Range(method="channels", bound=torch.where(largest > 0, largest, 1.0))
+        bound = torch.where(largest > 0, largest, 1.0)
+        found[name] = Range(method="channels", low=-bound, high=bound)
     return found
 
 
@@ -150,8 +149,3 @@ def _run(module: SinglePass, handle: Any, feeds: Feeds, what: str, progress: Cal
         for number, inputs in enumerate(feeds(), start=1):
             module(*inputs)
             progress(f"{what}: calibration image {number}")
-
-
-def scales_of(ranges: Mapping[str, Range]) -> Scales:
-    """Each layer's scale."""
-    return {name: one.scale for name, one in ranges.items()}

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.precision.layers import Layer, Quantised, Scales
+from export.precision.layers import Layer, Quantised, Ranges
 from export.precision.ranges import Feeds
 from export.single_pass import SinglePass
 from runtime.engine import unit_vectors
@@ -35,8 +35,8 @@ from runtime.tasks import Task
 
 BUDGETS = {1: 0.01, 3: 1.0}
 """The default budget by the task's channels: AbsRel, or degrees."""
-Measure = Callable[[Scales], float]
-"""The distance with the layers of `scales` quantised."""
+Measure = Callable[[Ranges], float]
+"""The distance with the layers of `ranges` quantised."""
 _FLOOR = 0.1  # of values in [0,1]: what is smaller counts as this large in AbsRel, which would be endless at 0
 
 
@@ -93,19 +93,19 @@ class Meter:
         self._module, self._task, self._feeds = module, task, feeds
         self._exact: list[_Answers] = []
 
-    def __call__(self, scales: Scales) -> float:
+    def __call__(self, ranges: Ranges) -> float:
         """The mean over the images."""
         self._exact = self._exact or [self._run(inputs, {}) for inputs in self._feeds()]
         distances = []
         for inputs, exact in zip(self._feeds(), self._exact, strict=True):
-            rounded = self._run(inputs, scales, exact)
+            rounded = self._run(inputs, ranges, exact)
             distances.append(distance(self._task, rounded.prediction, exact.prediction))
         return float(np.mean(distances))
 
-    def _run(self, inputs: tuple[Tensor, ...], scales: Scales, exact: _Answers | None = None) -> _Answers:
+    def _run(self, inputs: tuple[Tensor, ...], ranges: Ranges, exact: _Answers | None = None) -> _Answers:
         image, *noise = inputs
-        stages = {name.partition("/")[0] for name in scales}
-        with torch.inference_mode(), Quantised(self._module, scales):
+        stages = {name.partition("/")[0] for name in ranges}
+        with torch.inference_mode(), Quantised(self._module, ranges):
             encoded = exact.encoded if exact and "encoder" not in stages else self._module.encoder(image)
             denoised = exact.denoised if exact and stages <= {"decoder"} else self._module.unet(encoded, *noise)
             prediction = self._module.decoder(denoised)
@@ -122,21 +122,21 @@ class Remembered:
         with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
             self._known = dict(json.loads(memory.read_text(encoding="utf-8")))
 
-    def __call__(self, scales: Scales) -> float:
+    def __call__(self, ranges: Ranges) -> float:
         """The distance with these layers quantised. Raises: OutputError."""
-        key = hashlib.sha256(" ".join(sorted(scales)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(" ".join(sorted(ranges)).encode()).hexdigest()[:16]
         if key not in self._known:
-            self._known[key] = self._meter(scales)
+            self._known[key] = self._meter(ranges)
             write_whole(self._memory, json.dumps(self._known).encode())
         return self._known[key]
 
 
-def rank(meter: Measure, layers: list[Layer], scales: Scales, progress: Callable[[str], None]) -> dict[str, float]:
+def rank(meter: Measure, layers: list[Layer], ranges: Ranges, progress: Callable[[str], None]) -> dict[str, float]:
     """Each group's distance when it alone is quantised."""
     alone: dict[str, float] = {}
-    groups = list(dict.fromkeys(layer.group for layer in layers if layer.name in scales))
+    groups = list(dict.fromkeys(layer.group for layer in layers if layer.name in ranges))
     for number, group in enumerate(groups, start=1):
-        alone[group] = meter({layer.name: scales[layer.name] for layer in layers if layer.group == group})
+        alone[group] = meter({layer.name: ranges[layer.name] for layer in layers if layer.group == group})
         progress(f"sensitivity {number}/{len(groups)}: {group} alone is {alone[group]:.2g} off")
     return alone
 
@@ -144,7 +144,7 @@ def rank(meter: Measure, layers: list[Layer], scales: Scales, progress: Callable
 def search(
     meter: Measure,
     layers: list[Layer],
-    scales: Scales,
+    ranges: Ranges,
     ranked: Callable[[], dict[str, float]],
     budget: float,
     progress: Callable[[str], None],
@@ -161,7 +161,7 @@ def search(
 
     def measure(kept: int) -> bool:
         groups = set(costliest[kept:])
-        measured = meter({layer.name: scales[layer.name] for layer in layers if layer.group in groups})
+        measured = meter({layer.name: ranges[layer.name] for layer in layers if layer.group in groups})
         share = sum(work[group] for group in groups) / sum(work.values())
         steps[kept] = Step(kept=kept, int8_share=share, distance=measured)
         progress(f"{kept} of {len(costliest)} groups kept: {share:.1%} of these layers in int8, {measured:.3g} off")
