@@ -237,6 +237,10 @@ def test_openvino_answers_as_onnxruntime(checkpoint_d: Path, tmp_path: Path, pho
         first, second = one(image).values, other(image).values
         other.verify()
     assert np.abs(first - second).mean() < 0.02
+    graph = ir.load(bundle / f"model-{BUCKET}x{BUCKET}.onnx").graph
+    zeros = [node.inputs[2].const_value.numpy() for node in graph if node.op_type == "QuantizeLinear"]
+    assert len(zeros) > 50
+    assert {(zero.dtype.name, int(zero)) for zero in zeros} == {("int8", 0)}, "its convolutions are slower with others"
     core = pytest.importorskip("openvino").Core()
     if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         found = _upsamplings(core, bundle / f"model-{BUCKET}x{BUCKET}.onnx")

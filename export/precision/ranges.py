@@ -49,7 +49,8 @@ class Histogram:
 
     def update(self, values: Tensor) -> None:
         """Add the values; where they go beyond `top`, it doubles and bins merge in pairs, so that no pass is lost."""
-        lowest, highest = map(float, values.detach().float().aminmax())
+        values = values.detach().float()
+        lowest, highest = map(float, values.aminmax())
         self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
         largest = max(-lowest, highest)
         self.top = self.top or largest
@@ -58,7 +59,7 @@ class Histogram:
             self.counts = torch.cat([merged, torch.zeros_like(merged)])
             self.top *= 2
         if self.top > 0:
-            self.counts += torch.histc(values.detach().float().abs(), _BINS, 0, self.top).double()
+            self.counts += torch.histc(values.abs(), _BINS, 0, self.top).double()
 
     def candidates(self, *, symmetric: bool = True) -> list[Range]:
         """Ranges to choose from; a layer that saw only zeros gets the bound 1."""
@@ -70,9 +71,9 @@ class Histogram:
         for method, share in _PERCENTILES.items():
             found[method] = float(edges[int(torch.searchsorted(shares, share).clamp(max=_BINS - 1))])
         found["mse"] = self._least_squares(edges, symmetric)
-        return [self._range(min(bound, self.largest), symmetric, method) for method, bound in found.items()]
+        return [self._range(method, min(bound, self.largest), symmetric) for method, bound in found.items()]
 
-    def _range(self, bound: float, symmetric: bool, method: str = "given") -> Range:
+    def _range(self, method: str, bound: float, symmetric: bool) -> Range:
         low, high = (bound, bound) if symmetric else (min(bound, -self.lowest), min(bound, self.highest))
         return Range(method=method, low=-low, high=high)
 
@@ -80,7 +81,9 @@ class Histogram:
         """The bound whose rounding and clipping of the bins' middles has the least squared error."""
         middles = edges - self.top / _BINS / 2
         bounds = self.largest * torch.arange(1, _MSE_BOUNDS + 1, dtype=torch.float64) / _MSE_BOUNDS
-        scales = torch.tensor([[self._range(bound, symmetric).scale] for bound in bounds.tolist()], dtype=torch.float64)
+        scales = torch.tensor(
+            [[self._range("mse", bound, symmetric).scale] for bound in bounds.tolist()], dtype=torch.float64
+        )
         rounded = (middles / scales).round().mul(scales).minimum(bounds[:, None])
         errors = ((rounded - middles) ** 2 * self.counts).sum(1)
         return float(bounds[errors.argmin()])

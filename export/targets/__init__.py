@@ -62,7 +62,7 @@ TARGETS = {
         forms={"fp32": "float", "int8": "float-qdq"},
         int8_beside=("output",),  # otherwise it computes the layer in fp32
         # It turns int8 into uint8, but not everywhere, and where the two meet the layer is fp32. A zero point costs it
-        # nothing; OpenVINO's convolutions take a quarter longer with one.
+        # nothing; OpenVINO's convolutions take up to a third longer with one (benchmarks/NOTES.md).
         int8_affine=True,
         instead={"fp16": "fp32", "bf16": "fp32"},  # on x86 its CPU provider would cast to float32 and back
     ),
