@@ -1,1 +1,3 @@
-"""Measure bundles and references. Every number the README shows comes from a row in `benchmarks/results/`."""
+"""Measure bundles and references. Every number the README shows comes from a row in
+`benchmarks/results/`.
+"""

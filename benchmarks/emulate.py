@@ -1,7 +1,8 @@
-"""A half bundle that any CPU answers as its target would: `python -m benchmarks.emulate BUNDLE --output DIR`.
+"""A half-precision bundle that any CPU can run: `python -m benchmarks.emulate BUNDLE --output DIR`.
 
-ONNX Runtime runs the same graph in float32 and rounds every answer to the half type (export/precision/emulate.py), so
-that `benchmarks.accuracy` can tell what a precision costs where no GPU is. It says nothing about speed.
+ONNX Runtime runs the same graph in float32 and rounds every result to the half type
+(export/graph/emulate.py). So `benchmarks.accuracy` can tell without a GPU what a precision costs.
+It says nothing about speed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from export.precision.emulate import write_emulated
+from export.graph.emulate import write_emulated
 from runtime.errors import LotusError
 from runtime.manifest import Manifest, describe_file
 
@@ -32,7 +33,9 @@ def main() -> int:
 
 
 def emulate_bundle(bundle: Path, output: Path) -> Path:
-    """A bundle for ONNX Runtime with `bundle`'s weights (linked) and golden. Raises: LotusError, OSError."""
+    """A bundle for ONNX Runtime with `bundle`'s weights (linked) and golden. Raises: LotusError,
+    OSError.
+    """
     manifest = Manifest.load(bundle)
     output.mkdir(parents=True)
     engines = {bucket.engine for bucket in manifest.buckets}

@@ -1,6 +1,7 @@
-"""The picture at the top of the README: `python -m benchmarks.gallery IMAGE... --bundle B [B ...] --output PNG`.
+"""The picture at the top of the README: `python -m benchmarks.gallery IMAGE... --bundle B...
+--output PNG`.
 
-A row for each image: the input, then what each bundle predicts for it.
+There is a row for each image: the input, then what each bundle predicts for it.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def main() -> int:
     width = max(sum(tile.width for tile in row) + _GAP * (len(row) - 1) for row in tiles)
     height = _HEIGHT * len(rows) + _GAP * (len(rows) - 1)
     sheet = Image.fromarray(np.full((height, width, 3), 255, np.uint8))
-    for place, row in enumerate(tiles):
+    for number, row in enumerate(tiles):
         left = 0
         for tile in row:
-            sheet.paste(tile, (left, place * (_HEIGHT + _GAP)))
+            sheet.paste(tile, (left, number * (_HEIGHT + _GAP)))
             left += tile.width + _GAP
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(arguments.output, optimize=True)

@@ -1,10 +1,12 @@
-"""Group normalisation on ONNX Runtime's CPU provider: the operator, against what `export/group_norm.py` writes.
+"""Group normalisation on ONNX Runtime's CPU provider: `python -m benchmarks.group_norm`.
 
-`python -m benchmarks.group_norm` prints time and largest error against float64 for maps of the full-size network.
+The operator is compared with the nodes that `export/graph/group_norm.py` writes in its place: time,
+and largest error against float64, for maps of the full-size network.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -17,38 +19,53 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from benchmarks.rows import write_rows
-from export.group_norm import spell_out_group_norm
+from benchmarks.rows import parse_arguments, write_rows
+from export.graph.group_norm import spell_out_group_norm
 
 _GROUPS, _EPSILON = 32, 1e-6
-# (channels, edge, mean over spread): encoder and decoder at 512x512 inputs, the UNet, and a nearly flat map.
+# (channels, edge, mean over spread): encoder and decoder at 512x512 inputs, the UNet, and a nearly
+# flat map.
 _CASES = ((128, 512, 3), (256, 256, 3), (512, 64, 3), (320, 64, 3), (320, 64, 300))
 
 
 def main() -> int:
     """Measure, print and save the rows."""
+    arguments = parse_arguments(argparse.ArgumentParser(description=__doc__))
     rows = []
     for channels, edge, mean in _CASES:
         random = np.random.default_rng(0)
         x = random.normal(mean, 1, (1, channels, edge, edge)).astype(np.float32)
-        exact = torch.nn.functional.group_norm(torch.from_numpy(x).double(), _GROUPS, eps=_EPSILON).numpy()
+        exact = torch.nn.functional.group_norm(
+            torch.from_numpy(x).double(), _GROUPS, eps=_EPSILON
+        ).numpy()
         model = _model(x.shape)
         sessions = {"GroupNormalization": _session(model)}
         spell_out_group_norm(model.graph, "rows")
         sessions["two-pass"] = _session(model)
         for form, session in sessions.items():
-            answer, milliseconds = _measure(session, x)
-            error = float(np.abs(answer - exact).max())
+            y, milliseconds = _measure(session, x)
+            error = float(np.abs(y - exact).max())
             rows.append(
-                {"shape": list(x.shape), "mean_over_spread": mean, "form": form, "ms": milliseconds, "max_abs": error}
+                {
+                    "shape": list(x.shape),
+                    "mean_over_spread": mean,
+                    "form": form,
+                    "ms": milliseconds,
+                    "max_abs": error,
+                }
             )
-            print(f"{x.shape!s:<20} mean/spread {mean:<4} {form:<20} {milliseconds:7.2f} ms  error {error:.1e}")
-    print(f"rows: {write_rows('group-norm', rows).name}")
+            print(
+                f"{x.shape!s:<20} mean/spread {mean:<4} {form:<20} {milliseconds:7.2f} ms  error "
+                f"{error:.1e}"
+            )
+    print(f"rows: {write_rows('group-norm', rows, dirty=arguments.dirty).name}")
     return 0
 
 
 def _model(shape: tuple[int, ...]) -> ir.Model:
-    node = helper.make_node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=_GROUPS, epsilon=_EPSILON)
+    node = helper.make_node(
+        "GroupNormalization", ["x", "s", "b"], ["y"], num_groups=_GROUPS, epsilon=_EPSILON
+    )
     ones, zeros = np.ones(shape[1], np.float32), np.zeros(shape[1], np.float32)
     graph = helper.make_graph(
         [node],
@@ -57,22 +74,28 @@ def _model(shape: tuple[int, ...]) -> ir.Model:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
         [onnx.numpy_helper.from_array(ones, "s"), onnx.numpy_helper.from_array(zeros, "b")],
     )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
+    return ir.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    )
 
 
 def _session(model: ir.Model) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
 
 
-def _measure(session: onnxruntime.InferenceSession, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """The answer, and the median of 9 runs in milliseconds after one that is not counted."""
-    answer = session.run(None, {"x": x})[0]
+def _measure(
+    session: onnxruntime.InferenceSession, x: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], float]:
+    """The output, and the median of 9 runs in milliseconds after one that is not counted."""
+    y = session.run(None, {"x": x})[0]
     times = []
     for _ in range(9):
         start = time.perf_counter()
         session.run(None, {"x": x})
         times.append((time.perf_counter() - start) * 1e3)
-    return answer, statistics.median(times)
+    return y, statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Latency, memory and error of our bundles and of what a user would run instead: `python -m benchmarks.latency`.
+"""Latency, memory and error of our bundles and of what a user would run instead: `python -m
+benchmarks.latency`.
 
-Each contender is a process of its own. They are loaded in groups that fit into memory, each group with the reference;
-in every round each one predicts once, in turn, so that a machine that slows down slows all of them. The image is read
-and decoded beforehand; pre- and post-processing are inside the timed region. Ratios are of medians within one group.
-With --batch N a prediction is of N images: by PyTorch in one pass, by a bundle one after the other.
+Each baseline is a process of its own. They are loaded in groups that fit into memory, each group
+with the reference. In every round each one predicts once, in turn, so that a machine that slows
+down slows all of them. The image is read and decoded beforehand; pre- and post-processing are
+inside the timed region. Ratios are of medians within one group. With --batch N a prediction is of N
+images: by PyTorch in one pass, by a bundle one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import BASELINE, CONTENDERS, built, bundle_path, opened
-from benchmarks.rows import ROOT, write_rows
+from benchmarks import latency_worker
+from benchmarks.baselines import BASELINES, REFERENCE, built, bundle_path
+from benchmarks.rows import ROOT, parse_arguments, write_rows
 from export.errors import BuildError
-from runtime.errors import LotusError
 
 _CEILING_EDGE = 3072
 
@@ -34,26 +35,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="random/lotus-d")
     parser.add_argument("--resolution", default="512x512", metavar="HxW")
-    parser.add_argument("--what", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--what", nargs="+", default=list(BASELINES), choices=BASELINES)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--together", type=int, default=2, help="contenders in memory at once, beside the reference")
+    parser.add_argument(
+        "--together", type=int, default=2, help="baselines in memory at once, beside the reference"
+    )
     parser.add_argument("--image", type=Path, default=ROOT / "tiny" / "samples" / "room.png")
-    parser.add_argument("--bundles", type=Path, default=ROOT / "engines", help="where bundles are built and kept")
-    parser.add_argument("--name", help="of the file of rows; default: latency-CHECKPOINT-RESOLUTION[-batch-N]")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        return _work(arguments)
-    others = [name for name in arguments.what if name != BASELINE]
-    groups = [others[at : at + arguments.together] for at in range(0, len(others), arguments.together)] or [[]]
+    parser.add_argument(
+        "--bundles", type=Path, default=ROOT / "engines", help="where bundles are built and kept"
+    )
+    parser.add_argument(
+        "--name", help="of the file of rows; default: latency-CHECKPOINT-RESOLUTION[-batch-N]"
+    )
+    arguments = parse_arguments(parser)
+    others = [name for name in arguments.what if name != REFERENCE]
+    groups = [
+        others[at : at + arguments.together] for at in range(0, len(others), arguments.together)
+    ] or [[]]
     title = f"latency-{Path(arguments.checkpoint).name}-{arguments.resolution}"
     title += f"-batch-{arguments.batch}" if arguments.batch > 1 else ""
     rows = [{"what": "ceiling", "gflops": _ceiling()}]
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(groups):
-            rows += [{"group": number} | row for row in _race([BASELINE, *group], arguments, Path(folder))]
-            saved = write_rows(arguments.name or title, rows)  # a run of an hour that is stopped keeps what it has
+            rows += [
+                {"group": number} | row
+                for row in _race([REFERENCE, *group], arguments, Path(folder))
+            ]
+            # After each group: a run of an hour that is stopped keeps what it has.
+            saved = write_rows(arguments.name or title, rows, dirty=arguments.dirty)
             print(f"rows: {saved.name}, group {number + 1} of {len(groups)}")
     return 0 if any("p50_s" in row for row in rows) else 1
 
@@ -66,24 +76,32 @@ def _race(names: list[str], arguments: argparse.Namespace, folder: Path) -> list
         try:
             runners[name] = _Runner(name, arguments, folder)
         except (_WorkerError, BuildError) as error:
-            rows.append({"what": name, "meaning": CONTENDERS[name].meaning, "not_measured": str(error)})
+            rows.append(
+                {"what": name, "meaning": BASELINES[name].meaning, "not_measured": str(error)}
+            )
             _say(f"{name:<18} not measured: {error}")
     for turn in range(arguments.rounds):
         for runner in runners.values():
-            _say(f"round {turn + 1}/{arguments.rounds}  {runner.name:<18} {runner.predict():8.3f} s")
+            _say(
+                f"round {turn + 1}/{arguments.rounds}  {runner.name:<18} {runner.predict():8.3f} s"
+            )
     for runner in runners.values():
         rows.append(runner.finish(arguments))
-    reference = np.load(folder / f"{BASELINE}.npy") if BASELINE in runners else None
-    base = next((row for row in rows if row["what"] == BASELINE), {})
+    reference = np.load(folder / f"{REFERENCE}.npy") if REFERENCE in runners else None
+    base = next((row for row in rows if row["what"] == REFERENCE), {})
     for row in rows:
         if "p50_s" not in row:
             continue
         if reference is not None and "p50_s" in base:
             row["ratio"] = base["p50_s"] / row["p50_s"]
-            row["max_abs_error"] = float(np.abs(np.load(folder / f"{row['what']}.npy") - reference).max())
+            row["max_abs_error"] = float(
+                np.abs(np.load(folder / f"{row['what']}.npy") - reference).max()
+            )
         print(
-            f"{row['what']:<18} p50 {row['p50_s']:7.3f} s  {row.get('ratio', 1):5.2f}x  first {row['first_s']:6.2f} s  "
-            f"load {row['load_s']:6.2f} s  peak {row['peak_gb']:5.2f} GB  error {row.get('max_abs_error', 0):.1e}"
+            f"{row['what']:<18} p50 {row['p50_s']:7.3f} s  {row.get('ratio', 1):5.2f}x  first "
+            f"{row['first_s']:6.2f} s  "
+            f"load {row['load_s']:6.2f} s  peak {row['peak_gb']:5.2f} GB  error "
+            f"{row.get('max_abs_error', 0):.1e}"
         )
     return rows
 
@@ -93,16 +111,26 @@ class _WorkerError(Exception):
 
 
 class _Runner:
-    """A contender's process; its bundle is built first, by a process of its own, where it is not there yet."""
+    """A baseline's process. A bundle that is not there yet is built first, by a process of its own.
+
+    Raises: BuildError, _WorkerError where the baseline cannot run here.
+    """
 
     def __init__(self, name: str, arguments: argparse.Namespace, folder: Path) -> None:
         self.name, self.seconds = name, list[float]()
         built(name, arguments.checkpoint, arguments.resolution, arguments.bundles)
-        command = [sys.executable, "-m", "benchmarks.latency", "--worker", str(folder / f"{name}.npy"), "--what", name]
-        command += ["--checkpoint", arguments.checkpoint, "--resolution", arguments.resolution]
-        command += ["--image", str(arguments.image), "--bundles", str(arguments.bundles)]
-        command += ["--batch", str(arguments.batch)]
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = latency_worker.command_line(
+            name,
+            checkpoint=arguments.checkpoint,
+            resolution=arguments.resolution,
+            bundles=arguments.bundles,
+            image=arguments.image,
+            batch=arguments.batch,
+            output=folder / f"{name}.npy",
+        )
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.start = self._read()
 
     def predict(self) -> float:
@@ -115,11 +143,21 @@ class _Runner:
         end = self._ask("end")
         self._process.communicate()
         p50, p90, p99 = (float(np.percentile(self.seconds, share)) for share in (50, 90, 99))
-        row = {"what": self.name, "meaning": CONTENDERS[self.name].meaning, "checkpoint": arguments.checkpoint}
-        row |= {"resolution": arguments.resolution, "batch": arguments.batch, "rounds": len(self.seconds)}
+        row = {
+            "what": self.name,
+            "meaning": BASELINES[self.name].meaning,
+            "checkpoint": arguments.checkpoint,
+        }
+        row |= {
+            "resolution": arguments.resolution,
+            "batch": arguments.batch,
+            "rounds": len(self.seconds),
+        }
         row |= {"p50_s": p50, "p90_s": p90, "p99_s": p99, "min_s": min(self.seconds)}
         row |= {"per_second": arguments.batch / p50}
-        bundle = bundle_path(self.name, arguments.checkpoint, arguments.resolution, arguments.bundles)
+        bundle = bundle_path(
+            self.name, arguments.checkpoint, arguments.resolution, arguments.bundles
+        )
         if bundle is not None:
             row |= _work_of(bundle, p50 / arguments.batch)
         return row | self.start | end
@@ -133,63 +171,27 @@ class _Runner:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"the process ended with status {self._process.wait()}"}
-        if "error" in answer:
+        message: dict[str, Any] = (
+            json.loads(line)
+            if line
+            else {"error": f"the process ended with status {self._process.wait()}"}
+        )
+        if "error" in message:
             self._process.communicate()
-            raise _WorkerError(answer["error"])
-        return dict(answer)
+            raise _WorkerError(message["error"])
+        return message
 
 
 def _work_of(bundle: Path, seconds: float) -> dict[str, Any]:
-    """Multiply-adds of the graph, for one image, and the rate at which they were done in these seconds."""
-    from export.costs import read_costs
+    """Multiply-adds of the graph, for one image, and the rate at which they were done in these
+    seconds.
+    """
+    from export.bundle.costs import read_costs
     from runtime.manifest import Manifest
 
     manifest = Manifest.load(bundle)
     count = read_costs(bundle / manifest.buckets[0].graph)["all"].multiply_adds
     return {"multiply_adds": count, "gflops": 2 * count / seconds / 1e9, "folds": manifest.folds}
-
-
-def _work(arguments: argparse.Namespace) -> int:
-    """The process of one contender: answers `go` with one prediction's seconds and `end` with its peak memory."""
-    from runtime.image import fit_to_bucket, load
-    from runtime.manifest import Bucket
-
-    name = arguments.what[0]
-    height, width = map(int, arguments.resolution.split("x"))
-    bundle = bundle_path(name, arguments.checkpoint, arguments.resolution, arguments.bundles)
-    image = fit_to_bucket(load(arguments.image), Bucket(height=height, width=width, graph=""))[0]
-    images = np.repeat(image[None], arguments.batch, axis=0)
-    stages: dict[str, float] = {}
-    start = time.perf_counter()
-    try:
-        with opened(name, arguments.checkpoint, bundle, stages) as predict:
-            loaded = time.perf_counter()
-            values = predict(images)  # bundles open their graph here: the first prediction holds that
-            first = time.perf_counter()
-            predict(images)  # warm
-            _tell({"load_s": loaded - start, "first_s": first - start})
-            for line in sys.stdin:
-                if line.strip() == "end":
-                    break
-                before = time.perf_counter()
-                values = predict(images)
-                _tell({"seconds": time.perf_counter() - before})
-            np.save(arguments.worker, values)
-    # A missing package or device, a compiler that is not there: each library raises types of its own.
-    except (LotusError, OSError, RuntimeError, ImportError, ValueError) as error:
-        _tell({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
-        return 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    _tell({"peak_gb": round(peak, 3), "device_peak_gb": _device_peak()} | ({"stages_s": stages} if stages else {}))
-    return 0
-
-
-def _device_peak() -> float | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return round(float(torch.cuda.max_memory_allocated()) / 1e9, 3)
 
 
 def _ceiling() -> dict[str, float]:
@@ -199,19 +201,18 @@ def _ceiling() -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        one, other = (torch.randn(_CEILING_EDGE, _CEILING_EDGE, device=device, dtype=dtype) for _ in range(2))
+        left, right = (
+            torch.randn(_CEILING_EDGE, _CEILING_EDGE, device=device, dtype=dtype) for _ in range(2)
+        )
         seconds = []
         for _ in range(6):
             start = time.perf_counter()
-            float((one @ other)[0, 0])  # reading a value waits for a GPU
+            float((left @ right)[0, 0])  # reading a value waits for a GPU
             seconds.append(time.perf_counter() - start)
-        rates[str(dtype).removeprefix("torch.")] = 2 * _CEILING_EDGE**3 / statistics.median(seconds[1:]) / 1e9
+        rates[str(dtype).removeprefix("torch.")] = (
+            2 * _CEILING_EDGE**3 / statistics.median(seconds[1:]) / 1e9
+        )
     return rates
-
-
-def _tell(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
 
 
 def _say(line: str) -> None:

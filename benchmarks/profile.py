@@ -1,7 +1,7 @@
-"""Where a bundle's time goes, by stage and operator: `python -m benchmarks.profile --bundle B [--backend openvino]`.
+"""Where a bundle's time goes, by stage and operator: `python -m benchmarks.profile --bundle B`.
 
-The engine's own profiler, over a few predictions on the golden's first image, behind one that is not counted. Profiling
-costs a little itself.
+The engine's own profiler counts, over a few predictions on the golden's first image, after one that
+is not counted. Profiling costs a little itself.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks.rows import write_rows
-from export.to_onnx import STAGES
+from benchmarks.rows import parse_arguments, write_rows
+from export.graph.stages import STAGES
 from runtime.backends.onnxruntime import session_options
 from runtime.backends.openvino import hints
 from runtime.manifest import Bucket, Manifest
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--backend", choices=_PROFILERS, help="default: the bundle's target")
     parser.add_argument("--runs", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     manifest = Manifest.load(arguments.bundle)
     backend = arguments.backend or manifest.target
     bucket = manifest.buckets[0]
@@ -46,7 +46,13 @@ def main() -> int:
     times = _PROFILERS[backend](arguments.bundle, manifest, bucket, feeds, arguments.runs)
     name = manifest.name + ("" if manifest.folds else "-plain")
     rows = [
-        {"bundle": name, "backend": backend, "stage": stage, "operator": operator, "seconds": seconds}
+        {
+            "bundle": name,
+            "backend": backend,
+            "stage": stage,
+            "operator": operator,
+            "seconds": seconds,
+        }
         for (stage, operator), seconds in times.most_common()
     ]
     total = times.total()
@@ -54,33 +60,46 @@ def main() -> int:
         seconds = sum(seconds for (of, _), seconds in times.items() if of == stage)
         print(f"{stage:<10}{'':<28}{seconds:8.3f} s {seconds / total:6.1%}")
     for row in rows[:25]:
-        print(f"{row['stage']:<10}{row['operator']:<28}{row['seconds']:8.3f} s {row['seconds'] / total:6.1%}")
+        print(
+            f"{row['stage']:<10}{row['operator']:<28}{row['seconds']:8.3f} s "
+            f"{row['seconds'] / total:6.1%}"
+        )
     title = f"profile-{name}" + (f"-on-{backend}" if backend != manifest.target else "")
-    print(f"rows: {write_rows(title, rows).name}")
+    print(f"rows: {write_rows(title, rows, dirty=arguments.dirty).name}")
     return 0
 
 
-def _onnxruntime(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, runs: int) -> _Times:
+def _onnxruntime(
+    folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, runs: int
+) -> _Times:
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as log_folder:
         options = session_options(ort)
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(place) / "profile")
-        session = ort.InferenceSession(str(folder / bucket.graph), options, providers=["CPUExecutionProvider"])
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(log_folder) / "profile")
+        session = ort.InferenceSession(
+            str(folder / bucket.graph), options, providers=["CPUExecutionProvider"]
+        )
         for _ in range(runs + 1):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
     counted = sorted(event["ts"] for event in events if event["name"] == "model_run")[1]
     nodes_run = [event for event in events if event.get("cat") == "Node" and event["ts"] >= counted]
     kernels = [event for event in nodes_run if event["name"].endswith("_kernel_time")]
-    # Convolutions in the blocked layout bear the name of their output; reorders have numbers. Both follow their stage.
+    # Convolutions in the blocked layout bear the name of their output; reorders have numbers. Both
+    # follow their stage.
     nodes = onnx.load(folder / bucket.graph, load_external_data=False).graph.node
     stages = {value: node.name.split("/")[0] for node in nodes for value in node.output}
     times: _Times = Counter()
     stage = STAGES[0]
     for event in kernels:
         name = event["name"].removesuffix("_kernel_time")
-        stage = name.split("/")[0] if name.split("/")[0] in STAGES else stages.get(name.removesuffix("_nchwc"), stage)
+        stage = (
+            name.split("/")[0]
+            if name.split("/")[0] in STAGES
+            else stages.get(name.removesuffix("_nchwc"), stage)
+        )
         times[stage, event["args"]["op_name"]] += event["dur"] / 1e6 / runs
     return times
 
@@ -99,7 +118,9 @@ def _openvino(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, r
         request.infer(feeds)
         stage = STAGES[0]
         for layer in request.profiling_info:  # layers that OpenVINO adds follow their stage
-            stage = layer.node_name.split("/")[0] if layer.node_name.split("/")[0] in STAGES else stage
+            stage = (
+                layer.node_name.split("/")[0] if layer.node_name.split("/")[0] in STAGES else stage
+            )
             times[stage, layer.node_type] += layer.real_time.total_seconds() / runs
     return times
 

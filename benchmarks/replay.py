@@ -10,9 +10,10 @@ layer that can be int8 is. The script keeps a hash of each graph and of the gold
 and compares it with the committed list, `benchmarks/replay.json`. A refactor leaves that list as
 it is. Where a graph is meant to change, `--update` writes the new hashes, and the commit says why.
 
-Weights and goldens come from floating-point sums, which another CPU may round in another way. So
-the list also holds sums of each stage's weights. Where only the bytes differ and these sums agree
-to 1e-4, the entry counts as the same, and the script says so.
+Weights and goldens come from floating-point sums, which another CPU or another version of PyTorch
+may round in another way. So the list says where it was made, and holds sums of each stage's
+weights. Elsewhere an entry whose bytes differ counts as the same where these sums agree to 1e-4,
+and the script says so. Where the list was made, every byte counts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import rows
+from export.versions import tool_versions
 
 LIST = Path(__file__).with_name("replay.json")
 ROOT = LIST.parents[1]
@@ -80,18 +84,19 @@ def main(argv: list[str] | None = None) -> int:
     names = arguments.entries or list(ENTRIES)
     if unknown := set(names) - set(ENTRIES):
         parser.error(f"unknown entries {sorted(unknown)}; known: {', '.join(ENTRIES)}")
-    known: dict[str, Any] = json.loads(LIST.read_text()) if LIST.exists() else {}
+    made_on, known = read_list()
     failed = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for number, (name, found) in enumerate(zip(names, pool.map(build, names), strict=True), 1):
-            verdict = compare(known.get(name), found)
+            verdict = compare(known.get(name), found, exactly=made_on == machine())
             print(f"[{number}/{len(names)}] {name}: {verdict}", flush=True)
             if not verdict.startswith("same"):
                 failed.append(name)
             if arguments.update:
                 known[name] = found
                 ordered = {entry: known[entry] for entry in ENTRIES if entry in known}
-                LIST.write_text(json.dumps(ordered, indent=1) + "\n")
+                body = {"made_on": machine(), "entries": ordered}
+                LIST.write_text(json.dumps(body, indent=1) + "\n")
     print(f"{len(names) - len(failed)} of {len(names)} entries are as in {LIST.name}")
     return 1 if failed and not arguments.update else 0
 
@@ -124,24 +129,52 @@ def build(name: str) -> dict[str, Any]:
         return fingerprint(bundle)
 
 
-def compare(known: dict[str, Any] | None, found: dict[str, Any]) -> str:
-    """A verdict in words; one that begins with "same" is good."""
+def read_list() -> tuple[dict[str, str], dict[str, Any]]:
+    """Where the committed list was made, and its entries by name."""
+    body = json.loads(LIST.read_text()) if LIST.exists() else {"made_on": {}, "entries": {}}
+    return body["made_on"], body["entries"]
+
+
+def machine() -> dict[str, str]:
+    """What the last digits depend on: CPU, instruction sets, caches, the version of PyTorch."""
+    facts = rows.machine()
+    cpu = {name: facts.get(name, "unknown") for name in ("cpu", "isa")}
+    details = Path("/proc/cpuinfo")
+    if details.exists():
+        pairs = (line.split(":", 1) for line in details.read_text().splitlines() if ":" in line)
+        known = {key.strip(): value.strip() for key, value in pairs}
+        names = ("cpu family", "model", "stepping", "cache size")
+        cpu |= {name: known[name] for name in names if name in known}
+    return cpu | tool_versions(["torch"])
+
+
+def compare(known: dict[str, Any] | None, found: dict[str, Any], *, exactly: bool) -> str:
+    """A verdict in words; one that begins with "same" is good. `exactly`: every byte counts."""
     if "error" in found:
         return f"FAILED: {found['error']}"
     if known is None:
         return "not in the list"
-    if known == found:
-        return "same"
     if set(known) != set(found):
         return f"DIFFERENT files: {sorted(known)} in the list, {sorted(found)} found"
+    changed = [file for file, was in known.items() if _hashes(was) != _hashes(found[file])]
+    if not changed:
+        return "same"
+    turned = [f for f in changed if known[f].get("structure") != found[f].get("structure")]
+    if turned:
+        return f"DIFFERENT structure of {', '.join(turned)}"
+    if exactly:
+        return f"DIFFERENT values in {', '.join(changed)}, on the kind of machine of the list"
     for file, was in known.items():
         now = found[file]
-        if was.get("structure") != now.get("structure"):
-            return f"DIFFERENT structure of {file}"
         first, second = (np.array(list(side["sums"].values())) for side in (was, now))
         if was["sums"].keys() != now["sums"].keys() or not np.allclose(first, second, rtol=_CLOSE):
             return f"DIFFERENT values in {file}: {was['sums']} in the list, {now['sums']} found"
     return "same, but for the last digits of values (another CPU?)"
+
+
+def _hashes(entry: dict[str, Any]) -> dict[str, str]:
+    """An entry without its sums, whose last digits depend on the number of threads."""
+    return {name: value for name, value in entry.items() if name != "sums"}
 
 
 def fingerprint(bundle: Path) -> dict[str, Any]:
@@ -185,7 +218,9 @@ def _of_graph(path: Path) -> dict[str, Any]:
         stage = str(node.name).split("/")[0]
         inputs = [number(value, stage) for value in node.inputs]
         outputs = [number(value, stage) for value in node.outputs]
-        attributes = [f"{name}={_attribute(attribute)}" for name, attribute in sorted(node.attributes.items())]
+        attributes = [
+            f"{name}={_attribute(attribute)}" for name, attribute in sorted(node.attributes.items())
+        ]
         kinds = [f"{value.dtype} {value.shape}" for value in node.outputs]
         lines.append(" ".join([str(node.name), node.domain, node.op_type, *inputs, *outputs]))
         lines.append(" ".join([*attributes, *kinds]))

@@ -1,11 +1,14 @@
-"""The least time a graph can take on named devices: `python -m benchmarks.roofline BUNDLE [--precision fp16 ...]`.
+"""The least time a graph can take on named devices: `python -m benchmarks.roofline BUNDLE`.
 
-A bound from the vendors' peak rates (devices.yaml), never a measurement: nothing reaches both peaks at once. Floors:
+A bound from the vendors' peak rates (devices.yaml), never a measurement: nothing reaches both peaks
+at once. There are two bounds. A device is between them at best.
 
-    fused      max(operations / peak rate, bytes of weights / bandwidth)          no activation ever leaves the chip
-    kernels    sum over operators of max(operations / rate, bytes / bandwidth)    every operator is a kernel of its own
+    fused      max(operations / peak rate, bytes of weights / bandwidth):
+               no activation ever leaves the chip
+    kernels    sum over operators of max(operations / peak rate, bytes / bandwidth):
+               every operator is a kernel of its own
 
-A device is between the two at best. Memory is weights and the largest sum of live activations, without the library.
+Memory is the weights and the largest sum of live activations, without the library.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks.rows import write_rows
-from export.costs import NodeCost, load_model, node_cost, peaks
+from benchmarks.rows import parse_arguments, write_rows
+from export.bundle.costs import NodeCost, load_model, node_cost, peaks
 from runtime.errors import LotusError
 from runtime.manifest import Manifest
 
@@ -28,11 +31,13 @@ _SMALL_GB = 8.0
 
 
 def main() -> int:
-    """Print and save the bounds of each bucket on each device. Status 1 when the bundle cannot be read."""
+    """Print and save the bounds of each bucket on each device. Status 1 when the bundle cannot be
+    read.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--precision", nargs="+", default=list(BYTES), choices=BYTES)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     try:
         manifest = Manifest.load(arguments.bundle)
         rows = [
@@ -44,15 +49,18 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(
-        "Bounds from peak rates, not measurements: ms if all is fused, ms if every operator is a kernel, GB of memory"
+        "Bounds from peak rates, not measurements: ms if all is fused, ms if every operator is a "
+        "kernel, GB of memory"
     )
     for row in rows:
         print(
-            f"{row['bucket']:<10}{row['device']:<32}{row['precision']:<6}{row['fused_ms']:9.2f}{row['kernels_ms']:9.2f}"
-            f"{row['memory_gb']:7.2f}  {'fits' if row['fits'] else 'does not fit'}"
+            f"{row['bucket']:<10}{row['device']:<32}{row['precision']:<6}"
+            f"{row['fused_ms']:9.2f}{row['kernels_ms']:9.2f}{row['memory_gb']:7.2f}  "
+            f"{'fits' if row['fits'] else 'does not fit'}"
             f"{', fits in 8 GB' if row['fits_8gb'] else ''}"
         )
-    print(f"rows: {write_rows(f'roofline-{manifest.name}', rows).name}")
+    path = write_rows(f"roofline-{manifest.name}", rows, dirty=arguments.dirty)
+    print(f"rows: {path.name}")
     return 0
 
 
@@ -69,7 +77,9 @@ def bounds(graph: Path, precisions: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _bound(nodes: list[NodeCost], peak: int, device: dict[str, Any], precision: str) -> dict[str, Any]:
+def _bound(
+    nodes: list[NodeCost], peak: int, device: dict[str, Any], precision: str
+) -> dict[str, Any]:
     share = BYTES[precision] / BYTES["fp32"]
     rate, bandwidth = device["tflops"][precision] * 1e12, device["bandwidth_gb_s"] * 1e9
     operations = [2 * node.multiply_adds / rate for node in nodes]

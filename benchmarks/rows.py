@@ -1,7 +1,14 @@
-"""Rows of measurements: JSON files that say on what machine, with which versions, at which commit, by which command."""
+"""Rows of measurements: JSON files that say on what machine, with which versions, at which commit,
+by which command.
+
+A row is worth nothing if nobody can get the code that made it. So a tree with changes that are not
+committed is refused: by `parse_arguments` before anything is measured, and by `write_rows`. With
+`--dirty` the rows are written, and say so.
+"""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -15,47 +22,127 @@ from typing import Any
 
 from export.build_engine import without_folders
 from export.versions import tool_versions
+from runtime.errors import LotusError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
-_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
-_TOOLS = ("torch", "diffusers", "onnx", "onnxruntime", "openvino", "tensorrt-rtx", "numpy", "pillow")
+REFUSED = ROOT / "out" / "refused-rows"
+_INSTRUCTION_SETS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+)
+_TOOLS = (
+    "torch",
+    "diffusers",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt-rtx",
+    "numpy",
+    "pillow",
+)
+_UNMEASURED = (":(exclude)benchmarks/results", ":(exclude)*.md")
+"""Tracked files that may differ: rows themselves, and text."""
 
 
-def write_rows(name: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write `results/<name>.json`: the rows with their circumstances. An earlier file of that name is replaced."""
-    body = {
+class DirtyTreeError(LotusError):
+    """Tracked files differ from the commit that a row would name."""
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, words: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The parsed command line of a benchmark that writes rows, with the option `--dirty` added.
+
+    Ends the process with status 1 where the tree has changes and `--dirty` is not given, so that
+    nothing is measured in vain.
+    """
+    parser.add_argument(
+        "--dirty",
+        action="store_true",
+        help="write rows although files differ from the commit; the rows say so",
+    )
+    arguments = parser.parse_args(words)
+    changed = _changed_files()
+    if changed and not arguments.dirty:
+        parser.exit(1, f"error: {_refusal(changed)}\n")
+    return arguments
+
+
+def write_rows(name: str, rows: Sequence[dict[str, Any]], *, dirty: bool = False) -> Path:
+    """Write `results/<name>.json`: the rows with their circumstances. An earlier file of that name
+    is replaced.
+
+    Where tracked files differ from the commit, `dirty` lets the rows be written all the same: their
+    `commit` ends with "+changes" and they have a field `dirty`.
+
+    Raises: DirtyTreeError for such a tree without `dirty`. The rows are then in REFUSED: the tree
+    was clean when the measurement began, which may have taken an hour.
+    """
+    changed = _changed_files()
+    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
+    body: dict[str, Any] = {
         "command": shlex.join(
-            ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(without_folders, sys.argv[1:])]
+            [
+                "python",
+                "-m",
+                f"benchmarks.{Path(sys.argv[0]).stem}",
+                *map(without_folders, sys.argv[1:]),
+            ]
         ),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": commit + ("+changes" if changed else ""),
+        **({"dirty": True} if changed else {}),
+        "machine": machine(),
         "versions": tool_versions(_TOOLS),
         "rows": list(rows),
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    refused = bool(changed) and not dirty
+    folder = REFUSED if refused else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(body, indent=2) + "\n")
+    if refused:
+        raise DirtyTreeError(f"{_refusal(changed)} What was measured is in {path}.")
     return path
 
 
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        try:
-            return subprocess.run(
-                ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-            ).stdout.strip()
-        except FileNotFoundError:
-            return "unknown"
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
-    return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
+def _changed_files() -> list[str]:
+    """The tracked files that differ from the commit, those of _UNMEASURED aside."""
+    return _git("diff", "--name-only", "HEAD", "--", ".", *_UNMEASURED).splitlines()
 
 
-def _machine() -> dict[str, str]:
+def _refusal(changed: list[str]) -> str:
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return (
+        f"these files differ from the commit that the rows would name: {', '.join(changed[:3])}"
+        f"{more}. Commit first, or pass --dirty; the rows will then say that the tree had changes."
+    )
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; empty without git, and outside a repository."""
+    try:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def machine() -> dict[str, str]:
     """What the operating system tells; Linux tells more."""
-    info = {"os": platform.system(), "arch": platform.machine(), "python": platform.python_version()}
+    info = {
+        "os": platform.system(),
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+    }
     info["cores"] = str(os.cpu_count())
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():

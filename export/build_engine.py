@@ -1,4 +1,5 @@
-"""Build a bundle: `python export/build_engine.py CHECKPOINT [...]`, or finish one on the device: `--from-bundle`.
+"""Build a bundle: `python export/build_engine.py CHECKPOINT [...]`, or finish one on the device:
+`--from-bundle`.
 
 Progress goes to stderr; the last line on stdout is the bundle's path.
 """
@@ -6,10 +7,10 @@ Progress goes to stderr; the last line on stdout is the bundle's path.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import signal
 import sys
-import time
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -17,16 +18,15 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 # Only light imports here: a Jetson runs `--from-bundle` with NumPy and TensorRT alone.
+from export.progress import Progress, say
+from export.settings import BuildSettings
 from export.targets import TARGETS
+from export.targets.target import PRECISIONS
 from runtime.errors import LotusError
 from runtime.tasks import TASKS
 
-# What the graph in a bundle already has.
-_BUILD_ONLY = (
-    *("task", "resolution", "precision", "opset", "seed", "fixed_noise", "no_folds"),
-    *("calibration", "calibration_images", "budget", "policy"),
-    *("vae", "vae_encoder", "vae_decoder"),
-)
+_ON_DEVICE = ("checkpoint", "target", "output", "overwrite", "command")
+"""The settings that --from-bundle can change; the graph in the bundle has the others."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,124 +36,167 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if (arguments.checkpoint is None) == (arguments.from_bundle is None):
         parser.error("name a CHECKPOINT, or --from-bundle BUNDLE")
-    changed = [name for name in _BUILD_ONLY if getattr(arguments, name) != parser.get_default(name)]
-    ignored = [f"--{name.replace('_', '-')}" for name in changed]
-    if arguments.from_bundle and ignored:
-        parser.error(f"{', '.join(ignored)} cannot be changed with --from-bundle: the graph in the bundle has them")
     command = shlex.join(["python", "export/build_engine.py", *map(without_folders, words)])
+    if arguments.from_bundle:
+        _refuse_build_options(parser, arguments)
     try:
-        bundle = _finish(arguments, command) if arguments.from_bundle else _build(arguments, command)
+        with Progress(sys.stderr):
+            act = _finish if arguments.from_bundle else _build
+            outcome = act(arguments, command)
     except LotusError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing of the bundle was left behind\n")
         return 130
-    sys.stdout.write(f"{bundle}\n")
+    sys.stdout.write(f"{outcome}\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="build_engine.py", description="Turn a Lotus checkpoint into a bundle.")
-    parser.add_argument(
+    """Every option but the last few stands for the field of BuildSettings of its name."""
+    parser = argparse.ArgumentParser(
+        prog="build_engine.py", description="Turn a Lotus checkpoint into a bundle."
+    )
+    add = parser.add_argument
+    add(
         "checkpoint",
         nargs="?",
         metavar="CHECKPOINT",
-        help="a diffusers folder, a hub id, tiny/disparity-d (embedded), or random/lotus-d, random/lotus-g (full size)",
+        help="a diffusers folder, a hub id, tiny/disparity-d (embedded), or random/lotus-d, "
+        "random/lotus-g (full size)",
     )
-    parser.add_argument("--task", choices=sorted(TASKS), help="what it predicts; known ids imply it")
-    parser.add_argument(
-        "--resolution", type=_resolutions, default=(), metavar="HxW[,HxW...]", help="default: the size of training"
+    add("--task", choices=sorted(TASKS), help="what it predicts; known ids imply it")
+    add(
+        "--resolution",
+        dest="resolutions",
+        type=_resolutions,
+        default=(),
+        metavar="HxW[,HxW...]",
+        help="default: the size of training",
     )
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "bf16", "int8"])
-    parser.add_argument("--target", default="onnxruntime", choices=sorted(TARGETS))
-    parser.add_argument(
-        "--opset", type=int, choices=[20, 23], help="ONNX opset; default: what the target's parser reads"
+    add("--target", default="onnxruntime", choices=sorted(TARGETS))
+    add(
+        "--opset",
+        type=int,
+        choices=[20, 23],
+        help="ONNX opset; default: what the target's parser reads",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="the bundle's folder; default: engines/<name>")
-    parser.add_argument("--seed", type=_seed, default=0, help="noise of mode G, and weights of random/...; default 0")
-    parser.add_argument("--fixed-noise", action="store_true", help="mode G: make the seed's noise part of the graph")
-    parser.add_argument(
-        "--vae",
-        metavar="CHECKPOINT2",
-        help="a small autoencoder in place of the checkpoint's: an AutoencoderTiny's folder, a hub id such as "
-        "madebyollin/taesd, tiny/taesd (embedded), or random/taesd (full size)",
-    )
-    for half in ("encoder", "decoder"):
-        parser.add_argument(f"--vae-{half}", metavar="CHECKPOINT2", help=f"the same for the {half} alone")
-    parser.add_argument("--no-folds", action="store_true", help="the plain graph, for comparison")
-    lower = parser.add_argument_group("fp16, bf16, int8")
-    lower.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="images to calibrate with; default: rendered ones"
-    )
-    lower.add_argument("--calibration-images", type=int, default=8, metavar="N", help="how many; default 8")
-    lower.add_argument(
-        "--budget",
-        type=float,
-        help="int8: largest distance from the fp32 prediction, as AbsRel after alignment (default 0.01) or degrees "
-        "(default 1)",
-    )
-    lower.add_argument("--policy", type=Path, metavar="FILE", help="int8: policy.json of another bundle; no search")
-    parser.add_argument("--overwrite", action="store_true", help="replace an old bundle")
-    parser.add_argument(
-        "--from-bundle", type=Path, metavar="BUNDLE", help="build the engine of --target from this bundle"
+    add("--output", type=Path, metavar="DIR", help="the bundle's folder; default: engines/<name>")
+    add("--overwrite", action="store_true", help="replace an old bundle")
+    _add_network_options(parser)
+    _add_precision_options(parser)
+    add("--dry-run", action="store_true", help="print what would be built, and build nothing")
+    add(
+        "--from-bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help="build the engine of --target from this bundle",
     )
     return parser
 
 
-def _build(arguments: argparse.Namespace, command: str) -> Path:
-    progress = _Progress()
-    progress("loading PyTorch")
-    from export.assemble import BuildSettings, build
-
-    settings = BuildSettings(
-        checkpoint=arguments.checkpoint,
-        task=arguments.task,
-        resolutions=arguments.resolution,
-        precision=arguments.precision,
-        target=arguments.target,
-        opset=arguments.opset,
-        output=arguments.output,
-        seed=arguments.seed,
-        folds=not arguments.no_folds,
-        fixed_noise=arguments.fixed_noise,
-        vae_encoder=arguments.vae_encoder or arguments.vae,
-        vae_decoder=arguments.vae_decoder or arguments.vae,
-        overwrite=arguments.overwrite,
-        calibration=arguments.calibration,
-        calibration_images=arguments.calibration_images,
-        budget=arguments.budget,
-        policy=arguments.policy,
-        command=command,
+def _add_network_options(parser: argparse.ArgumentParser) -> None:
+    network = parser.add_argument_group("the network")
+    network.add_argument(
+        "--seed",
+        type=_seed,
+        default=0,
+        help="noise of mode G, and weights of random/...; default 0",
     )
-    return build(settings, progress)
+    network.add_argument(
+        "--fixed-noise", action="store_true", help="mode G: make the seed's noise part of the graph"
+    )
+    network.add_argument(
+        "--vae",
+        metavar="CHECKPOINT2",
+        help="a small autoencoder in place of the checkpoint's: an AutoencoderTiny's folder, a hub "
+        "id such as madebyollin/taesd, tiny/taesd (embedded), or random/taesd (full size)",
+    )
+    for half in ("encoder", "decoder"):
+        network.add_argument(
+            f"--vae-{half}", metavar="CHECKPOINT2", help=f"the same for the {half} alone"
+        )
+    network.add_argument(
+        "--no-folds", dest="folds", action="store_false", help="the plain graph, for comparison"
+    )
 
 
-def _finish(arguments: argparse.Namespace, command: str) -> Path:
-    from export.bundle import finish_on_device
+def _add_precision_options(parser: argparse.ArgumentParser) -> None:
+    precision = parser.add_argument_group("precision")
+    precision.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    precision.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="images to calibrate with; default: rendered ones",
+    )
+    precision.add_argument(
+        "--calibration-images", type=int, default=8, metavar="N", help="how many; default 8"
+    )
+    precision.add_argument(
+        "--budget",
+        type=float,
+        help="int8: the largest error against the fp32 prediction, as AbsRel after alignment "
+        "(default 0.01) or in degrees (default 1)",
+    )
+    precision.add_argument(
+        "--policy", type=Path, metavar="FILE", help="int8: policy.json of another bundle; no search"
+    )
 
-    return finish_on_device(
+
+def _refuse_build_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    options = {
+        action.dest: action.option_strings[-1]
+        for action in parser._actions
+        if action.option_strings
+    }
+    changed = [
+        options[field.name]
+        for field in dataclasses.fields(BuildSettings)
+        if field.name not in _ON_DEVICE
+        and getattr(arguments, field.name) != parser.get_default(field.name)
+    ]
+    if changed:
+        parser.error(
+            f"{', '.join(changed)} cannot be changed with --from-bundle: the graph in the bundle "
+            "has them"
+        )
+
+
+def _build(arguments: argparse.Namespace, command: str) -> str:
+    """The new bundle's path, or with --dry-run the plan."""
+    from export.plan import make_plan
+
+    fields = {field.name for field in dataclasses.fields(BuildSettings)} - {"command"}
+    request = {name: value for name, value in vars(arguments).items() if name in fields}
+    plan = make_plan(BuildSettings(**request, command=command))
+    if arguments.dry_run:
+        return "\n".join(plan.lines())
+    say("loading PyTorch")
+    from export.pipeline import run
+
+    return str(run(plan))
+
+
+def _finish(arguments: argparse.Namespace, command: str) -> str:
+    """The path of the finished bundle."""
+    from export.bundle.finalize import finish_on_device
+
+    bundle = finish_on_device(
         arguments.from_bundle,
-        target=arguments.target,
+        target_name=arguments.target,
         output=arguments.output,
         overwrite=arguments.overwrite,
         command=command,
-        progress=_Progress(),
     )
-
-
-class _Progress:
-    """One line on stderr for each step, with the seconds since the start."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __call__(self, line: str) -> None:
-        sys.stderr.write(f"[{time.perf_counter() - self._start:6.1f} s] {line}\n")
+    return str(bundle)
 
 
 def without_folders(word: str) -> str:
-    """A word of a command line with its paths cut down to their last part: bundles and rows travel, folders do not."""
+    """A word of a command line with its paths cut down to their last part: bundles and rows travel,
+    folders do not.
+    """
     option, equals, value = word.rpartition("=")
     path = Path(value)
     return option + equals + (path.name if path.is_absolute() or ".." in path.parts else value)
@@ -161,10 +204,12 @@ def without_folders(word: str) -> str:
 
 def _resolutions(text: str) -> tuple[tuple[int, int], ...]:
     try:
-        pairs = tuple(tuple(int(edge) for edge in size.split("x")) for size in text.lower().split(","))
+        pairs = (tuple(int(edge) for edge in size.split("x")) for size in text.lower().split(","))
         return tuple((height, width) for height, width in pairs)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HxW[,HxW...] in pixels, such as 512x512,384x640") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not HxW[,HxW...] in pixels, such as 512x512,384x640"
+        ) from None
 
 
 def _seed(text: str) -> int:
@@ -174,7 +219,9 @@ def _seed(text: str) -> int:
 
 
 def command() -> int:
-    """The command as a process: a termination becomes an exception, so that a half-built folder is removed."""
+    """The command as a process: a termination becomes an exception, so that a half-built folder is
+    removed.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return main()
 

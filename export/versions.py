@@ -1,4 +1,6 @@
-"""Versions of what made a bundle or a row. Imports none of it: what is measured must not carry torch along."""
+"""Versions of what made a bundle or a row. Imports none of it: what is measured must not carry
+torch along.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from collections.abc import Sequence
 
 def tool_versions(names: Sequence[str]) -> dict[str, str]:
     """Versions of the named distributions; those that are not installed are left out."""
-    found = {}
+    versions = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions

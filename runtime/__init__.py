@@ -27,7 +27,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: a Jetson that only finishes a bundle (NumPy + TensorRT) needs runtime.manifest, not Pillow.
+    # Loaded on first use: a Jetson that only finishes a bundle (NumPy + TensorRT) needs
+    # runtime.manifest, not Pillow.
     if name not in _HOME:
         raise AttributeError(f"module 'runtime' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,4 +1,6 @@
-"""The errors a caller can meet. Every message says what was asked, what was found and what to do."""
+"""The errors a caller can meet. Every message says what was asked, what was found and what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,15 @@ class UnsafePathError(BundleError):
 
 
 class DamagedBundleError(BundleError):
-    """A file of the bundle is missing, has another size or another content than the manifest says."""
+    """A file of the bundle is missing, has another size or another content than the manifest
+    says.
+    """
 
 
 class UnfinishedBundleError(BundleError):
-    """The bundle carries the graph for a target whose engine has still to be built on the device."""
+    """The bundle carries the graph for a target whose engine has still to be built on the
+    device.
+    """
 
 
 class BackendError(LotusError):
@@ -40,7 +46,9 @@ class DeviceMissingError(BackendError):
 
 
 class ForeignEngineError(BackendError):
-    """An engine was built by another flavour or version, or for another device, than the one at hand."""
+    """An engine was built by another flavour or version, or for another device, than the one at
+    hand.
+    """
 
 
 class ImageError(LotusError):
@@ -48,7 +56,9 @@ class ImageError(LotusError):
 
 
 class VerificationError(LotusError):
-    """The golden sample's answer differs from the PyTorch reference beyond the bundle's tolerance."""
+    """The golden sample's answer differs from the PyTorch reference beyond the bundle's
+    tolerance.
+    """
 
 
 class OutputError(LotusError):

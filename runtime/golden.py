@@ -34,7 +34,8 @@ class GoldenError:
 
 
 def golden_error(session: Session) -> GoldenError:
-    """The difference between the session's answers to its bucket's golden and the PyTorch reference.
+    """The difference between the session's answers to its bucket's golden and the PyTorch
+    reference.
 
     Raises: DamagedBundleError, BackendError.
     """
@@ -45,28 +46,34 @@ def golden_error(session: Session) -> GoldenError:
         feeds["noise"] = golden["noise"]
     # Twice: a backend may run plainly the first time and from a captured graph ever after.
     answers = (session(feeds), session(feeds))
-    apart = [np.abs(one[task][0] - golden[task]) for one in answers for task in manifest.tasks]
+    differences = [
+        np.abs(answer[task][0] - golden[task]) for answer in answers for task in manifest.tasks
+    ]
     return GoldenError(
-        largest=max(float(one.max()) for one in apart), mean=max(float(one.mean(dtype=np.float64)) for one in apart)
+        largest=max(float(difference.max()) for difference in differences),
+        mean=max(float(difference.mean(dtype=np.float64)) for difference in differences),
     )
 
 
 def worst(errors: dict[str, GoldenError]) -> GoldenError:
     """The largest of each number over the buckets."""
     return GoldenError(
-        largest=max(error.largest for error in errors.values()), mean=max(error.mean for error in errors.values())
+        largest=max(error.largest for error in errors.values()),
+        mean=max(error.mean for error in errors.values()),
     )
 
 
-def judge(errors: dict[str, GoldenError], backend: str, golden: Golden) -> Verification:
-    """Accept the errors (by bucket) or raise VerificationError."""
-    found = worst(errors)
-    if not (found.largest <= golden.tolerance and found.mean <= golden.mean_tolerance):
+def check_tolerance(errors: dict[str, GoldenError], backend: str, golden: Golden) -> Verification:
+    """Accept the errors (by bucket). Raises: VerificationError when one is beyond the tolerance."""
+    error = worst(errors)
+    if not (error.largest <= golden.tolerance and error.mean <= golden.mean_tolerance):
+        by_bucket = {bucket: str(error) for bucket, error in errors.items()}
         raise VerificationError(
-            f"backend {backend!r} answers the golden sample wrong on this machine: off the PyTorch reference by "
-            f"{ {bucket: str(error) for bucket, error in errors.items()} } (absolute differences by bucket), tolerance "
-            f"{golden.tolerance:g} (mean {golden.mean_tolerance:g}). Do not use this bundle here: update the driver or "
-            "the inference library, build the bundle on this machine, or take another backend."
+            f"backend {backend!r} answers the golden sample wrong on this machine: it differs "
+            f"from the PyTorch reference by {by_bucket} (absolute differences by bucket), the "
+            f"tolerance is {golden.tolerance:g} (mean {golden.mean_tolerance:g}). Do not use this "
+            "bundle here: update the driver or the inference library, build the bundle on this "
+            "machine, or take another backend."
         )
     return Verification(backend=backend, tolerance=golden.tolerance, errors=errors)
 
@@ -80,13 +87,19 @@ def _read(session: Session) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as stored:
             golden = {name: stored[f"{name}_{session.bucket}"] for name in names}
     except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged archives
-        raise DamagedBundleError(f"cannot read the golden {path}: {error}. Build the bundle again.") from error
-    found = {name: (array.dtype.name, array.shape) for name, array in golden.items()}
+        raise DamagedBundleError(
+            f"cannot read the golden {path}: {error}. Build the bundle again."
+        ) from error
+    stored_kinds = {name: (array.dtype.name, array.shape) for name, array in golden.items()}
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "image": ("uint8", (session.bucket.height, session.bucket.width, 3))
     }
-    expected |= {name: ("float32", shape) for name, shape in session.input_shapes.items() if name == "noise"}
+    expected |= {
+        name: ("float32", shape) for name, shape in session.input_shapes.items() if name == "noise"
+    }
     expected |= {name: ("float32", shape[1:]) for name, shape in session.output_shapes.items()}
-    if found != expected:
-        raise DamagedBundleError(f"the golden {path} holds {found}, expected {expected}. Build the bundle again.")
+    if stored_kinds != expected:
+        raise DamagedBundleError(
+            f"the golden {path} holds {stored_kinds}, expected {expected}. Build the bundle again."
+        )
     return golden

@@ -1,4 +1,6 @@
-"""Small Lotus checkpoints with random weights: the released architecture, narrow enough to export in seconds."""
+"""Small Lotus checkpoints with random weights: the released architecture, narrow enough to export
+in seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,16 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderTiny
+
+    from export.network.single_pass import SinglePass
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "photos"
@@ -20,11 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "slow" in item.keywords)
 
 
-def save_checkpoint(folder: Path, *, mode: str = "d", text_encoder: bool = False, seed: int = 0) -> Path:
-    """A diffusers folder of Lotus's class: SD2-style UNet, KL autoencoder, prompt tensor or CLIP text encoder.
+def save_checkpoint(
+    folder: Path, *, mode: str = "d", text_encoder: bool = False, seed: int = 0
+) -> Path:
+    """A diffusers folder of Lotus's class: SD2-style UNet, KL autoencoder, prompt tensor or CLIP
+    text encoder.
 
-    Groups of 4 to 8 channels, as in the released network. With one channel in a group, a flat part of a picture leaves
-    the norm nothing but rounding to amplify: PyTorch in fp32 is then up to 2e-3 off its own float64 result.
+    Groups of 4 to 8 channels, as in the released network. With one channel in a group, a flat part
+    of a picture leaves the norm nothing but rounding to amplify: PyTorch in fp32 is then up to 2e-3
+    off its own float64 result.
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -53,7 +66,8 @@ def save_checkpoint(folder: Path, *, mode: str = "d", text_encoder: bool = False
         scaling_factor=0.18215,
         norm_num_groups=8,
     )
-    # Default initialisation answers almost a constant; louder weights and biases give every path something to do.
+    # Default initialisation answers almost a constant; louder weights and biases give every path
+    # something to do.
     for parameter in (*unet.parameters(), *vae.parameters()):
         parameter.data += 0.02 * torch.randn_like(parameter)
     unet.save_pretrained(folder / "unet")
@@ -61,12 +75,16 @@ def save_checkpoint(folder: Path, *, mode: str = "d", text_encoder: bool = False
     if text_encoder:
         _save_text_encoder(folder)
     else:
-        save_file({"prompt_embedding": torch.randn(1, 5, 32)}, folder / "prompt_embedding.safetensors")
+        save_file(
+            {"prompt_embedding": torch.randn(1, 5, 32)}, folder / "prompt_embedding.safetensors"
+        )
     return folder
 
 
 def _save_text_encoder(folder: Path) -> None:
-    """A CLIP text encoder and a tokenizer with a vocabulary of a few tokens, laid out as the released ones are."""
+    """A CLIP text encoder and a tokenizer with a vocabulary of a few tokens, laid out as the
+    released ones are.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
@@ -98,13 +116,15 @@ def _save_text_encoder(folder: Path) -> None:
 
 
 def build_bundle(checkpoint: str | Path, output: Path, **settings: object) -> Path:
-    """Build with the given BuildSettings fields; progress goes to stderr, which pytest shows on failure."""
-    from export.assemble import BuildSettings, build
+    """Build with the given BuildSettings fields; progress goes to stderr, which pytest shows on
+    failure.
+    """
+    from export.pipeline import build
+    from export.progress import Progress
+    from export.settings import BuildSettings
 
-    return build(
-        BuildSettings(checkpoint=str(checkpoint), output=output, **settings),
-        lambda line: print(line, file=sys.stderr),
-    )
+    with Progress(sys.stderr):
+        return build(BuildSettings(checkpoint=str(checkpoint), output=output, **settings))
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +143,10 @@ def checkpoint_g(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_d(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Depth, two buckets, ONNX Runtime."""
     return build_bundle(
-        checkpoint_d, tmp_path_factory.mktemp("bundle") / "d", task="depth", resolutions=((BUCKET, BUCKET), (64, 104))
+        checkpoint_d,
+        tmp_path_factory.mktemp("bundle") / "d",
+        task="depth",
+        resolutions=((BUCKET, BUCKET), (64, 104)),
     )
 
 
@@ -131,13 +154,82 @@ def bundle_d(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def bundle_g(checkpoint_g: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Normals, mode G, one bucket."""
     return build_bundle(
-        checkpoint_g, tmp_path_factory.mktemp("bundle") / "g", task="normal", resolutions=((BUCKET, BUCKET),), seed=7
+        checkpoint_g,
+        tmp_path_factory.mktemp("bundle") / "g",
+        task="normal",
+        resolutions=((BUCKET, BUCKET),),
+        seed=7,
     )
 
 
-def write_null_bundle(folder: Path, *, mode: str = "d", task: str = "disparity", **changes: object) -> Path:
-    """A bundle for the null backend: real manifest, checksums and golden, and a graph that is no graph. No torch."""
-    from runtime.backends import session_class
+@pytest.fixture(scope="session")
+def bundle_int8(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Depth, one bucket, two calibration images, and every layer in int8."""
+    return build_bundle(
+        checkpoint_d,
+        tmp_path_factory.mktemp("int8") / "bundle",
+        task="depth",
+        resolutions=((BUCKET, BUCKET),),
+        precision="int8",
+        calibration_images=2,
+        budget=10.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def folded(checkpoint_d: Path) -> SinglePass:
+    """The network that `bundle_int8` is traced from. Tests that change it take a copy."""
+    from export.folds import apply_folds
+    from export.network.checkpoint import load_checkpoint
+    from export.network.single_pass import SinglePass
+    from export.targets import TARGETS
+
+    module = SinglePass(load_checkpoint(str(checkpoint_d), task="depth"))
+    apply_folds(module, TARGETS["onnxruntime"].recipe("int8"))
+    return module
+
+
+@pytest.fixture(scope="session")
+def small_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an AutoencoderTiny."""
+    folder = tmp_path_factory.mktemp("small") / "narrow"
+    new_tiny_vae().save_pretrained(folder)
+    return folder
+
+
+def new_tiny_vae(seed: int = 1, **changes: object) -> AutoencoderTiny:
+    """A narrow TAESD whose every weight and bias has something to do."""
+    import torch
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(seed)
+    settings: dict[str, object] = {
+        "encoder_block_out_channels": (8,) * 4,
+        "decoder_block_out_channels": (8,) * 4,
+        "num_encoder_blocks": (1, 1, 1, 1),
+        "num_decoder_blocks": (1, 1, 1, 1),
+    }
+    network = AutoencoderTiny(**(settings | changes))
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return network
+
+
+def image_inputs(count: int = 2) -> list[tuple[torch.Tensor]]:
+    """Random images as the network takes them: float32 [1,3,BUCKET,BUCKET] in [-1,1]."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.rand(1, 3, BUCKET, BUCKET, generator=generator) * 2 - 1,) for _ in range(count)]
+
+
+def write_null_bundle(
+    folder: Path, *, mode: str = "d", task: str = "disparity", **changes: object
+) -> Path:
+    """A bundle for the null backend: real manifest, checksums and golden, and a graph that is no
+    graph. No torch.
+    """
+    from runtime.backends import open_session
     from runtime.engine import draw_noise
     from runtime.manifest import Bucket, Checkpoint, Golden, Latent, Manifest, describe_file
 
@@ -166,11 +258,15 @@ def write_null_bundle(folder: Path, *, mode: str = "d", task: str = "disparity",
     manifest = Manifest(**(fields | changes))
     arrays: dict[str, np.ndarray] = {}
     for one in manifest.buckets:
-        image = np.random.default_rng(0).integers(0, 256, (one.height, one.width, 3), dtype=np.uint8)
+        image = np.random.default_rng(0).integers(
+            0, 256, (one.height, one.width, 3), dtype=np.uint8
+        )
         feeds = {"image": manifest.preprocess.apply(image)}
         if mode == "g":
-            feeds["noise"] = arrays[f"noise_{one}"] = draw_noise(0, manifest.input_shapes(one)["noise"])
-        answer = session_class("null")(folder, manifest, one, "")(feeds)
+            feeds["noise"] = arrays[f"noise_{one}"] = draw_noise(
+                0, manifest.input_shapes(one)["noise"]
+            )
+        answer = open_session("null", folder, manifest, one)(feeds)
         arrays |= {f"image_{one}": image, f"{task}_{one}": answer[task][0]}
     np.savez(folder / "golden.npz", **arrays)
     (folder / "model-64x96.onnx").write_bytes(b"not a graph " * 100)

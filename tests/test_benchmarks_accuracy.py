@@ -1,7 +1,10 @@
-"""The accuracy command on a folder of the user's own and on the rendered scenes, with the null backend as the model."""
+"""The accuracy command on a folder of the user's own and on the rendered scenes, with the null
+backend as the model.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,8 +14,9 @@ import pytest
 from conftest import write_null_bundle
 from PIL import Image
 
-from benchmarks import accuracy, rows
+from benchmarks import accuracy, datasets, rows
 from benchmarks.datasets import DatasetError, open_folder, synthetic
+from runtime.tasks import TASKS
 
 SETTINGS = """
 kind: depth
@@ -26,7 +30,9 @@ valid: [0.1, 80]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three grey images whose depth in millimetres is an affine function of the grey, save for a masked corner."""
+    """Three grey images whose depth in millimetres is an affine function of the grey, save for a
+    masked corner.
+    """
     random = np.random.default_rng(0)
     for name in ("rgb", "depth", "mask"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -46,21 +52,36 @@ def folder(tmp_path: Path) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, *arguments: str) -> int:
     monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
-    words = ["accuracy", "--bundle", str(bundle), "--output", str(tmp_path / "out"), *arguments]
+    words = [
+        "accuracy",
+        "--dirty",
+        "--bundle",
+        str(bundle),
+        "--output",
+        str(tmp_path / "out"),
+        *arguments,
+    ]
     monkeypatch.setattr(sys, "argv", words)
     return accuracy.main()
 
 
 def test_folder_gives_metrics_rows_and_a_sheet(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     bundle = write_null_bundle(tmp_path / "null", task="depth")
     assert run(monkeypatch, tmp_path, bundle, "--data", str(folder)) == 0
     saved = json.loads((tmp_path / "results" / "accuracy-null-data.json").read_text())["rows"]
     by_name = {row["name"]: row["metrics"] for row in saved}
-    assert by_name["0"]["abs_rel"] < 1e-5, "affine in the grey: perfect after alignment, the masked corner left out"
+    assert by_name["0"]["abs_rel"] < 1e-5, (
+        "affine in the grey: perfect after alignment, the masked corner left out"
+    )
     assert by_name["0"]["abs_rel"] < by_name["1"]["abs_rel"] < by_name["2"]["abs_rel"]
-    assert by_name["all (3 images)"]["abs_rel"] == pytest.approx(np.mean([by_name[n]["abs_rel"] for n in "012"]))
+    assert by_name["all (3 images)"]["abs_rel"] == pytest.approx(
+        np.mean([by_name[n]["abs_rel"] for n in "012"])
+    )
     assert "all (3 images)" in capsys.readouterr().out
     with Image.open(tmp_path / "out" / "null-null-data" / "sheet.png") as sheet:
         assert sheet.size == (3 * 96, 3 * 68)
@@ -80,7 +101,11 @@ def test_a_second_run_reads_the_predictions_of_the_first(
     )
 
 
-def test_rendered_scenes_for_depth_and_normals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_rendered_scenes_for_depth_and_normals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "_CONSTANT_SCENES", 4)
     for task in ("disparity", "normal"):
         bundle = write_null_bundle(tmp_path / task, task=task, name=task)
         assert run(monkeypatch, tmp_path, bundle, "--count", "2") == 0
@@ -91,9 +116,34 @@ def test_rendered_scenes_for_depth_and_normals(tmp_path: Path, monkeypatch: pyte
     assert np.array_equal(sample.image, depth.read(depth.names[0]).image)
 
 
-def test_bundle_and_data_of_different_kinds(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundle_and_data_of_different_kinds(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = write_null_bundle(tmp_path / "null", task="normal")
     assert run(monkeypatch, tmp_path, bundle, "--data", str(folder)) == 1
+
+
+def test_a_task_that_nothing_measures_is_refused(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made_up = dataclasses.replace(TASKS["depth"], name="confidence", truth=None)
+    monkeypatch.setitem(TASKS, "confidence", made_up)
+    bundle = write_null_bundle(tmp_path / "null", task="confidence")
+    assert run(monkeypatch, tmp_path, bundle, "--data", str(folder)) == 1
+    assert "predicts confidence, which no ground truth" in capsys.readouterr().err
+
+
+def test_a_made_up_task_is_measured_by_the_kind_it_names(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TASKS, "distance", dataclasses.replace(TASKS["depth"], name="distance"))
+    bundle = write_null_bundle(tmp_path / "null", task="distance")
+    assert run(monkeypatch, tmp_path, bundle, "--data", str(folder)) == 0
+    saved = json.loads((tmp_path / "results" / "accuracy-null-data.json").read_text())["rows"]
+    assert saved[0]["metrics"]["abs_rel"] < 1e-5
 
 
 @pytest.mark.parametrize(

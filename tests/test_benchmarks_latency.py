@@ -1,4 +1,6 @@
-"""The latency command end to end on the embedded network, and the report that is made from its rows."""
+"""The latency command end to end on the embedded network, and the report that is made from its
+rows.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +15,40 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from benchmarks import latency, parity, report, rows
+from benchmarks import latency, parity, plots, report, rows, tables
 
 
 @pytest.mark.slow
-def test_contenders_race_and_absent_ones_say_why(
+def test_baselines_race_and_absent_ones_say_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    words = ["latency", "--checkpoint", "tiny/disparity-d", "--resolution", "128x128", "--rounds", "2"]
-    words += ["--batch", "2", "--what", "pytorch", "onnxruntime", "plain-onnxruntime", "onnxruntime-cuda"]
-    monkeypatch.setattr(sys, "argv", [*words, "--bundles", str(tmp_path / "engines"), "--together", "3"])
+    words = "latency --dirty --checkpoint tiny/disparity-d --resolution 128x128 --rounds 2"
+    words += " --batch 2 --together 3"
+    words += " --what pytorch onnxruntime plain-onnxruntime onnxruntime-cuda --bundles"
+    monkeypatch.setattr(sys, "argv", [*words.split(), str(tmp_path / "engines")])
     monkeypatch.setattr(latency, "_CEILING_EDGE", 256)
     assert latency.main() == 0
     saved = json.loads((tmp_path / "latency-disparity-d-128x128-batch-2.json").read_text())["rows"]
     assert saved[0]["gflops"]["float32"] > 0
-    found = {row["what"]: row for row in saved[1:]}
-    assert "not_measured" in found["onnxruntime-cuda"]
+    by_name = {row["what"]: row for row in saved[1:]}
+    assert "not_measured" in by_name["onnxruntime-cuda"]
     for name in ("pytorch", "onnxruntime", "plain-onnxruntime"):
-        row = found[name]
+        row = by_name[name]
         assert 0 < row["min_s"] <= row["p50_s"] <= row["p90_s"] <= row["p99_s"]
         assert row["peak_gb"] > 0.05
         assert row["first_s"] >= row["load_s"] > 0
         assert row["per_second"] == pytest.approx(2 / row["p50_s"])
-    assert found["pytorch"]["max_abs_error"] == 0
-    assert set(found["pytorch"]["stages_s"]) == {"encoder", "unet", "decoder"}
-    assert 0 < found["onnxruntime"]["max_abs_error"] < 1e-4
-    assert found["onnxruntime"]["ratio"] == pytest.approx(found["pytorch"]["p50_s"] / found["onnxruntime"]["p50_s"])
-    assert found["onnxruntime"]["multiply_adds"] < 0.95 * found["plain-onnxruntime"]["multiply_adds"]
+    assert by_name["pytorch"]["max_abs_error"] == 0
+    assert set(by_name["pytorch"]["stages_s"]) == {"encoder", "unet", "decoder"}
+    assert 0 < by_name["onnxruntime"]["max_abs_error"] < 1e-4
+    assert by_name["onnxruntime"]["ratio"] == pytest.approx(
+        by_name["pytorch"]["p50_s"] / by_name["onnxruntime"]["p50_s"]
+    )
+    assert (
+        by_name["onnxruntime"]["multiply_adds"]
+        < 0.95 * by_name["plain-onnxruntime"]["multiply_adds"]
+    )
     assert "rows: latency-disparity-d-128x128-batch-2.json" in capsys.readouterr().out
 
 
@@ -50,7 +58,8 @@ def test_folded_and_plain_bundles_answer_as_pytorch_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str
 ) -> None:
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    words = ["parity", str(ROOT / "tiny" / "samples" / "room.png"), "--checkpoint", checkpoint, "--size", "128"]
+    image = str(ROOT / "tiny" / "samples" / "room.png")
+    words = ["parity", "--dirty", image, "--checkpoint", checkpoint, "--size", "128"]
     words += ["--what", "onnxruntime", "plain-onnxruntime", "--bundles", str(tmp_path / "engines")]
     monkeypatch.setattr(sys, "argv", words)
     assert parity.main() == 0
@@ -63,12 +72,22 @@ def test_folded_and_plain_bundles_answer_as_pytorch_does(
 
 def test_the_process_of_a_bundle_carries_no_torch() -> None:
     """It would count among the bundle's memory."""
-    code = "import sys; import benchmarks.latency, runtime; print({'torch', 'diffusers', 'onnx'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
+    code = (
+        "import sys; import benchmarks.latency_worker, runtime; "
+        "print({'torch', 'diffusers', 'onnx'} & set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        ).stdout
+        == "set()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_committed_tables_are_what_their_rows_say() -> None:
-    assert [page.name for page in report.PAGES if report.render(page.read_text()) != page.read_text()] == []
+    assert report.stale_documents() == []
 
 
 def test_a_stale_table_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +96,7 @@ def test_a_stale_table_fails_the_check(tmp_path: Path, monkeypatch: pytest.Monke
     page = tmp_path / "page.md"
     page.write_text(f"above\n<!-- rows: {sources[0].stem} -->\n| old |\n<!-- end -->\nbelow\n")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "PAGES", (page,))
+    monkeypatch.setattr(report, "DOCUMENTS", (page, tmp_path / "not-there.md"))
     monkeypatch.setattr(sys, "argv", ["report", "--check"])
     assert report.main() == 1
     assert "| old |" in page.read_text(), "a check writes nothing"
@@ -95,9 +114,13 @@ def test_a_stale_table_fails_the_check(tmp_path: Path, monkeypatch: pytest.Monke
 def test_precisions_stand_beside_fp32() -> None:
     bodies = []
     for precision, value in (("fp32", 0.1), ("int8", 0.102)):
-        group = {"bundle": f"d-256x256-{precision}-x", "name": "in-style (100 images)", "metrics": {"abs_rel": value}}
+        group = {
+            "bundle": f"d-256x256-{precision}-x",
+            "name": "in-style (100 images)",
+            "metrics": {"abs_rel": value},
+        }
         bodies.append({"rows": [group | {"name": "in-style/0"}, group]})
-    assert report._precisions(bodies)[2:] == ["| d | abs_rel | 0.1000 | 0.1020 (+2.00%) |"]
+    assert tables.precisions_table(bodies)[2:] == ["| d | abs_rel | 0.1000 | 0.1020 (+2.00%) |"]
 
 
 def test_one_table_of_several_latencies_names_their_sizes() -> None:
@@ -105,44 +128,75 @@ def test_one_table_of_several_latencies_names_their_sizes() -> None:
     machine = {"machine": {"cores": "2", "cpu": "x"}, "commit": "c", "date": "d", "command": "run"}
     ceiling = {"what": "ceiling", "gflops": {"float32": 1.0, "bfloat16": 2.0}}
     sizes = [("128x128", 1), ("256x256", 4)]
-    bodies = [machine | {"rows": [ceiling, _row("a", resolution=size, batch=batch, **about)]} for size, batch in sizes]
-    lines = report._latency(bodies)
+    bodies = [
+        machine | {"rows": [ceiling, _row("a", resolution=size, batch=batch, **about)]}
+        for size, batch in sizes
+    ]
+    lines = tables.latency_table(bodies)
     assert lines[2].startswith("| a, 128x128 | 1.00 s |")
     assert lines[3].startswith("| a, 256x256, 4 images | 1.00 s |")
-    assert report._latency(bodies[:1])[2].startswith("| a | 1.00 s | 2.00x of 2.0 s |")
+    assert tables.latency_table(bodies[:1])[2].startswith("| a | 1.00 s | 2.00x of 2.0 s |")
 
 
-def test_of_a_contender_in_two_files_the_last_row_counts() -> None:
+def test_of_a_baseline_in_two_files_the_last_row_counts() -> None:
     about = {"first_s": 2.0, "peak_gb": 1.0}
     machine = {"machine": {"cores": "2", "cpu": "x"}, "commit": "c", "date": "d", "command": "run"}
     ceiling = {"what": "ceiling", "gflops": {"float32": 1.0, "bfloat16": 2.0}}
     bodies = [
-        machine | {"rows": [ceiling, *(_row(what, p50_s=seconds, **about) for what in ("pytorch", "a", "a"))]}
+        machine
+        | {
+            "rows": [
+                ceiling,
+                *(_row(what, p50_s=seconds, **about) for what in ("pytorch", "a", "a")),
+            ]
+        }
         for seconds in (3.0, 4.0)
     ]
-    lines = report._latency(bodies)
-    assert [line.split("|")[1:3] for line in lines[2:4]] == [[" pytorch ", " 3.00 s "], [" a ", " 4.00 s "]]
+    lines = tables.latency_table(bodies)
+    assert [line.split("|")[1:3] for line in lines[2:4]] == [
+        [" pytorch ", " 3.00 s "],
+        [" a ", " 4.00 s "],
+    ]
     assert lines[4] == ""
 
 
 def _row(what: str, **more: object) -> dict[str, object]:
-    about = {"what": what, "meaning": what, "checkpoint": "tiny/x", "resolution": "256x256", "batch": 1}
+    about = {
+        "what": what,
+        "meaning": what,
+        "checkpoint": "tiny/x",
+        "resolution": "256x256",
+        "batch": 1,
+    }
     return about | {"p50_s": 1.0, "ratio": 2.0, "max_abs_error": 1e-5} | more
 
 
 def test_plots_are_pictures_of_their_rows(tmp_path: Path) -> None:
     """Made-up rows: each plot is a picture, and changes when its rows do."""
-    sizes = [{"rows": [{"what": "ceiling"}, _row("a", resolution=f"{edge}x{edge}")]} for edge in (128, 256)]
+    sizes = [
+        {"rows": [{"what": "ceiling"}, _row("a", resolution=f"{edge}x{edge}")]}
+        for edge in (128, 256)
+    ]
     batches = [{"rows": [_row("a", batch=count, p50_s=0.8 * count)]} for count in (1, 4)]
-    stages = [{"rows": [{"bundle": "b", "stage": stage, "seconds": 1.0} for stage in ("encoder", "unet", "decoder")]}]
-    steps = [{"bundle": "b", "budget": 0.01, "int8_share": share, "distance": 0.02 * share} for share in (0.5, 1.0)]
-    plots = {
-        report._plot_latency: {"rows": [_row("a"), _row("b", p50_s=0.5)]},
-        report._plot_scaling: sizes + batches,
-        report._plot_stages: stages,
-        report._plot_policies: [{"rows": steps}],
+    stages = [
+        {
+            "rows": [
+                {"bundle": "b", "stage": stage, "seconds": 1.0}
+                for stage in ("encoder", "unet", "decoder")
+            ]
+        }
+    ]
+    steps = [
+        {"bundle": "b", "budget": 0.01, "int8_share": share, "distance": 0.02 * share}
+        for share in (0.5, 1.0)
+    ]
+    drawn = {
+        plots.plot_latency: {"rows": [_row("a"), _row("b", p50_s=0.5)]},
+        plots.plot_scaling: sizes + batches,
+        plots.plot_stages: stages,
+        plots.plot_policies: [{"rows": steps}],
     }
-    for number, (plot, bodies) in enumerate(plots.items()):
+    for number, (plot, bodies) in enumerate(drawn.items()):
         path = plot(bodies, tmp_path / f"{number}.png")
         with Image.open(path) as picture:
             assert picture.width > 400

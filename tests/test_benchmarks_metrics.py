@@ -95,7 +95,9 @@ def test_mean_is_over_images_not_pixels() -> None:
 def rotate(vectors: np.ndarray, degrees: float) -> np.ndarray:
     """Turn around the z axis."""
     angle = math.radians(degrees)
-    matrix = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+    matrix = np.array(
+        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
+    )
     return vectors @ matrix.T
 
 

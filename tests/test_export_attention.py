@@ -1,4 +1,6 @@
-"""Attention over long sequences, a block of queries at a time: the same function, and no matrix of all scores."""
+"""Attention over long sequences, a block of queries at a time: the same function, and no matrix of
+all scores.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,20 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from conftest import BUCKET, build_bundle
 from onnx import TensorProto, helper
 
-from export import attention
-from export.attention import split_queries, write_attention
+from export.graph import attention
+from export.graph.attention import split_queries, write_attention
 from runtime.backends.openvino import hints
-from tests.conftest import BUCKET, build_bundle
 
 _HEADS, _DEPTH = 2, 8
 
 
 def model(queries: int, keys: int, depth: int = _DEPTH, scale: float | None = None) -> ir.Model:
-    """Attention, and a product with the identity: what stands at a graph's end OpenVINO computes in float32."""
+    """Attention, and a product with the identity: what stands at a graph's end OpenVINO computes in
+    float32.
+    """
     attributes = {} if scale is None else {"scale": scale}
     nodes = [
         helper.make_node("Attention", ["q", "k", "v"], ["answer"], name="attention", **attributes),
@@ -34,16 +38,25 @@ def model(queries: int, keys: int, depth: int = _DEPTH, scale: float | None = No
         for name, length in shapes.items()
     ]
     identity = onnx.numpy_helper.from_array(np.eye(depth, dtype=np.float32), "identity")
-    graph = helper.make_graph(nodes, "graph", values[:3], values[3:4], [identity], value_info=values[4:])
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
+    graph = helper.make_graph(
+        nodes, "graph", values[:3], values[3:4], [identity], value_info=values[4:]
+    )
+    return ir.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    )
 
 
-def operands(queries: int, keys: int, depth: int = _DEPTH, factor: float = 20.0) -> dict[str, np.ndarray]:
-    """Queries are `factor` times as large as keys and values: with 20 and more exp of a score overflows."""
+def operands(
+    queries: int, keys: int, depth: int = _DEPTH, factor: float = 20.0
+) -> dict[str, np.ndarray]:
+    """Queries are `factor` times as large as keys and values: with 20 and more exp of a score
+    overflows.
+    """
     random = np.random.default_rng(0)
     lengths = {"q": queries, "k": keys, "v": keys}
     drawn = {
-        name: random.standard_normal((1, _HEADS, length, depth), dtype=np.float32) for name, length in lengths.items()
+        name: random.standard_normal((1, _HEADS, length, depth), dtype=np.float32)
+        for name, length in lengths.items()
     }
     return drawn | {"q": drawn["q"] * np.float32(factor)}
 
@@ -67,7 +80,9 @@ def test_blocks_are_exact(backend: str, length: int, scale: float | None) -> Non
 
 @pytest.mark.parametrize("factor", [4, 20, 100])
 def test_blocks_are_as_accurate_as_the_kernel_in_bf16(factor: float) -> None:
-    """The largest scores are 21, 100 and 500. Rounded to bf16, those are up to 1 off, and shares as much."""
+    """The largest scores are 21, 100 and 500. Rounded to bf16, those are up to 1 off, and shares as
+    much.
+    """
     core = pytest.importorskip("openvino").Core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bf16")
@@ -88,7 +103,8 @@ def test_no_matrix_of_all_scores() -> None:
     split_queries(rewritten.graph, 8192)
     inferred = onnx.shape_inference.infer_shapes(ir.to_proto(rewritten), data_prop=True)
     sizes = [
-        math.prod(edge.dim_value for edge in value.type.tensor_type.shape.dim) for value in inferred.graph.value_info
+        math.prod(edge.dim_value for edge in value.type.tensor_type.shape.dim)
+        for value in inferred.graph.value_info
     ]
     assert len(sizes) > 100
     assert max(sizes) == _HEADS * 512 * 8192
@@ -109,11 +125,20 @@ def test_short_ones_and_few_keys_stay() -> None:
 
 
 @pytest.mark.slow
-def test_a_bundle_whose_maps_are_large(checkpoint_d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large by a lowered bound: the autoencoder's two and the five of the UNet's widest level, all else as it is."""
+def test_a_bundle_whose_maps_are_large(
+    checkpoint_d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large by a lowered bound: the autoencoder's two and the five of the UNet's widest level, all
+    else as it is.
+    """
     pytest.importorskip("openvino")
     monkeypatch.setattr(attention, "_LONG", (BUCKET // 8) ** 2)
-    settings = {"task": "depth", "target": "openvino", "precision": "bf16", "resolutions": ((BUCKET, BUCKET),)}
+    settings = {
+        "task": "depth",
+        "target": "openvino",
+        "precision": "bf16",
+        "resolutions": ((BUCKET, BUCKET),),
+    }
     bundle = build_bundle(checkpoint_d, tmp_path / "bundle", **settings)  # runs the golden
     graph = onnx.load(bundle / "model-64x64.onnx", load_external_data=False).graph
     found = Counter(node.op_type for node in graph.node)
@@ -121,10 +146,14 @@ def test_a_bundle_whose_maps_are_large(checkpoint_d: Path, tmp_path: Path, monke
     assert found["Attention"] == 16 + 2 - found["Exp"]
 
 
-def _run(backend: str, proto: onnx.ModelProto, feeds: dict[str, np.ndarray], precision: str = "fp32") -> np.ndarray:
+def _run(
+    backend: str, proto: onnx.ModelProto, feeds: dict[str, np.ndarray], precision: str = "fp32"
+) -> np.ndarray:
     if backend == "onnxruntime":
         ort = pytest.importorskip("onnxruntime")
-        session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
         return np.asarray(session.run(None, feeds)[0])
     core = pytest.importorskip("openvino").Core()
     read = core.read_model(proto.SerializeToString())

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, build_bundle, write_null_bundle
 
-from export.bundle import finish_on_device, staged
+from export.bundle.finalize import finish_on_device
+from export.bundle.write import staged
 from export.errors import BuildError, CheckpointError
 from runtime import LotusEngine
 from runtime.errors import BackendMissingError, SchemaError, VerificationError
-from runtime.manifest import SCHEMA, Manifest
+from runtime.manifest import OLDEST_SCHEMA, Manifest
 
 
 def fill(stage: Path, name: str = "new") -> None:
@@ -64,12 +65,21 @@ def test_old_bundle_survives_a_failed_overwrite(tmp_path: Path) -> None:
 def test_existing_folders_are_protected(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
-    with pytest.raises(BuildError, match="--overwrite"), staged(tmp_path / "precious", overwrite=False):
+    with (
+        pytest.raises(BuildError, match="--overwrite"),
+        staged(tmp_path / "precious", overwrite=False),
+    ):
         pass
-    with pytest.raises(BuildError, match="not a whole bundle"), staged(tmp_path / "precious", overwrite=True):
+    with (
+        pytest.raises(BuildError, match="not a whole bundle"),
+        staged(tmp_path / "precious", overwrite=True),
+    ):
         pass
     (tmp_path / "precious" / "manifest.json").write_text('{"name": "a web app"}')
-    with pytest.raises(BuildError, match="not a whole bundle"), staged(tmp_path / "precious", overwrite=True):
+    with (
+        pytest.raises(BuildError, match="not a whole bundle"),
+        staged(tmp_path / "precious", overwrite=True),
+    ):
         pass
     assert (tmp_path / "precious" / "thesis.txt").exists()
     write_null_bundle(tmp_path / "precious")
@@ -84,7 +94,9 @@ def test_existing_folders_are_protected(tmp_path: Path) -> None:
 def test_a_bundle_of_an_older_release_is_replaced_with_its_own_files_alone(tmp_path: Path) -> None:
     """`make demo` after an upgrade meets what the release before it built."""
     manifest = write_null_bundle(tmp_path / "b") / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": SCHEMA - 1}))
+    manifest.write_text(
+        json.dumps(json.loads(manifest.read_text()) | {"schema": OLDEST_SCHEMA - 1})
+    )
     (tmp_path / "b" / "notes.txt").write_text("mine")
     with pytest.raises(BuildError, match=r"notes\.txt"), staged(tmp_path / "b", overwrite=True):
         pass
@@ -95,7 +107,10 @@ def test_a_bundle_of_an_older_release_is_replaced_with_its_own_files_alone(tmp_p
 
 
 def test_a_bundle_that_came_in_the_meantime_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="exists"), staged(tmp_path / "b", overwrite=False) as stage:
+    with (
+        pytest.raises(BuildError, match="exists"),
+        staged(tmp_path / "b", overwrite=False) as stage,
+    ):
         fill(stage, "late")
         fill(tmp_path / "b", "first")
     assert name_of(tmp_path / "b") == "first"
@@ -122,7 +137,9 @@ def test_too_small_a_disk_is_refused_before_the_work(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_disk_that_fills_up_half_way(checkpoint_d: Path, tmp_path: Path) -> None:
-    """A limit on file size stands for the full disk: writing the weights fails with an OSError, as ENOSPC does."""
+    """A limit on file size stands for the full disk: writing the weights fails with an OSError, as
+    ENOSPC does.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
@@ -138,19 +155,33 @@ def test_disk_that_fills_up_half_way(checkpoint_d: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "when"),
-    [(signal.SIGINT, "tracing"), (signal.SIGTERM, "tracing"), (signal.SIGKILL, "running the golden")],
+    [
+        (signal.SIGINT, "tracing"),
+        (signal.SIGTERM, "tracing"),
+        (signal.SIGKILL, "running the golden"),
+    ],
 )
 def test_a_stopped_build_leaves_nothing_that_opens(
     checkpoint_d: Path, tmp_path: Path, stop: signal.Signals, when: str
 ) -> None:
-    command = [sys.executable, "export/build_engine.py", str(checkpoint_d), "--task", "depth", "--resolution", "64x64"]
+    command = [
+        sys.executable,
+        "export/build_engine.py",
+        str(checkpoint_d),
+        "--task",
+        "depth",
+        "--resolution",
+        "64x64",
+    ]
     output = tmp_path / "b"
     process = subprocess.Popen(
         [*command, "--output", str(output)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores SIGINT
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job ignores SIGINT
     )
     assert process.stderr is not None
     for line in process.stderr:
@@ -175,11 +206,11 @@ def test_a_stopped_build_leaves_nothing_that_opens(
 def test_build_that_answers_wrong_is_not_delivered(
     checkpoint_d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from export import golden
+    from export.families import lotus_reference
 
-    right = golden.predict_reference
-    monkeypatch.setattr(golden, "predict_reference", lambda *inputs: right(*inputs) + 2e-4)
-    with pytest.raises(VerificationError, match="off the PyTorch reference"):
+    right = lotus_reference.predict_reference
+    monkeypatch.setattr(lotus_reference, "predict_reference", lambda *inputs: right(*inputs) + 2e-4)
+    with pytest.raises(VerificationError, match="differs from the PyTorch reference"):
         build_bundle(checkpoint_d, tmp_path / "b", task="depth", resolutions=((64, 64),))
     assert list(tmp_path.iterdir()) == []
 
@@ -209,10 +240,10 @@ def test_finishing_for_tensorrt_without_tensorrt(bundle_d: Path, tmp_path: Path)
     except ImportError:
         pass
     with pytest.raises(BackendMissingError, match="tensorrt"):
-        finish_on_device(copy, target="tensorrt", output=None, overwrite=False, command="test", progress=print)
+        finish_on_device(copy, target_name="tensorrt", output=None, overwrite=False, command="test")
     assert (copy / "manifest.json").read_bytes() == before
     with pytest.raises(BuildError, match="needs no engine"):
-        finish_on_device(copy, target="openvino", output=None, overwrite=False, command="test", progress=print)
+        finish_on_device(copy, target_name="openvino", output=None, overwrite=False, command="test")
 
 
 @pytest.mark.slow
@@ -223,4 +254,8 @@ def test_manifest_records_how_the_bundle_was_made(bundle_g: Path, checkpoint_g: 
     assert manifest.golden.measured[0].backend == "onnxruntime"
     assert 0 < manifest.golden.measured[0].max_abs_error <= manifest.golden.tolerance == 1e-4
     assert manifest.tools["torch"].startswith("2.")
-    assert {file.path for file in manifest.files} == {"golden.npz", "model-64x64.onnx", "model.onnx.data"}
+    assert {file.path for file in manifest.files} == {
+        "golden.npz",
+        "model-64x64.onnx",
+        "model.onnx.data",
+    }

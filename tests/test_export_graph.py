@@ -1,4 +1,6 @@
-"""The ONNX graphs: operators kept, nodes named by stage, weights stored once; and the parity they are for."""
+"""The ONNX graphs: operators kept, nodes named by stage, weights stored once; and the parity they
+are for.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,10 @@ import onnx
 import pytest
 from conftest import PHOTOS, ROOT, build_bundle
 
-from export.checkpoint import Checkpoint, load_checkpoint
 from export.errors import BuildError
-from export.reference import predict_reference
+from export.families.lotus_reference import predict_reference
+from export.network.checkpoint import Checkpoint, load_checkpoint
 from runtime import LotusEngine
-from runtime.engine import unit_vectors
 from runtime.errors import ImageError
 from runtime.manifest import Manifest
 
@@ -23,13 +24,17 @@ pytestmark = pytest.mark.slow
 
 
 def counts(bundle: Path, graph: str = "model-64x64.onnx") -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(bundle / graph, load_external_data=False).graph.node)
+    return Counter(
+        node.op_type for node in onnx.load(bundle / graph, load_external_data=False).graph.node
+    )
 
 
 @pytest.fixture(scope="module")
 def bundle_openvino(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("graph") / "openvino"
-    return build_bundle(checkpoint_d, output, task="depth", resolutions=((64, 64),), target="openvino")
+    return build_bundle(
+        checkpoint_d, output, task="depth", resolutions=((64, 64),), target="openvino"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +46,37 @@ def bundle_opset20(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def bundle_plain(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("graph") / "plain"
-    return build_bundle(checkpoint_d, output, task="depth", resolutions=((64, 64),), target="openvino", folds=False)
+    return build_bundle(
+        checkpoint_d, output, task="depth", resolutions=((64, 64),), target="openvino", folds=False
+    )
 
 
-def test_opset_23_keeps_attention_and_group_normalization(bundle_openvino: Path, bundle_plain: Path) -> None:
+@pytest.mark.slow
+def test_opset_23_keeps_attention_and_group_normalization(
+    bundle_openvino: Path, bundle_plain: Path
+) -> None:
     found = counts(bundle_openvino)
-    # Attention: in each of 16 transformer blocks, and one in the middle of encoder and of decoder. The plain graph has
-    # cross attention in the blocks too, which over a constant prompt of two tokens is no attention any more.
+    # Attention: in each of 16 transformer blocks, and one in the middle of encoder and of decoder.
+    # The plain graph has cross attention in the blocks too, which over a constant prompt of two
+    # tokens is no attention any more.
     assert found["Attention"] == 16 + 2
     assert counts(bundle_plain)["Attention"] == 2 * 16 + 2
     assert found["Softmax"] == found["InstanceNormalization"] == 0
-    # GroupNormalization: 2 in each ResBlock (UNet 22, VAE 6 and 10), 1 in each attention (16 + 2), 3 at the ends.
+    # GroupNormalization: 2 in each ResBlock (UNet 22, VAE 6 and 10), 1 in each attention (16 + 2),
+    # 3 at the ends.
     assert found["GroupNormalization"] == 2 * (22 + 6 + 10) + 18 + 3
-    assert onnx.load(bundle_openvino / "model-64x64.onnx", load_external_data=False).opset_import[0].version == 23
+    assert (
+        onnx.load(bundle_openvino / "model-64x64.onnx", load_external_data=False)
+        .opset_import[0]
+        .version
+        == 23
+    )
 
 
-def test_onnxruntime_gets_attention_and_two_pass_group_normalization(bundle_d: Path, bundle_openvino: Path) -> None:
+@pytest.mark.slow
+def test_onnxruntime_gets_attention_and_two_pass_group_normalization(
+    bundle_d: Path, bundle_openvino: Path
+) -> None:
     """ONNX Runtime's CPU provider has no kernel for GroupNormalization and expands it inexactly."""
     found, native = counts(bundle_d), counts(bundle_openvino)
     assert found["MultiHeadAttention"] == native["Attention"]
@@ -64,16 +84,22 @@ def test_onnxruntime_gets_attention_and_two_pass_group_normalization(bundle_d: P
     assert found["BatchNormalization"] == native["GroupNormalization"]
 
 
+@pytest.mark.slow
 def test_opset_20_has_no_newer_operator(bundle_opset20: Path) -> None:
     found = counts(bundle_opset20)
     assert found["Attention"] == found["GroupNormalization"] == 0
     assert found["Softmax"] == 16 + 2
     manifest = Manifest.load(bundle_opset20)
     assert manifest.opset == 20
-    assert manifest.golden.tolerance == 1e-3, "InstanceNormalization is less exact than what the newer opset gets"
+    assert manifest.golden.tolerance == 1e-3, (
+        "InstanceNormalization is less exact than what the newer opset gets"
+    )
 
 
-def test_folds_more_than_halve_the_unet(bundle_openvino: Path, bundle_plain: Path, bundle_d: Path) -> None:
+@pytest.mark.slow
+def test_folds_more_than_halve_the_unet(
+    bundle_openvino: Path, bundle_plain: Path, bundle_d: Path
+) -> None:
     def unet(bundle: Path) -> Counter[str]:
         nodes = onnx.load(bundle / "model-64x64.onnx", load_external_data=False).graph.node
         return Counter(node.op_type for node in nodes if node.name.startswith("unet/"))
@@ -87,45 +113,56 @@ def test_folds_more_than_halve_the_unet(bundle_openvino: Path, bundle_plain: Pat
     assert "subpixel" in Manifest.load(bundle_d).folds
 
 
+@pytest.mark.slow
 def test_every_node_is_named_after_its_stage(bundle_d: Path) -> None:
     nodes = onnx.load(bundle_d / "model-64x64.onnx", load_external_data=False).graph.node
     stages = [node.name.split("/")[0] for node in nodes]
     assert set(stages) == {"encoder", "unet", "decoder"}
-    assert stages == sorted(stages, key=["encoder", "unet", "decoder"].index), "stages follow each other"
+    assert stages == sorted(stages, key=["encoder", "unet", "decoder"].index), (
+        "stages follow each other"
+    )
     assert len({node.name for node in nodes}) == len(nodes)
     assert any(node.name == "unet/network.mid_block.resnets.0.conv1/Conv" for node in nodes)
 
 
-def test_no_path_of_the_building_machine_is_in_the_bundle(bundle_d: Path, checkpoint_d: Path) -> None:
+@pytest.mark.slow
+def test_no_path_of_the_building_machine_is_in_the_bundle(
+    bundle_d: Path, checkpoint_d: Path
+) -> None:
     for path in bundle_d.iterdir():
         content = path.read_bytes()
         for folder in (ROOT, checkpoint_d.parent, bundle_d.parent, Path(onnx.__file__).parents[1]):
             assert os.fsencode(folder) not in content, path.name
 
 
+@pytest.mark.slow
 def test_two_buckets_share_one_copy_of_the_weights(bundle_d: Path, checkpoint_d: Path) -> None:
     checkpoint = load_checkpoint(str(checkpoint_d), task="depth")
-    weights = 4 * sum(p.numel() for module in (checkpoint.unet, checkpoint.vae) for p in module.parameters())
+    weights = 4 * sum(
+        p.numel() for module in (checkpoint.unet, checkpoint.vae) for p in module.parameters()
+    )
     stored = (bundle_d / "model.onnx.data").stat().st_size
     assert stored < 1.25 * weights, "padding to 4 KiB costs most in a network this small"
     assert all(path.stat().st_size < 0.1 * weights for path in bundle_d.glob("*.onnx"))
 
 
 def parity(bundle: Path, checkpoint: Checkpoint, rgb: np.ndarray, backend: str) -> float:
-    """Largest absolute difference of the runtime's values from the PyTorch reference's, in [0,1]."""
+    """Largest absolute difference of the runtime's values from the PyTorch reference's, in
+    [0,1].
+    """
     noise = None
-    if checkpoint.mode == "g":
+    if checkpoint.family.takes_noise:
         noise = np.random.default_rng(5).standard_normal((1, 4, 8, 8), dtype=np.float32)
-    expected = predict_reference(checkpoint, rgb, noise).transpose(1, 2, 0)
+    expected = checkpoint.task.decode(predict_reference(checkpoint, rgb, noise))
     with LotusEngine(bundle, backend=backend) as engine:
         values = engine(rgb, noise=noise, resize=None).values
-    if checkpoint.task == "normal":
-        return float(np.abs(values - unit_vectors(expected)).max()) / 2
-    return float(np.abs(values - expected[..., 0]).max())
+    return float(np.abs(values - expected).max()) / (checkpoint.task.high - checkpoint.task.low)
 
 
 def pictures(kind: str, photo: np.ndarray) -> list[np.ndarray]:
-    """64x64 crops: of a rendered scene, and a flat picture; or of the real photographs beside the project."""
+    """64x64 crops: of a rendered scene, and a flat picture; or of the real photographs beside the
+    project.
+    """
     from PIL import Image
 
     if kind == "rendered":
@@ -134,7 +171,9 @@ def pictures(kind: str, photo: np.ndarray) -> list[np.ndarray]:
     if not photos:
         pytest.skip("no photographs beside the project")
     return [
-        np.array(Image.open(path).convert("RGB"))[at : at + 64, at : at + 64] for path in photos for at in (60, 200)
+        np.array(Image.open(path).convert("RGB"))[at : at + 64, at : at + 64]
+        for path in photos
+        for at in (60, 200)
     ]
 
 
@@ -142,7 +181,12 @@ def pictures(kind: str, photo: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("mode", ["d", "g"])
 @pytest.mark.parametrize("kind", ["rendered", "photographs"])
 def test_parity_with_the_reference(
-    backend: str, tolerance: float, mode: str, kind: str, request: pytest.FixtureRequest, photo: np.ndarray
+    backend: str,
+    tolerance: float,
+    mode: str,
+    kind: str,
+    request: pytest.FixtureRequest,
+    photo: np.ndarray,
 ) -> None:
     """Mode D with a text encoder, mode G with a stored prompt."""
     pytest.importorskip(backend)
@@ -154,28 +198,34 @@ def test_parity_with_the_reference(
     assert max(errors) <= tolerance, errors
 
 
+@pytest.mark.slow
 def test_bf16_is_near_with_openvino(checkpoint_d: Path, tmp_path: Path, photo: np.ndarray) -> None:
     pytest.importorskip("openvino")
     settings = {"task": "depth", "resolutions": ((64, 64), (128, 128)), "precision": "bf16"}
     bundle = build_bundle(checkpoint_d, tmp_path / "bf16", target="openvino", **settings)
     found, wide = counts(bundle), counts(bundle, "model-128x128.onnx")
-    # OpenVINO has no fast bf16 transposed convolution; there the fold writes 2x2 convolutions and depth-to-space.
+    # OpenVINO has no fast bf16 transposed convolution; there the fold writes 2x2 convolutions and
+    # depth-to-space.
     assert found["ConvTranspose"] == 0
     assert found["DepthToSpace"] == 6
-    # Norms of maps of 128x128: in the first ResBlock of the encoder, the last two of the decoder, and at its end.
+    # Norms of maps of 128x128: in the first ResBlock of the encoder, the last two of the decoder,
+    # and at its end.
     assert (found["ReduceL2"], wide["ReduceL2"]) == (0, 2 * (1 + 2) + 1)
     assert wide["GroupNormalization"] == found["GroupNormalization"] - wide["ReduceL2"]
     checkpoint = load_checkpoint(str(checkpoint_d), task="depth")
     assert parity(bundle, checkpoint, np.ascontiguousarray(photo[:64, :64]), "openvino") < 5e-2
 
 
-def test_fixed_noise_is_part_of_the_graph(checkpoint_g: Path, tmp_path: Path, photo: np.ndarray) -> None:
+@pytest.mark.slow
+def test_fixed_noise_is_part_of_the_graph(
+    checkpoint_g: Path, tmp_path: Path, photo: np.ndarray
+) -> None:
     crop = np.ascontiguousarray(photo[:64, :64])
     settings = {"task": "depth", "resolutions": ((64, 64), (64, 72)), "seed": 5}
     free = build_bundle(checkpoint_g, tmp_path / "free", **settings)
     fixed = build_bundle(checkpoint_g, tmp_path / "fixed", fixed_noise=True, **settings)
     with LotusEngine(free) as one, LotusEngine(fixed) as other:
-        assert "constant-noise" in other.manifest.folds
+        assert "fold-noise" in other.manifest.folds
         assert list(other.manifest.input_shapes(other.manifest.buckets[0])) == ["image"]
         np.testing.assert_allclose(other(crop).values, one(crop).values, atol=2e-5)
         np.testing.assert_array_equal(other(crop, seed=5).values, other(crop).values)
@@ -191,13 +241,21 @@ def test_fixed_noise_needs_mode_g(checkpoint_d: Path, tmp_path: Path) -> None:
         build_bundle(checkpoint_d, tmp_path / "no", task="depth", fixed_noise=True)
 
 
-def test_opset_20_is_the_same_function(bundle_opset20: Path, checkpoint_d: Path, photo: np.ndarray) -> None:
+@pytest.mark.slow
+def test_opset_20_is_the_same_function(
+    bundle_opset20: Path, checkpoint_d: Path, photo: np.ndarray
+) -> None:
     checkpoint = load_checkpoint(str(checkpoint_d), task="depth")
-    assert parity(bundle_opset20, checkpoint, np.ascontiguousarray(photo[:64, :64]), "onnxruntime") < 5e-4
+    assert (
+        parity(bundle_opset20, checkpoint, np.ascontiguousarray(photo[:64, :64]), "onnxruntime")
+        < 5e-4
+    )
 
 
 def test_reference_is_the_published_pipeline(checkpoint_g: Path) -> None:
-    """Step by step with diffusers' pieces, as the authors' pipeline calls them (with the posterior's mean)."""
+    """Step by step with diffusers' pieces, as the authors' pipeline calls them (with the
+    posterior's mean).
+    """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.image_processor import VaeImageProcessor

@@ -14,7 +14,7 @@ from conftest import ROOT
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import profile, roofline, rows
-from export.costs import read_costs
+from export.bundle.costs import read_costs
 from export.errors import BuildError
 from runtime.manifest import Manifest
 
@@ -25,7 +25,9 @@ def value(name: str, *shape: int | None) -> onnx.ValueInfoProto:
 
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
-    """encoder: 3x3 convolution 3 -> 8 on 16x12; unet: a view, a product and an attention; decoder: a transposed one."""
+    """encoder: 3x3 convolution 3 -> 8 on 16x12; unet: a view, a product and an attention; decoder:
+    a transposed one.
+    """
     weights = {
         "w": np.zeros((8, 3, 3, 3), np.float32),
         "m": np.zeros((192, 6), np.float32),
@@ -38,7 +40,12 @@ def graph(tmp_path: Path) -> Path:
         helper.make_node("Gemm", ["b", "m"], ["c"], name="unet/Gemm"),
         helper.make_node("Relu", ["a"], ["d"], name="decoder/Relu"),
         helper.make_node(
-            "ConvTranspose", ["d", "t"], ["y"], name="decoder/ConvTranspose", strides=[2, 2], pads=[1, 1, 1, 1]
+            "ConvTranspose",
+            ["d", "t"],
+            ["y"],
+            name="decoder/ConvTranspose",
+            strides=[2, 2],
+            pads=[1, 1, 1, 1],
         ),
     ]
     made = helper.make_graph(
@@ -48,7 +55,9 @@ def graph(tmp_path: Path) -> Path:
         [value("y", 1, 5, 32, 24), value("c", 8, 6)],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
-    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)]), tmp_path / "g.onnx")
+    onnx.save(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)]), tmp_path / "g.onnx"
+    )
     return tmp_path / "g.onnx"
 
 
@@ -58,14 +67,18 @@ def test_costs_by_hand(graph: Path) -> None:
     assert costs["encoder"].multiply_adds == 8 * area * 27
     assert costs["unet"].multiply_adds == 8 * 192 * 6
     assert costs["decoder"].multiply_adds == 8 * area * 5 * 16
-    assert costs["all"].multiply_adds == sum(costs[stage].multiply_adds for stage in ("encoder", "unet", "decoder"))
+    assert costs["all"].multiply_adds == sum(
+        costs[stage].multiply_adds for stage in ("encoder", "unet", "decoder")
+    )
     assert costs["encoder"].weights == 4 * 8 * 27
     assert costs["encoder"].traffic == 4 * (3 + 8) * area
     assert costs["unet"].traffic == 4 * (8 * area + 8 * 6), "a view moves nothing"
     assert costs["decoder"].traffic == 4 * (8 + 8 + 8 + 4 * 5) * area
     assert costs["encoder"].peak == 4 * (3 + 8) * area
     assert costs["unet"].peak == 4 * (8 * area + 8 * 6), "a view has no memory of its own"
-    assert costs["all"].peak == costs["decoder"].peak == 4 * ((8 + 20) * area + 8 * 6), "c is an output and stays"
+    assert costs["all"].peak == costs["decoder"].peak == 4 * ((8 + 20) * area + 8 * 6), (
+        "c is an output and stays"
+    )
     assert costs["decoder"].kernels == {"Relu": 1, "ConvTranspose": 1}
 
 
@@ -86,12 +99,16 @@ def test_a_missing_shape_and_a_foreign_node_are_errors(graph: Path) -> None:
 def test_the_command_compares_bundles(bundle_d: Path, bundle_g: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "export/inspect.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+            [sys.executable, "export/inspect_bundle.py", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     text = run(str(bundle_d), str(bundle_g))
     assert text.returncode == 0, text.stderr
-    assert "folds: constant-embedding" in text.stdout
+    assert "folds: fold-time-embedding" in text.stdout
     assert "of the first: operations" in text.stdout
     found = json.loads(run(str(bundle_d), "--json").stdout)
     assert [row["bucket"] for row in found] == ["64x64", "64x104"]
@@ -104,10 +121,14 @@ def test_the_command_compares_bundles(bundle_d: Path, bundle_g: Path) -> None:
 
 @pytest.mark.slow
 def test_the_roofline_is_a_bound(
-    bundle_d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle_d: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["roofline", str(bundle_d), "--precision", "fp32", "int8"])
+    words = ["roofline", str(bundle_d), "--precision", "fp32", "int8", "--dirty"]
+    monkeypatch.setattr(sys, "argv", words)
     assert roofline.main() == 0
     assert "not measurements" in capsys.readouterr().out
     name = Manifest.load(bundle_d).name
@@ -118,7 +139,9 @@ def test_the_roofline_is_a_bound(
     nano = by_key["Jetson Orin Nano 8GB (25 W)", "fp32", "64x64"]
     costs = read_costs(bundle_d / "model-64x64.onnx")["all"]
     # By hand: 2.09 TFLOP/s and 102 GB/s.
-    assert nano["fused_ms"] == pytest.approx(1e3 * max(2 * costs.multiply_adds / 2.09e12, costs.weights / 102e9))
+    assert nano["fused_ms"] == pytest.approx(
+        1e3 * max(2 * costs.multiply_adds / 2.09e12, costs.weights / 102e9)
+    )
     assert nano["memory_gb"] == pytest.approx((costs.weights + costs.peak) / 1e9)
     assert nano["fits_8gb"]
 
@@ -128,12 +151,16 @@ def test_the_profile_splits_time_by_stage_and_operator(
     bundle_d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["profile", "--bundle", str(bundle_d), "--runs", "1"])
+    monkeypatch.setattr(
+        sys, "argv", ["profile", "--bundle", str(bundle_d), "--runs", "1", "--dirty"]
+    )
     assert profile.main() == 0
     (saved,) = tmp_path.iterdir()
     assert saved.name == f"profile-{Manifest.load(bundle_d).name}.json"
     found = json.loads(saved.read_text())["rows"]
     assert {row["stage"] for row in found} == {"encoder", "unet", "decoder"}
     assert all(row["seconds"] > 0 for row in found if row["operator"] == "Conv")
-    assert {"Conv", "Gemm", "MultiHeadAttention"} <= {row["operator"] for row in found if row["stage"] == "unet"}
+    assert {"Conv", "Gemm", "MultiHeadAttention"} <= {
+        row["operator"] for row in found if row["stage"] == "unet"
+    }
     assert len({(row["stage"], row["operator"]) for row in found}) == len(found)

@@ -1,4 +1,6 @@
-"""The TensorRT builder. TensorRT-RTX builds real engines here, without a GPU; nothing here runs one."""
+"""The TensorRT builder. TensorRT-RTX builds real engines here, without a GPU; nothing here runs
+one.
+"""
 
 from __future__ import annotations
 
@@ -6,63 +8,19 @@ import resource
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
+from conftest import ROOT
+from tensorrt_graph import make_graph
 
 from export.errors import BuildError
-from export.targets import tensorrt as builder
+from export.targets import tensorrt_builder as builder
 from runtime.errors import BackendError
 
-ROOT = Path(__file__).parent.parent
 FLAVOUR = "tensorrt-rtx"
 NO_RTX = "needs the package tensorrt-rtx (`pip install 'lotus-edge[rtx]'`)"
 
 onnx = pytest.importorskip("onnx", reason="makes the graphs; `pip install 'lotus-edge[export]'`")
-
-
-def make_graph(folder: Path, *, dtype: int = onnx.TensorProto.FLOAT, operator: str = "Tanh") -> Path:
-    """Conv, GroupNormalization and Attention of opset 23: image [1,3,16,16] -> disparity [1,1,16,16].
-
-    Weights are seeded and lie in an external file, as in a bundle.
-    """
-    helper, rng = onnx.helper, np.random.default_rng(0)
-    tensors = {
-        "first": rng.normal(0, 0.2, (32, 3, 3, 3)),
-        "scale": rng.normal(1, 0.1, 32),
-        "shift": rng.normal(0, 0.1, 32),
-        "query": rng.normal(0, 0.3, (16, 16)),
-        "key": rng.normal(0, 0.3, (16, 16)),
-        "value": rng.normal(0, 0.3, (16, 16)),
-        "last": rng.normal(0, 0.1, (1, 32, 1, 1)),
-    }
-    weights = [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in tensors.items()]
-    shapes = {"to_heads": [1, 2, 16, 256], "to_map": [1, 32, 16, 16]}
-    weights += [onnx.numpy_helper.from_array(np.array(value, np.int64), name) for name, value in shapes.items()]
-    nodes = [
-        helper.make_node("Conv", ["image_f", "first"], ["a"], pads=[1, 1, 1, 1]),
-        helper.make_node("GroupNormalization", ["a", "scale", "shift"], ["b"], num_groups=8),
-        helper.make_node("Reshape", ["b", "to_heads"], ["c"]),
-        helper.make_node("Transpose", ["c"], ["d"], perm=[0, 1, 3, 2]),
-        # Three projections, as in every real network: TensorRT-RTX 1.7.1 dies of Attention(x, x, x).
-        helper.make_node("MatMul", ["d", "query"], ["q"]),
-        helper.make_node("MatMul", ["d", "key"], ["k"]),
-        helper.make_node("MatMul", ["d", "value"], ["v"]),
-        helper.make_node("Attention", ["q", "k", "v"], ["e"], name="attention"),
-        helper.make_node("Transpose", ["e"], ["f"], perm=[0, 1, 3, 2]),
-        helper.make_node("Reshape", ["f", "to_map"], ["g"]),
-        helper.make_node("Conv", ["g", "last"], ["h"]),
-        helper.make_node(operator, ["h"], ["disparity"]),
-    ]
-    nodes.insert(0, helper.make_node("Cast", ["image"], ["image_f"], to=onnx.TensorProto.FLOAT))
-    image = helper.make_tensor_value_info("image", dtype, [1, 3, 16, 16])
-    disparity = helper.make_tensor_value_info("disparity", onnx.TensorProto.FLOAT, [1, 1, 16, 16])
-    graph = helper.make_graph(nodes, "tiny", [image], [disparity], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
-    path = folder / "model.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=64)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +42,12 @@ def test_builds_an_engine_with_attention_and_group_norm(rtx, tmp_path):
 
 
 def test_the_engine_is_recognised_by_the_vendor(rtx, tmp_path):
-    """Without a GPU the vendor stops at the device; a file that is no engine stops before, at its magic tag."""
-    builder.build_engine(make_graph(tmp_path), tmp_path / "model.rtx", FLAVOUR, lambda message: None)
+    """Without a GPU the vendor stops at the device; a file that is no engine stops before, at its
+    magic tag.
+    """
+    builder.build_engine(
+        make_graph(tmp_path), tmp_path / "model.rtx", FLAVOUR, lambda message: None
+    )
     log = builder.Log(rtx)
     runtime = rtx.Runtime(log.logger)
     engine = runtime.deserialize_cuda_engine((tmp_path / "model.rtx").read_bytes())
@@ -97,10 +59,16 @@ def test_the_engine_is_recognised_by_the_vendor(rtx, tmp_path):
 
 
 def test_attention_in_fp32_needs_the_decomposition_we_allow(rtx, tmp_path, monkeypatch):
-    """If this fails, the vendor fuses fp32 attention or decomposes by itself, and `_allow_decomposition` can go."""
+    """If this fails, the vendor fuses fp32 attention or decomposes by itself, and
+    `_allow_decomposition` can go.
+    """
     monkeypatch.setattr(builder, "_allow_decomposition", lambda vendor, network: 0)
-    with pytest.raises(BuildError, match="Attention operation was not supported by a dedicated kernel"):
-        builder.build_engine(make_graph(tmp_path), tmp_path / "model.rtx", FLAVOUR, lambda message: None)
+    with pytest.raises(
+        BuildError, match="Attention operation was not supported by a dedicated kernel"
+    ):
+        builder.build_engine(
+            make_graph(tmp_path), tmp_path / "model.rtx", FLAVOUR, lambda message: None
+        )
     assert not (tmp_path / "model.rtx").exists()
 
 
@@ -111,7 +79,10 @@ def test_attention_in_fp32_needs_the_decomposition_we_allow(rtx, tmp_path, monke
         (lambda path: path.unlink(), "cannot be found"),
         (lambda path: path.with_name("model.onnx.data").unlink(), "model.onnx.data"),
         (lambda path: make_graph(path.parent, operator="NoSuchOperator"), "NoSuchOperator"),
-        (lambda path: make_graph(path.parent, dtype=onnx.TensorProto.FLOAT16), "image is DataType.HALF"),
+        (
+            lambda path: make_graph(path.parent, dtype=onnx.TensorProto.FLOAT16),
+            "image is DataType.HALF",
+        ),
     ],
     ids=["nonsense", "no graph", "no weights", "unknown operator", "half input"],
 )
@@ -147,9 +118,14 @@ BUILD_IN_A_CHILD = """
 import sys, time
 from pathlib import Path
 
+BANNED = {
+    *("torch", "onnx", "PIL", "diffusers", "transformers", "polygraphy", "onnxruntime"),
+}
+
+
 class Banned:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "onnx", "PIL", "diffusers", "transformers", "polygraphy", "onnxruntime"}:
+        if name.partition(".")[0] in BANNED:
             raise ImportError(f"{name} is banned here")
 
 sys.meta_path.insert(0, Banned())
@@ -159,7 +135,7 @@ def progress(message):
     if "step" in message and "slowly" in sys.argv:
         time.sleep(1)
 
-from export.targets import tensorrt
+from export.targets import tensorrt_builder as tensorrt
 tensorrt._SECONDS_BETWEEN_MESSAGES = 0
 info = tensorrt.build_engine(Path(sys.argv[1]), Path(sys.argv[2]), "tensorrt-rtx", progress)
 print("built", info.version)
@@ -174,16 +150,28 @@ def test_builds_with_only_numpy_and_the_vendor(rtx, tmp_path):
     assert (tmp_path / "model.rtx").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_build_and_leaves_no_engine(rtx, tmp_path):
-    command = [sys.executable, "-c", BUILD_IN_A_CHILD, make_graph(tmp_path), tmp_path / "model.rtx", "slowly"]
+    command = [
+        sys.executable,
+        "-c",
+        BUILD_IN_A_CHILD,
+        make_graph(tmp_path),
+        tmp_path / "model.rtx",
+        "slowly",
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # A shell's background job ignores SIGINT, and its children with it.
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     with subprocess.Popen(command, cwd=ROOT, text=True, **pipes, **heed) as child:
         assert child.stdout is not None
-        assert any(", step 1 of" in line for line in child.stdout)  # now the vendor is at work, and waits a second
+        assert any(
+            ", step 1 of" in line for line in child.stdout
+        )  # now the vendor is at work, and waits a second
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)  # the whole build takes minutes at a second for each step
+        out, err = child.communicate(
+            timeout=60
+        )  # the whole build takes minutes at a second for each step
     assert "KeyboardInterrupt" in err
     assert "built" not in out
     assert not (tmp_path / "model.rtx").exists()
@@ -191,9 +179,13 @@ def test_ctrl_c_stops_the_build_and_leaves_no_engine(rtx, tmp_path):
 
 def test_a_full_disk_is_a_build_error_and_leaves_no_file(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as a full disk: the write comes back short, then fails
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (4096, hard)
+    )  # as a full disk: the write comes back short, then fails
     try:
-        with pytest.raises(BuildError, match=r"cannot write .*model\.plan \(100000 bytes\): File too large"):
+        with pytest.raises(
+            BuildError, match=r"cannot write .*model\.plan \(100000 bytes\): File too large"
+        ):
             builder._write(memoryview(bytes(100_000)), tmp_path / "model.plan")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -208,13 +200,17 @@ def test_all_blocks_are_written(tmp_path, monkeypatch):
 
 
 def test_tensorrt_without_its_package_or_its_gpu(tmp_path):
-    """TensorRT proper builds on the device only; elsewhere it says what is missing: package, driver or GPU."""
+    """TensorRT proper builds on the device only; elsewhere it says what is missing: package, driver
+    or GPU.
+    """
     try:
         builder.load_vendor("tensorrt")
         builder.Cuda("tensorrt")
     except BackendError:
         with pytest.raises(BackendError, match="'tensorrt' cannot be imported"):
-            builder.build_engine(make_graph(tmp_path), tmp_path / "model.plan", "tensorrt", lambda message: None)
+            builder.build_engine(
+                make_graph(tmp_path), tmp_path / "model.plan", "tensorrt", lambda message: None
+            )
         assert not (tmp_path / "model.plan").exists()
     else:
         pytest.skip("this machine has TensorRT and a GPU")

@@ -13,6 +13,7 @@ from PIL import Image
 from runtime.errors import ImageError
 from runtime.image import choose_bucket, fit_to_bucket, load, restore
 from runtime.manifest import Bucket, Preprocess
+from runtime.tasks import TASKS
 
 RGB = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -34,11 +35,17 @@ def test_rgb_png_array_and_pil_are_the_same_pixels(tmp_path: Path) -> None:
 
 def test_grey_palette_and_alpha(tmp_path: Path) -> None:
     grey = RGB[..., 0]
-    assert np.array_equal(load(save(tmp_path, Image.fromarray(grey))), np.repeat(grey[..., None], 3, 2))
+    assert np.array_equal(
+        load(save(tmp_path, Image.fromarray(grey))), np.repeat(grey[..., None], 3, 2)
+    )
     palette = Image.fromarray(RGB).quantize(16)
     assert np.array_equal(load(save(tmp_path, palette)), np.asarray(palette.convert("RGB")))
-    alpha = np.concatenate([RGB, np.random.default_rng(2).integers(0, 256, (20, 30, 1), dtype=np.uint8)], 2)
-    assert np.array_equal(load(save(tmp_path, Image.fromarray(alpha))), RGB), "alpha is dropped, as the reference does"
+    alpha = np.concatenate(
+        [RGB, np.random.default_rng(2).integers(0, 256, (20, 30, 1), dtype=np.uint8)], 2
+    )
+    assert np.array_equal(load(save(tmp_path, Image.fromarray(alpha))), RGB), (
+        "alpha is dropped, as the reference does"
+    )
     bilevel = Image.fromarray(grey > 127)
     assert set(np.unique(load(save(tmp_path, bilevel)))) == {0, 255}
 
@@ -58,7 +65,9 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, value: int) -> None:
 
 def test_float_tiff_in_unit_range_and_nan(tmp_path: Path) -> None:
     plane = np.linspace(0, 1, 20, dtype=np.float32).reshape(4, 5)
-    assert np.array_equal(load(save(tmp_path, Image.fromarray(plane), "f.tif"))[..., 1], np.rint(plane * 255))
+    assert np.array_equal(
+        load(save(tmp_path, Image.fromarray(plane), "f.tif"))[..., 1], np.rint(plane * 255)
+    )
     plane[0, 0] = np.nan
     with pytest.raises(ImageError, match="NaN"):
         load(save(tmp_path, Image.fromarray(plane), "n.tif"))
@@ -73,9 +82,15 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     loaded = load(save(tmp_path, Image.fromarray(RGB), exif=exif))
     # EXIF 2.3, table of tag 0x0112: 3 is half a turn, 6 and 8 quarter turns, 2/4/5/7 mirrored.
     turned = {
-        1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1],
-        5: RGB.transpose(1, 0, 2), 6: np.rot90(RGB, -1), 7: np.rot90(RGB, 2).transpose(1, 0, 2), 8: np.rot90(RGB),
-    }[orientation]  # fmt: skip
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.transpose(1, 0, 2),
+        6: np.rot90(RGB, -1),
+        7: np.rot90(RGB, 2).transpose(1, 0, 2),
+        8: np.rot90(RGB),
+    }[orientation]
     assert np.array_equal(loaded, turned)
 
 
@@ -96,7 +111,9 @@ def test_broken_exif_turns_nothing(tmp_path: Path) -> None:
 
 
 def test_pil_images_that_cannot_be_read(tmp_path: Path) -> None:
-    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    noisy = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    )
     path = save(tmp_path, noisy, "cut.jpg")
     path.write_bytes(path.read_bytes()[:2000])
     closed = Image.fromarray(RGB)
@@ -114,7 +131,9 @@ def test_missing_folder_empty_truncated_and_foreign_files(tmp_path: Path) -> Non
         load(tmp_path / "none.png")
     with pytest.raises(ImageError, match="folder"):
         load(tmp_path)
-    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    noisy = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    )
     for name in ("cut.jpg", "cut.png"):
         path = save(tmp_path, noisy, name)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -143,11 +162,17 @@ def test_every_single_flipped_byte_of_a_jpeg_is_an_image_or_our_error(tmp_path: 
 
 def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        return (
+            len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        )
 
     for edge in (10_000, 60_000):  # Pillow warns about the first and raises for the second
         header = edge.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-        body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+        body = (
+            chunk(b"IHDR", header)
+            + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+            + chunk(b"IEND", b"")
+        )
         (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
         with pytest.raises(ImageError, match="decompression bomb"):
             load(tmp_path / "bomb.png")
@@ -155,7 +180,14 @@ def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "array",
-    [RGB.astype(np.float32), RGB[..., 0], RGB[..., :2], RGB[:0], np.full((4, 4, 3), np.nan), RGB[None]],
+    [
+        RGB.astype(np.float32),
+        RGB[..., 0],
+        RGB[..., :2],
+        RGB[:0],
+        np.full((4, 4, 3), np.nan),
+        RGB[None],
+    ],
     ids=["float", "grey", "two channels", "empty", "nan", "batch"],
 )
 def test_arrays_of_another_kind_are_refused(array: np.ndarray) -> None:
@@ -169,7 +201,12 @@ def test_objects_of_another_kind_are_refused() -> None:
 
 
 def test_bucket_nearest_in_aspect_then_in_scale() -> None:
-    square, large, wide, tall = bucket(256, 256), bucket(512, 512), bucket(256, 512), bucket(512, 256)
+    square, large, wide, tall = (
+        bucket(256, 256),
+        bucket(512, 512),
+        bucket(256, 512),
+        bucket(512, 256),
+    )
     buckets = [square, large, wide, tall]
     assert choose_bucket(buckets, 300, 300) == square
     assert choose_bucket(buckets, 480, 500) == large
@@ -178,18 +215,28 @@ def test_bucket_nearest_in_aspect_then_in_scale() -> None:
     assert choose_bucket(buckets, 1, 4000) == wide
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (37, 53), (64, 96), (63, 97), (500, 96), (3, 1000)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 4000), (4000, 1), (37, 53), (64, 96), (63, 97), (500, 96), (3, 1000)]
+)
 def test_fit_and_restore_any_size(size: tuple[int, int]) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     fitted, fit = fit_to_bucket(rgb, bucket(64, 96))
     assert fitted.shape == (64, 96, 3)
     assert (fit.content_height == 64) or (fit.content_width == 96)
-    assert (fitted[fit.content_height :] == fitted[fit.content_height - 1]).all(), "padding repeats the last row"
-    assert (fitted[:, fit.content_width :] == fitted[:, fit.content_width - 1 : fit.content_width]).all()
+    assert (fitted[fit.content_height :] == fitted[fit.content_height - 1]).all(), (
+        "padding repeats the last row"
+    )
+    assert (
+        fitted[:, fit.content_width :] == fitted[:, fit.content_width - 1 : fit.content_width]
+    ).all()
     planes = Preprocess().apply(fitted)[0, :1]
     for resize in ("bilinear", "nearest"):
-        assert restore(planes, fit, resize).shape == (1, *size)
-    assert restore(planes, fit, None).shape == (1, fit.content_height, fit.content_width)
+        assert restore(TASKS["depth"], planes, fit, resize).shape == (1, *size)
+    assert restore(TASKS["depth"], planes, fit, None).shape == (
+        1,
+        fit.content_height,
+        fit.content_width,
+    )
 
 
 def test_an_image_of_the_buckets_size_is_untouched() -> None:
@@ -197,7 +244,7 @@ def test_an_image_of_the_buckets_size_is_untouched() -> None:
     fitted, fit = fit_to_bucket(rgb, bucket(64, 96))
     assert np.array_equal(fitted, rgb)
     values = np.random.default_rng(0).random((1, 64, 96), dtype=np.float32)
-    assert np.array_equal(restore(values, fit, "bilinear"), values)
+    assert np.array_equal(restore(TASKS["depth"], values, fit, "bilinear"), values)
 
 
 def test_bilinear_restore_against_a_slow_loop() -> None:
@@ -219,8 +266,10 @@ def test_bilinear_restore_against_a_slow_loop() -> None:
                 for dx in (0, 1)
             ]
             slow[y, x] = sum(value * wy * wx for value, wy, wx in corners)
-    assert np.abs(restore(values, fit, "bilinear")[0] - slow).max() < 1e-6
-    assert np.array_equal(restore(values, fit, "nearest")[0], values[0].repeat(2, 0).repeat(2, 1))
+    assert np.abs(restore(TASKS["depth"], values, fit, "bilinear")[0] - slow).max() < 1e-6
+    assert np.array_equal(
+        restore(TASKS["depth"], values, fit, "nearest")[0], values[0].repeat(2, 0).repeat(2, 1)
+    )
 
 
 def test_preprocess_maps_the_ends_of_the_range() -> None:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from runtime.errors import OutputError
-from runtime.prediction import Prediction, _spectral_table
+from runtime.prediction import Prediction
+from runtime.tasks import spectral_table
 
 RAMP = np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(2, 0)
 
@@ -19,7 +20,7 @@ RAMP = np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(2, 0)
 def test_spectral_is_matplotlibs() -> None:
     matplotlib = pytest.importorskip("matplotlib")
     reference = matplotlib.colormaps["Spectral"](np.arange(256), bytes=True)[:, :3]
-    assert np.abs(_spectral_table().astype(int) - reference).max() <= 1
+    assert np.abs(spectral_table().astype(int) - reference).max() <= 1
 
 
 def test_near_is_red_for_depth_and_disparity() -> None:
@@ -42,7 +43,9 @@ def test_normal_colours_are_half_range() -> None:
 
 def test_saved_files_read_back(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random((7, 5), dtype=np.float32)
-    array, deep, color = Prediction(task="disparity", values=values).save(tmp_path / "new" / "folder", "a.b")
+    array, deep, color = Prediction(task="disparity", values=values).save(
+        tmp_path / "new" / "folder", "a.b"
+    )
     assert np.array_equal(np.load(array), values)
     with Image.open(deep) as image:
         assert image.mode == "I;16"
@@ -53,7 +56,9 @@ def test_saved_files_read_back(tmp_path: Path) -> None:
 
 
 def test_16_bit_normals_hold_16_bits(tmp_path: Path) -> None:
-    """Pillow reads 16-bit RGB as its high bytes; the low bytes are checked in the decompressed stream itself."""
+    """Pillow reads 16-bit RGB as its high bytes; the low bytes are checked in the decompressed
+    stream itself.
+    """
     import struct
     import zlib
 
@@ -66,7 +71,9 @@ def test_16_bit_normals_hold_16_bits(tmp_path: Path) -> None:
     content = deep.read_bytes()
     start = content.index(b"IDAT")
     (length,) = struct.unpack(">I", content[start - 4 : start])
-    rows = np.frombuffer(zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8).reshape(4, -1)
+    rows = np.frombuffer(
+        zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8
+    ).reshape(4, -1)
     assert (rows[:, 0] == 0).all()
     assert np.array_equal(rows[:, 1:].copy().view(">u2").reshape(4, 6, 3), expected)
 
@@ -78,7 +85,9 @@ def test_unwritable_folder_is_our_error(tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
-    """A limit on file size stands for the full disk: the write fails half-way with an OSError, as ENOSPC does."""
+    """A limit on file size stands for the full disk: the write fails half-way with an OSError, as
+    ENOSPC does.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))

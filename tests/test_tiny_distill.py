@@ -1,4 +1,6 @@
-"""Distillation: what the student is taught, that a killed run goes on, and that the stored one is worth its rows."""
+"""Distillation: what the student is taught, that a killed run goes on, and that the stored one is
+worth its rows.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,9 @@ pytest.importorskip("diffusers", reason="teacher and student are diffusers netwo
 
 from diffusers import AutoencoderKL, AutoencoderTiny  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from test_tiny_checkpoint import CHECKPOINTS, KEY, SCENES, predict  # noqa: E402
+from test_tiny_checkpoint import CHECKPOINTS, measure  # noqa: E402
 
-from benchmarks.datasets import synthetic  # noqa: E402
-from benchmarks.metrics import DepthAccuracy, NormalAccuracy  # noqa: E402
-from benchmarks.rows import RESULTS  # noqa: E402
+from runtime.tasks import TASKS  # noqa: E402
 from tiny import distill, models  # noqa: E402
 from tiny.data import Scenes  # noqa: E402
 from tiny.render import render  # noqa: E402
@@ -62,14 +62,23 @@ def test_a_lesson_is_what_the_teacher_says(teacher: AutoencoderKL, scenes: Scene
 
 def test_some_latents_stay_and_some_become_unsure() -> None:
     latents = torch.randn(64, 4, 8, 8)
-    moved = (distill.blur_and_disturb(latents, np.random.default_rng(0)) - latents).flatten(1).abs().amax(dim=1)
+    moved = (
+        (distill.blur_and_disturb(latents, np.random.default_rng(0)) - latents)
+        .flatten(1)
+        .abs()
+        .amax(dim=1)
+    )
     assert 0.3 < float((moved == 0).float().mean()) < 0.7
     flat = torch.ones(64, 4, 8, 8)
     noise = (distill.blur_and_disturb(flat, np.random.default_rng(0)) - flat).flatten(1).std(dim=1)
-    assert 0.2 < float(noise.max()) < 1.1 * distill.UNSURE_NOISE, "blurring leaves what is flat, at the border too"
+    assert 0.2 < float(noise.max()) < 1.1 * distill.UNSURE_NOISE, (
+        "blurring leaves what is flat, at the border too"
+    )
 
 
-def test_the_loss_is_zero_for_the_teachers_own_answers(teacher: AutoencoderKL, scenes: Scenes) -> None:
+def test_the_loss_is_zero_for_the_teachers_own_answers(
+    teacher: AutoencoderKL, scenes: Scenes
+) -> None:
     class Parrot:
         def encode(self, images: torch.Tensor) -> object:
             return type("Encoded", (), {"latents": lesson.latents})
@@ -82,6 +91,7 @@ def test_the_loss_is_zero_for_the_teachers_own_answers(teacher: AutoencoderKL, s
     assert float(distill.lesson_loss(distill.new_student(0), lesson).detach()) > 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_never_stopped(
     teacher: AutoencoderKL, scenes: Scenes, tmp_path: Path
 ) -> None:
@@ -98,9 +108,12 @@ def test_a_killed_run_goes_on_as_if_it_had_never_stopped(
     learn(tmp_path / "parts.safetensors", STEPS // 2)
     parts = learn(tmp_path / "parts.safetensors", STEPS)
     for name, weight in whole.network.named_parameters():
-        torch.testing.assert_close(weight, parts.network.get_parameter(name), rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            weight, parts.network.get_parameter(name), rtol=1e-4, atol=1e-6, msg=name
+        )
 
 
+@pytest.mark.slow
 def test_the_command_trains_goes_on_and_begins_with_another_student(
     scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,12 +128,26 @@ def test_the_command_trains_goes_on_and_begins_with_another_student(
         first = weights_of(tmp_path / "student")
         distill.main([*command, "--steps", "3"])
         again = weights_of(tmp_path / "student")
-        distill.main([*command[:3], str(tmp_path / "other"), "--start", str(tmp_path / "begun"), "--steps", "1"])
+        distill.main(
+            [
+                *command[:3],
+                str(tmp_path / "other"),
+                "--start",
+                str(tmp_path / "begun"),
+                "--steps",
+                "1",
+            ]
+        )
     finally:
         torch.set_num_threads(threads)
-    assert not all(torch.equal(value, again[name]) for name, value in first.items()), "the third step"
+    assert not all(torch.equal(value, again[name]) for name, value in first.items()), (
+        "the third step"
+    )
     assert {value.dtype for value in first.values()} == {torch.float16}
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["other.safetensors", "student.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "other.safetensors",
+        "student.safetensors",
+    ]
     # The first step of Adam moves no weight further than its rate, 2e-3.
     for name, value in weights_of(tmp_path / "other").items():
         torch.testing.assert_close(value.float(), begun.state_dict()[name], rtol=1e-3, atol=2.5e-3)
@@ -136,7 +163,11 @@ def test_the_stored_student_is_small_and_of_the_teachers_latents() -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2e6
     config = json.loads((folder / "config.json").read_text())
     assert config["_class_name"] == "AutoencoderTiny"
-    assert (config["latent_channels"], config["scaling_factor"], config["shift_factor"]) == (4, 1.0, 0.0)
+    assert (config["latent_channels"], config["scaling_factor"], config["shift_factor"]) == (
+        4,
+        1.0,
+        0.0,
+    )
     student, shape = AutoencoderTiny.from_pretrained(folder), distill.new_student(0)
     assert {name: value.shape for name, value in student.state_dict().items()} == {
         name: value.shape for name, value in shape.state_dict().items()
@@ -156,19 +187,12 @@ class Swapped(models.TinyLotus):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["disparity", "normal"])
 def test_the_accuracy_is_what_the_committed_rows_say(task: str) -> None:
-    """PyTorch on the first scenes of each half, against the rows of ONNX Runtime for the same scenes."""
-    title = f"accuracy-{task}-d-vae-taesd-256x256-fp32-onnxruntime-synthetic"
-    rows = json.loads((RESULTS / f"{title}.json").read_text())["rows"]
-    recorded = {row["name"]: row["metrics"][KEY[task]] for row in rows if row["images"] == 1}
-    data = synthetic("normal" if task == "normal" else "depth")
-    depth = DepthAccuracy(space="disparity", nearest=data.nearest, farthest=data.farthest)
-    meter = NormalAccuracy() if task == "normal" else depth
+    """PyTorch on the first scenes of each half, against the rows of ONNX Runtime for the same
+    scenes.
+    """
     own = models.load_checkpoint(CHECKPOINTS / f"{task}-d")
     student = AutoencoderTiny.from_pretrained(CHECKPOINTS / "taesd").float().eval()
     model = Swapped(vae=student, unet=own.unet, prompt=own.prompt)
-    scenes = [*data.names[:SCENES], *data.names[-SCENES:]]
-    found = []
-    for scene in scenes:
-        sample = data.read(scene)
-        found.append(meter.update(predict(model, task, sample.image), sample.truth, sample.mask)[KEY[task]])
-    assert np.mean(found) == pytest.approx(np.mean([recorded[scene] for scene in scenes]), rel=0.02)
+    title = f"accuracy-{task}-d-vae-taesd-256x256-fp32-onnxruntime-synthetic"
+    measured, recorded = measure(model, TASKS[task], title)
+    assert measured == pytest.approx(recorded, rel=0.02)

@@ -17,7 +17,9 @@ STEPS = 6
 
 
 @pytest.mark.parametrize("matrix_rate", [None, 2e-3])
-def test_a_run_in_two_parts_ends_where_an_unbroken_one_does(tmp_path: Path, matrix_rate: float | None) -> None:
+def test_a_run_in_two_parts_ends_where_an_unbroken_one_does(
+    tmp_path: Path, matrix_rate: float | None
+) -> None:
     whole = new_training(tmp_path / "whole.safetensors", matrix_rate)
     learn(whole, STEPS)
     first = new_training(tmp_path / "parts.safetensors", matrix_rate)
@@ -29,18 +31,28 @@ def test_a_run_in_two_parts_ends_where_an_unbroken_one_does(tmp_path: Path, matr
     assert second.core_seconds > 0
     learn(second, STEPS)
     for name, weight in whole.network.named_parameters():
-        torch.testing.assert_close(weight, second.network.get_parameter(name), rtol=1e-6, atol=1e-7, msg=name)
+        torch.testing.assert_close(
+            weight, second.network.get_parameter(name), rtol=1e-6, atol=1e-7, msg=name
+        )
     with whole.averaged(), second.averaged():
         for name, weight in whole.network.named_parameters():
-            torch.testing.assert_close(weight, second.network.get_parameter(name), rtol=1e-6, atol=1e-7, msg=name)
+            torch.testing.assert_close(
+                weight, second.network.get_parameter(name), rtol=1e-6, atol=1e-7, msg=name
+            )
 
 
 def test_every_weight_is_learned_with_and_without_muon(tmp_path: Path) -> None:
     for matrix_rate in (None, 2e-3):
         training = new_training(tmp_path / "state.safetensors", matrix_rate)
-        before = {name: weight.detach().clone() for name, weight in training.network.named_parameters()}
+        before = {
+            name: weight.detach().clone() for name, weight in training.network.named_parameters()
+        }
         learn(training, 1)
-        same = [name for name, weight in training.network.named_parameters() if torch.equal(weight, before[name])]
+        same = [
+            name
+            for name, weight in training.network.named_parameters()
+            if torch.equal(weight, before[name])
+        ]
         assert same == []
 
 
@@ -65,7 +77,10 @@ def test_mode_g_begins_with_the_weights_of_mode_d_and_a_little_room_for_noise() 
 def new_training(path: Path, matrix_rate: float | None) -> Training:
     torch.manual_seed(5)
     network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4)
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.SiLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8 * 36, 4),
     )
     return Training(network, path, steps=STEPS, peak_rate=1e-3, matrix_rate=matrix_rate)
 

@@ -1,1 +1,3 @@
-"""The embedded default: renders procedural scenes, trains a small Lotus on them, and stores its checkpoints."""
+"""The embedded default: renders procedural scenes, trains a small Lotus on them, and stores its
+checkpoints.
+"""

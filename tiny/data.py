@@ -1,4 +1,5 @@
-"""Training samples: rendered scenes cached on disk, cropped, flipped and recoloured into (image, map) pairs.
+"""Training samples: rendered scenes cached on disk, cropped, flipped and recoloured into (image,
+map) pairs.
 
 Images and maps are float32 [3, H, W] in [-1, 1], as the autoencoder takes them.
 """
@@ -29,7 +30,9 @@ LATENT_VIEWS = (
     ((128, 192), (0.6, 1.3)),
     ((256, 256), (0.6, 1.3)),
 )
-"""(height, width) in pixels and the span of `share` of the views whose latents are kept, of every scene."""
+"""The views of every scene whose latents are stored: (height, width) in pixels, and the range of
+`share` in `draw_views`.
+"""
 _CHUNK = 50
 
 
@@ -46,7 +49,9 @@ class Scenes:
 
 
 def load_scenes(folder: Path, style: str = "mixed") -> Scenes:
-    """Open the cached training scenes of a style, rendering them on two processes the first time."""
+    """Open the cached training scenes of a style, rendering them on two processes the first
+    time.
+    """
     count = SCENE_COUNTS[style]
     arrays = {
         "images": (np.uint8, (count, SCENE_SIZE, SCENE_SIZE, 3)),
@@ -66,7 +71,9 @@ def load_scenes(folder: Path, style: str = "mixed") -> Scenes:
 
 
 def _render_chunk(folder: Path, style: str, first: int) -> None:
-    images, depth, normals = (np.load(folder / f"{n}.npy", mmap_mode="r+") for n in ("images", "depth", "normals"))
+    images, depth, normals = (
+        np.load(folder / f"{n}.npy", mmap_mode="r+") for n in ("images", "depth", "normals")
+    )
     for i in range(first, first + _CHUNK):
         rendered = render(TRAIN_FIRST_SEED + i, SCENE_SIZE, SCENE_SIZE, style)
         images[i], depth[i] = rendered.image, rendered.depth
@@ -74,9 +81,10 @@ def _render_chunk(folder: Path, style: str, first: int) -> None:
 
 
 def load_latents(folder: Path) -> list[np.ndarray]:
-    """Latents float16 [N, 4, 4, h, w] of each of LATENT_VIEWS: of the image, then of its maps in TASKS's order.
+    """Latents float16 [N, 4, 4, h, w] of each of LATENT_VIEWS: of the image, then of its maps in
+    TASKS's order.
 
-    Encoded once with `folder/vae`, on two processes, for all the UNets. Killed, it begins anew.
+    Encoded once with `folder/vae`, on two processes, for all the UNets. A killed run begins anew.
     """
     final, partial = folder / "latents", folder / "latents.partial"
     if not final.exists():
@@ -84,9 +92,13 @@ def load_latents(folder: Path) -> list[np.ndarray]:
         count = len(load_scenes(folder))
         for view, ((height, width), _) in enumerate(LATENT_VIEWS):
             shape = (count, 1 + len(TASKS), 4, height // 8, width // 8)
-            np.lib.format.open_memmap(partial / f"{view}.npy", mode="w+", dtype=np.float16, shape=shape)
+            np.lib.format.open_memmap(
+                partial / f"{view}.npy", mode="w+", dtype=np.float16, shape=shape
+            )
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-            chunks = [pool.submit(_encode_chunk, folder, partial, at) for at in range(0, count, _CHUNK)]
+            chunks = [
+                pool.submit(_encode_chunk, folder, partial, at) for at in range(0, count, _CHUNK)
+            ]
             for done, chunk in enumerate(chunks, 1):
                 chunk.result()
                 sys.stderr.write(f"\rlatents of {done * _CHUNK}/{count} scenes")
@@ -105,17 +117,23 @@ def _encode_chunk(folder: Path, output: Path, first: int) -> None:
             rng = np.random.default_rng([view, index])
             views = draw_views(scenes, rng, list(TASKS), size, rng.uniform(*shares), index)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                mean = vae.encode(views.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
+                mean = vae.encode(
+                    views.contiguous(memory_format=torch.channels_last)
+                ).latent_dist.mode()
             latents[index] = mean.float() * vae.config.scaling_factor
 
 
 def disparity_map(depth: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """1 / z, scaled so that its 2nd and 98th percentiles are -1 and 1, near is large; float32 [H, W, 3]."""
+    """1 / z, scaled so that its 2nd and 98th percentiles are -1 and 1; near is large. float32
+    [H, W, 3].
+    """
     return _normalise(1 / np.asarray(depth, np.float32))
 
 
 def depth_map(depth: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """z, scaled so that its 2nd and 98th percentiles are -1 and 1, near is small; float32 [H, W, 3]."""
+    """z, scaled so that its 2nd and 98th percentiles are -1 and 1; near is small. float32
+    [H, W, 3].
+    """
     return _normalise(np.asarray(depth, np.float32))
 
 
@@ -145,9 +163,11 @@ def draw_views(
     share: float,
     index: int | None = None,
 ) -> torch.Tensor:
-    """A scene (by default a random one) as an augmented image and each task's map of the same view, [1 + T, 3, *size].
+    """A scene (by default a random one) as an augmented image and each task's map of the same view,
+    float32 [1 + T, 3, *size] in [-1, 1].
 
-    The view is a window that spans `share` of the scene's edge, at a random place; from 1 on it is the whole scene.
+    The view is a random window that spans `share` of the scene's edge; from 1 on it is the whole
+    scene.
     """
     share = min(share, 1.0)
     index = int(rng.integers(len(scenes))) if index is None else index
@@ -179,12 +199,16 @@ def _resize(values: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _recolour(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """What cameras and light do to a picture: white balance, exposure, saturation, contrast, gamma, blur."""
+    """What cameras and light do to a picture: white balance, exposure, saturation, contrast, gamma,
+    blur.
+    """
     if rng.random() < 0.5:
         return image
     grey = image.mean(0, keepdim=True)
     image = grey + (image - grey) * rng.uniform(0.6, 1.3)
-    gain = torch.from_numpy(np.exp(rng.normal(0, 0.05, (3, 1, 1)) + rng.normal(0, 0.1)).astype(np.float32))
+    gain = torch.from_numpy(
+        np.exp(rng.normal(0, 0.05, (3, 1, 1)) + rng.normal(0, 0.1)).astype(np.float32)
+    )
     unit = ((image + 1) / 2 * gain).clamp(0, 1) ** float(np.exp(rng.normal(0, 0.15)))
     unit = 0.5 + (unit - 0.5) * rng.uniform(0.8, 1.2)
     if rng.random() < 0.3:

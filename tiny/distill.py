@@ -1,11 +1,13 @@
-"""Distil a small autoencoder (diffusers' AutoencoderTiny, the class of TAESD) from that of a Lotus checkpoint.
+"""Distil a small autoencoder (diffusers' AutoencoderTiny, the class of TAESD) from that of a Lotus
+checkpoint.
 
     python -m tiny.distill --vae tiny/checkpoints/vae --output tiny/checkpoints/taesd
 
-The student's encoder learns the teacher's scaled latents of images, all that it is asked for; its decoder learns what
-the teacher makes of the latents of maps, of a few images, and of latents that are as unsure as a UNet's. `--start`
-begins with the weights and the widths of another AutoencoderTiny, such as `madebyollin/taesd`'s folder for a Lotus of
-full size. A killed run goes on when the same command is given again.
+The student's encoder learns the teacher's scaled latents of images. Its decoder learns what the
+teacher decodes from the latents of maps, of a few images, and of blurred and noisy latents such as
+an unsure UNet predicts. `--start` begins with the weights and the widths of another
+AutoencoderTiny, for example the folder of `madebyollin/taesd` for a Lotus of full size. A killed
+run goes on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -30,14 +32,18 @@ IMAGE_SHARE = 0.15
 """How often the decoder sees the latent of an image in place of a map's."""
 UNSURE_SHARE = 0.5
 UNSURE_NOISE = 0.4
-"""For this share of its latents, up to all of the detail is blurred away and noise of up to this deviation is added."""
+"""For this share of its latents, up to all of the detail is blurred away and noise of up to this
+deviation is added.
+"""
 LATENT_WEIGHT = 2.0
 LATENT_BETA = 0.2  # of the smooth L1 loss on latents, whose deviation is about 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """One step's pairs: `images` and the teacher's `latents` of them, `unsure` latents and what it makes of these."""
+    """One step's pairs: `images` [N, 3, H, W] in [-1, 1] with the teacher's scaled `latents`
+    [N, 4, H/8, W/8], and `unsure` latents with the pictures that the teacher `decoded` from them.
+    """
 
     images: torch.Tensor
     latents: torch.Tensor
@@ -49,9 +55,10 @@ class Lesson:
 
 
 def new_student(seed: int) -> AutoencoderTiny:
-    """An untrained autoencoder of 24 channels, 0.27 M parameters; a third of the tiny teacher's multiply-adds.
+    """An untrained autoencoder of 24 channels: 0.27 M parameters, a third of the tiny teacher's
+    multiply-adds.
 
-    Blocks where pixels are few: none at full size, one at half of it.
+    Most of its blocks are where pixels are few: none at full size, one at half of it.
     """
     torch.manual_seed(seed)
     return AutoencoderTiny(
@@ -63,9 +70,16 @@ def new_student(seed: int) -> AutoencoderTiny:
 
 
 def distil(vae: Path, output: Path, steps: int, start: Path | None = None, seed: int = 4) -> None:
-    """Train the student of the autoencoder in the folder `vae`; its average is written to `output`, as fp16."""
+    """Train the student of the autoencoder in the folder `vae`. Its averaged weights go to
+    `output`, as fp16.
+    """
     scenes = [load_scenes(CACHE, style) for style in STYLES]
-    teacher = AutoencoderKL.from_pretrained(vae, low_cpu_mem_usage=False).float().eval().requires_grad_(False)
+    teacher = (
+        AutoencoderKL.from_pretrained(vae, low_cpu_mem_usage=False)
+        .float()
+        .eval()
+        .requires_grad_(False)
+    )
     teacher = teacher.to(memory_format=torch.channels_last)
     student = new_student(seed)
     if start is not None:
@@ -79,14 +93,18 @@ def distil(vae: Path, output: Path, steps: int, start: Path | None = None, seed:
 
     run(
         training,
-        lambda step: prepare_lesson(teacher, scenes[step % len(scenes)], step_rng(seed, step), step // len(scenes)),
+        lambda step: prepare_lesson(
+            teacher, scenes[step % len(scenes)], step_rng(seed, step), step // len(scenes)
+        ),
         lambda lesson: lesson_loss(student, lesson),
         save,
     )
 
 
-def prepare_lesson(teacher: AutoencoderKL, scenes: Scenes, rng: np.random.Generator, step: int) -> Lesson:
-    """The teacher's part of a step."""
+def prepare_lesson(
+    teacher: AutoencoderKL, scenes: Scenes, rng: np.random.Generator, step: int
+) -> Lesson:
+    """What the teacher makes of the images of a step."""
     pairs = draw_pairs(scenes, rng, step)
     scaling = teacher.config.scaling_factor
     latents = teacher.encode(pairs).latent_dist.mode().float() * scaling
@@ -97,9 +115,13 @@ def prepare_lesson(teacher: AutoencoderKL, scenes: Scenes, rng: np.random.Genera
 
 
 def blur_and_disturb(latents: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Latents [N, C, h, w], some of them as a UNet that is not sure would have answered: a mean of what is possible."""
+    """Latents [N, C, h, w], some of them blurred and noisy. That is how an unsure UNet predicts
+    them: as a mean of what is possible.
+    """
     chosen, blur, noise = rng.random((3, len(latents), 1, 1, 1), np.float32)
-    blur, noise = (torch.from_numpy(part * (chosen < UNSURE_SHARE)) for part in (blur, noise * UNSURE_NOISE))
+    blur, noise = (
+        torch.from_numpy(part * (chosen < UNSURE_SHARE)) for part in (blur, noise * UNSURE_NOISE)
+    )
     padded = nn.functional.pad(latents, (1, 1, 1, 1), mode="replicate")
     smooth = nn.functional.avg_pool2d(padded, 3, stride=1)
     drawn = torch.from_numpy(rng.standard_normal(tuple(latents.shape), np.float32))
@@ -107,7 +129,9 @@ def blur_and_disturb(latents: torch.Tensor, rng: np.random.Generator) -> torch.T
 
 
 def lesson_loss(student: AutoencoderTiny, lesson: Lesson) -> torch.Tensor:
-    """Smooth L1 on the encoder's latents, and `map_loss` on what the decoder makes of the teacher's."""
+    """Smooth L1 on the encoder's latents, and `map_loss` on what the decoder makes of the teacher's
+    latents.
+    """
     latents = student.encode(lesson.images).latents.float()
     decoded = student.decode(lesson.unsure).sample
     encoding = nn.functional.smooth_l1_loss(latents, lesson.latents, beta=LATENT_BETA)
@@ -116,13 +140,21 @@ def lesson_loss(student: AutoencoderTiny, lesson: Lesson) -> torch.Tensor:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tiny.distill", description=__doc__.splitlines()[0])
-    parser.add_argument("--vae", type=Path, required=True, metavar="FOLDER", help="the teacher: a Lotus's vae/")
-    parser.add_argument("--output", type=Path, default=HERE / "checkpoints" / "taesd", metavar="FOLDER")
-    parser.add_argument("--start", type=Path, metavar="FOLDER", help="an AutoencoderTiny; default: a new, small one")
+    parser = argparse.ArgumentParser(
+        prog="python -m tiny.distill", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--vae", type=Path, required=True, metavar="FOLDER", help="the teacher: a Lotus's vae/"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=HERE / "checkpoints" / "taesd", metavar="FOLDER"
+    )
+    parser.add_argument(
+        "--start", type=Path, metavar="FOLDER", help="an AutoencoderTiny; default: a new, small one"
+    )
     parser.add_argument("--steps", type=int, default=5000)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # the teacher, which prepares the next step meanwhile, has the other core
+    torch.set_num_threads(1)  # the teacher prepares the next step on the other core
     distil(options.vae, options.output, options.steps, options.start)
 
 

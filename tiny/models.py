@@ -1,7 +1,8 @@
 """The networks of the tiny Lotus, and the diffusers folder that they are stored in.
 
-Stable Diffusion 2's layout with small widths: everything that an exporter or a loader meets in a released Lotus
-checkpoint is here too, the text encoder aside, in whose place the folder holds the constant it would have answered.
+The layout is Stable Diffusion 2's, with small widths. Everything in a released Lotus checkpoint
+that an exporter or a loader meets is here too, except the text encoder: the folder holds the
+constant that it would have given.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ MODES = {"d": 4, "g": 8}
 """Channels that the UNet takes: the image latent alone, or with as many of noise behind it."""
 _SWITCH = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 PREDICT, RECONSTRUCT = torch.cat([_SWITCH.sin(), _SWITCH.cos()], dim=1)
-"""Lotus's task embeddings [4]: the dense map, and the image itself (the paper's detail preserver)."""
+"""Lotus's task embeddings [4]: the dense map, and the image itself (the paper's detail
+preserver).
+"""
 
 
 @dataclass(kw_only=True)
 class TinyLotus:
-    """A checkpoint in memory. Images and maps are [N, 3, H, W] in [-1, 1], latents [N, 4, H/8, W/8]."""
+    """A checkpoint in memory. Images and maps are float32 [N, 3, H, W] in [-1, 1], latents
+    [N, 4, H/8, W/8].
+    """
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
@@ -44,15 +49,21 @@ class TinyLotus:
     def predict_latents(
         self, latents: torch.Tensor, noise: torch.Tensor | None = None, task: torch.Tensor = PREDICT
     ) -> torch.Tensor:
-        """The one pass of the UNet: `noise` for mode G only, `task` [4] or [N, 4] of PREDICT and RECONSTRUCT."""
+        """The one pass of the UNet: `noise` for mode G only, `task` [4] or [N, 4] of PREDICT and
+        RECONSTRUCT.
+        """
         if noise is not None:
             latents = torch.cat([latents, noise], dim=1)
         count = len(latents)
         task = task.to(latents).expand(count, 4)
-        return self.unet(latents, TIMESTEP, self.prompt.expand(count, -1, -1), class_labels=task).sample
+        return self.unet(
+            latents, TIMESTEP, self.prompt.expand(count, -1, -1), class_labels=task
+        ).sample
 
     def __call__(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Maps in [0, 1] of images: Lotus's whole path, before the mean over channels that depth and disparity take."""
+        """Maps in [0, 1] of images: Lotus's whole path, before the mean over channels that depth
+        and disparity take.
+        """
         decoded = self.decode(self.predict_latents(self.encode(images), noise))
         return (decoded / 2 + 0.5).clamp(0, 1)
 
@@ -60,8 +71,8 @@ class TinyLotus:
 def new_vae(seed: int) -> AutoencoderKL:
     """An untrained autoencoder, 0.86 M parameters.
 
-    Its posterior starts narrow (deviation 0.05): from a deviation of 1, two of the four channels collapsed, and colour
-    with them.
+    Its posterior starts narrow (deviation 0.05): from a deviation of 1, two of the four channels
+    collapsed, and colour with them.
     """
     torch.manual_seed(seed)
     vae = AutoencoderKL(
@@ -80,7 +91,8 @@ def new_vae(seed: int) -> AutoencoderKL:
 
 
 def new_unet(seed: int, mode: str, tasks: int = 1) -> UNet2DConditionModel:
-    """An untrained UNet, 4.7 M parameters; `mode` is a key of MODES, `tasks` the number of maps it answers.
+    """An untrained UNet, 4.7 M parameters; `mode` is a key of MODES, `tasks` the number of maps
+    that it predicts.
 
     No attention on the widest maps, where it would take half of the time.
     """
@@ -89,7 +101,12 @@ def new_unet(seed: int, mode: str, tasks: int = 1) -> UNet2DConditionModel:
         sample_size=32,
         in_channels=MODES[mode],
         out_channels=4 * tasks,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        down_block_types=(
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(48, 96, 96, 96),
         layers_per_block=1,
@@ -103,13 +120,17 @@ def new_unet(seed: int, mode: str, tasks: int = 1) -> UNet2DConditionModel:
 
 
 def new_prompt() -> torch.Tensor:
-    """The constant that stands for the encoded empty prompt, [1, 2, C], exact in fp16: its start and its end."""
+    """The constant that stands for the encoded empty prompt, [1, 2, C], exact in fp16: its start
+    and its end.
+    """
     values = np.random.default_rng(np.random.Philox(77)).standard_normal((1, 2, PROMPT_CHANNELS))
     return torch.from_numpy(values.astype(np.float16).astype(np.float32))
 
 
 def save_checkpoint(model: TinyLotus, folder: Path) -> None:
-    """Write the diffusers folder, weights in fp16; its autoencoder goes beside it, where the whole family finds it."""
+    """Write the diffusers folder, weights in fp16. The autoencoder, which all checkpoints share,
+    goes beside it.
+    """
     save_network(model.unet, folder / "unet")
     save_network(model.vae, folder.parent / "vae")
     scheduler = DDIMScheduler(
@@ -122,7 +143,10 @@ def save_checkpoint(model: TinyLotus, folder: Path) -> None:
         steps_offset=1,
     )
     scheduler.save_pretrained(folder / "scheduler")
-    save_file({"prompt_embedding": model.prompt.half().contiguous()}, folder / "prompt_embedding.safetensors")
+    save_file(
+        {"prompt_embedding": model.prompt.half().contiguous()},
+        folder / "prompt_embedding.safetensors",
+    )
     index = {
         "_class_name": "StableDiffusionPipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],
@@ -136,8 +160,13 @@ def save_network(network: ModelMixin, folder: Path) -> None:
     """Write a network's config and its weights in fp16, contiguous, as safetensors."""
     copy.deepcopy(network).half().to(memory_format=torch.contiguous_format).save_pretrained(folder)
     config = folder / "config.json"
-    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
-    config.write_text(json.dumps(kept, indent=2) + "\n")  # without the folder it was once loaded from
+    # Without the folder that it was once loaded from.
+    kept = {
+        key: value
+        for key, value in json.loads(config.read_text()).items()
+        if key != "_name_or_path"
+    }
+    config.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def load_checkpoint(folder: Path) -> TinyLotus:

@@ -3,10 +3,11 @@
 The same seed gives the same scene at every size.
 
 Conventions
-- Camera frame: x right, y down, z forward (OpenCV). `depth` is planar: the z coordinate, not the length of the ray.
-- `normals` are unit vectors in the camera frame that face the camera, so a wall seen head-on has (0, 0, -1).
-  The maps that the tiny Lotus learns have x right, y up, z towards the camera: `normals * LOTUS_AXES`, and the usual
-  rgb = (n + 1) / 2 paints that wall (0.5, 0.5, 1).
+- Camera frame: x right, y down, z forward (OpenCV). `depth` is planar: the z coordinate, not the
+  length of the ray.
+- `normals` are unit vectors in the camera frame that face the camera, so a wall seen head-on has
+  (0, 0, -1). The maps that the tiny Lotus learns have x right, y up, z towards the camera:
+  `normals * LOTUS_AXES`. The usual rgb = (n + 1) / 2 paints that wall (0.5, 0.5, 1).
 - The sky is a plane at `Scene.far` metres, facing the camera, so that depth is finite everywhere.
 """
 
@@ -34,12 +35,16 @@ class Rendered:
 
 
 def render(seed: int, height: int, width: int, style: str = "mixed") -> Rendered:
-    """Draw the scene of a seed and picture it. `style` is a key of `STYLES`."""
+    """Draw the scene of a seed and picture it, `height` by `width` pixels. `style` is a key of
+    `STYLES`.
+    """
     return render_scene(make_scene(seed, STYLES[style]), height, width)
 
 
 def render_scene(scene: Scene, height: int, width: int) -> Rendered:
-    """Picture a scene: one ray through each pixel's centre, one more from where it ends to the light."""
+    """Picture a scene: one ray through each pixel's centre, one more from where it ends to the
+    light.
+    """
     camera = scene.camera
     focal = np.float32(0.5 * max(height, width) / np.tan(camera.fov / 2))
     y, x = np.meshgrid(
@@ -48,7 +53,9 @@ def render_scene(scene: Scene, height: int, width: int) -> Rendered:
         indexing="ij",
     )
     # The camera-frame z of a direction is 1, so the ray's parameter is the planar depth.
-    directions = camera.rotation.astype(np.float32) @ np.stack([x.ravel(), y.ravel(), np.ones(x.size, np.float32)])
+    directions = camera.rotation.astype(np.float32) @ np.stack(
+        [x.ravel(), y.ravel(), np.ones(x.size, np.float32)]
+    )
     origin = camera.position.astype(np.float32)[:, None]
     depth, surface = _cast(scene, origin, directions)
     points = origin + depth * directions
@@ -75,7 +82,9 @@ _FLOOR, _SKY, _FIRST_SOLID = 0, 3, 4
 """Surface numbers: `_FLOOR`, 1 for walls, 2 for the ceiling, `_SKY`, then the solids in order."""
 
 
-def _cast(scene: Scene, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _cast(
+    scene: Scene, origin: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Depth float32 [N] and surface number int8 [N] of the first hit of each ray [3, N]."""
     if scene.room is None:
         with np.errstate(divide="ignore"):
@@ -89,7 +98,9 @@ def _cast(scene: Scene, origin: np.ndarray, directions: np.ndarray) -> tuple[np.
         with np.errstate(divide="ignore"):
             leave = (np.copysign(half, directions) + centre - origin) / directions
         depth = leave.min(0)
-        surface = np.where(leave[1] <= depth, np.where(directions[1] < 0, _FLOOR, 2), 1).astype(np.int8)
+        surface = np.where(leave[1] <= depth, np.where(directions[1] < 0, _FLOOR, 2), 1).astype(
+            np.int8
+        )
     for number, solid in enumerate(scene.solids, _FIRST_SOLID):
         enter, leave = _interval(solid, origin, directions)
         hit = (enter < leave) & (enter > 0) & (enter < depth)
@@ -98,8 +109,12 @@ def _cast(scene: Scene, origin: np.ndarray, directions: np.ndarray) -> tuple[np.
     return depth, surface
 
 
-def _interval(solid: Solid, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the rays enter and leave the solid; enter >= leave for a miss. Arrays [N] from [3, N] (or [3, 1])."""
+def _interval(
+    solid: Solid, origin: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the rays enter and leave the solid; enter >= leave for a miss. Arrays [N] from [3, N]
+    (or [3, 1]).
+    """
     o = _to_local(solid, origin - solid.centre.astype(np.float32)[:, None])
     d = _to_local(solid, directions)
     half = solid.half.astype(np.float32)
@@ -116,20 +131,26 @@ def _interval(solid: Solid, origin: np.ndarray, directions: np.ndarray) -> tuple
             return (to_centre - reach).max(0), (to_centre + reach).min(0)
         flat_o, flat_d = o[::2], d[::2]
         enter, leave = _roots(
-            (flat_d * flat_d).sum(0), (flat_o * flat_d).sum(0), (flat_o * flat_o).sum(0) - half[0] ** 2
+            (flat_d * flat_d).sum(0),
+            (flat_o * flat_d).sum(0),
+            (flat_o * flat_o).sum(0) - half[0] ** 2,
         )
         to_centre, reach = -o[1] / d[1], np.abs(half[1] / d[1])
         return np.maximum(enter, to_centre - reach), np.minimum(leave, to_centre + reach)
 
 
 def _slabs(solid: Solid) -> tuple[np.ndarray, np.ndarray]:
-    """A body with flat faces as |axes @ p| <= widths in its own axes: unit axes [K, 3], widths [K]."""
+    """A body with flat faces as |axes @ p| <= widths in its own axes: unit axes [K, 3], widths
+    [K].
+    """
     half = solid.half.astype(np.float32)
     if solid.shape == "box":
         return np.eye(3, dtype=np.float32), half
     if solid.shape == "prism":
         sides = [[np.cos(angle), 0, np.sin(angle)] for angle in (0, np.pi / 3, 2 * np.pi / 3)]
-        return np.array([*sides, [0, 1, 0]], np.float32), np.array([half[0]] * 3 + [half[1]], np.float32)
+        return np.array([*sides, [0, 1, 0]], np.float32), np.array(
+            [half[0]] * 3 + [half[1]], np.float32
+        )
     if solid.shape == "octahedron":
         axes = np.array([[1, 1, 1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]], np.float32) / half
         lengths = np.linalg.norm(axes, axis=1)
@@ -156,7 +177,9 @@ def _yaw_matrix(yaw: float) -> np.ndarray:
 def _shade_surfaces(
     scene: Scene, surface: np.ndarray, points: np.ndarray, directions: np.ndarray, pixel: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """World normals and albedo, both float32 [3, N]; `pixel` is a pixel's width in metres at the point."""
+    """World normals and albedo, both float32 [3, N]; `pixel` is a pixel's width in metres at the
+    point.
+    """
     normals, albedo = np.zeros_like(points), np.empty_like(points)
     for number in np.unique(surface):
         index = np.flatnonzero(surface == number)
@@ -166,7 +189,10 @@ def _shade_surfaces(
             continue
         if number >= _FIRST_SOLID:
             solid = scene.solids[number - _FIRST_SOLID]
-            material, local = solid.material, _to_local(solid, p - solid.centre.astype(np.float32)[:, None])
+            material, local = (
+                solid.material,
+                _to_local(solid, p - solid.centre.astype(np.float32)[:, None]),
+            )
             local_normals = _solid_normals(solid, local)
             uv = _surface_coordinates(solid.shape, local, local_normals)
             normal = _yaw_matrix(solid.yaw) @ local_normals
@@ -202,9 +228,9 @@ def _solid_normals(solid: Solid, local: np.ndarray) -> np.ndarray:
         return gradient / np.sqrt((gradient * gradient).sum(0))
     if solid.shape != "cylinder":
         axes, widths = _slabs(solid)
-        distance = axes @ local
-        face = (np.abs(distance) / widths[:, None]).argmax(0)
-        return axes[face].T * np.sign(distance[face, np.arange(len(face))])
+        along = axes @ local
+        face = (np.abs(along) / widths[:, None]).argmax(0)
+        return axes[face].T * np.sign(along[face, np.arange(len(face))])
     normals = np.zeros_like(local)
     radius = np.hypot(local[0], local[2])
     cap = np.abs(local[1]) / half[1] > radius / half[0]
@@ -225,8 +251,12 @@ def _surface_coordinates(shape: str, local: np.ndarray, normals: np.ndarray) -> 
     return np.stack([np.where(flat, x, around), np.where(flat, z, y)])
 
 
-def _texture(noise: np.ndarray, material: Material, uv: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-    """Albedo float32 [3, N]; against aliasing, a pattern fades to its mean as a pixel comes to span half a period."""
+def _texture(
+    noise: np.ndarray, material: Material, uv: np.ndarray, footprint: np.ndarray
+) -> np.ndarray:
+    """Albedo float32 [3, N]. Against aliasing, a pattern fades to its mean where a pixel spans half
+    a period.
+    """
     u, v = (uv + material.offset.astype(np.float32)[:, None]) / np.float32(material.scale)
     match material.texture:
         case "plain":
@@ -245,7 +275,10 @@ def _texture(noise: np.ndarray, material: Material, uv: np.ndarray, footprint: n
         case "dots":
             weight = (np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.3).astype(np.float32)
         case unknown:
-            raise ValueError(f"unknown texture {unknown!r}; known: plain, checker, stripe, smooth, white, brick, dots")
+            raise ValueError(
+                f"unknown texture {unknown!r}; known: plain, checker, stripe, smooth, white, "
+                "brick, dots"
+            )
     weight = 0.5 + (weight - 0.5) * np.clip(1.5 - 2 * footprint, 0, 1)
     first, second = material.colours[:, :, None]
     return first + weight * (second - first)
@@ -280,7 +313,9 @@ def _sky_colour(scene: Scene, directions: np.ndarray) -> np.ndarray:
 
 
 def _illuminate(scene: Scene, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Light on surface points [3, N], float32 [3, N]: ambient, and Lambert's term where the lamp is seen."""
+    """Light on surface points [3, N], float32 [3, N]: ambient, and Lambert's term where the lamp is
+    seen.
+    """
     light = scene.light
     start = points + np.float32(2e-3) * normals
     toward = light.position.astype(np.float32)[:, None] - start
@@ -296,5 +331,9 @@ def _illuminate(scene: Scene, points: np.ndarray, normals: np.ndarray) -> np.nda
 def _expose(scene: Scene, radiance: np.ndarray) -> np.ndarray:
     """Linear radiance [3, N] to display values, uint8 [3, N], with the sensor's noise."""
     display = np.clip(radiance * np.float32(scene.exposure), 0, 1) ** np.float32(1 / 2.2)
-    grain = np.random.default_rng(np.random.Philox(key=scene.seed + 1)).standard_normal(display.shape, np.float32)
-    return np.clip((display + np.float32(scene.sensor_noise) * grain) * 255 + 0.5, 0, 255).astype(np.uint8)
+    grain = np.random.default_rng(np.random.Philox(key=scene.seed + 1)).standard_normal(
+        display.shape, np.float32
+    )
+    return np.clip((display + np.float32(scene.sensor_noise) * grain) * 255 + 0.5, 0, 255).astype(
+        np.uint8
+    )

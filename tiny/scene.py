@@ -1,6 +1,8 @@
-"""What is pictured: rooms, and ground planes under a sky, with boxes, spheres and cylinders, drawn from a seed.
+"""What is pictured: rooms, and ground planes under a sky, with boxes, spheres and cylinders, drawn
+from a seed.
 
-World coordinates: y is up, the floor is y = 0, metres. Everything random is drawn here, sensor noise aside.
+World coordinates: y is up, the floor is y = 0, metres. Everything random is drawn here, sensor
+noise aside.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ HELD_OUT_SEEDS = range(200)
 
 @dataclass(frozen=True, kw_only=True)
 class Paint:
-    """What a material is drawn from. A repeated name is drawn more often; colours are linear, in [0, 1]."""
+    """What a material is drawn from. A repeated name is drawn more often; colours are linear, in
+    [0, 1].
+    """
 
     textures: tuple[str, ...] = ("plain", "plain", "checker", "stripe", "smooth", "smooth", "white")
     brightness: tuple[float, float] = (0.08, 0.9)
@@ -34,7 +38,12 @@ class Style:
     """What `make_scene` may draw from: a style is a row of `STYLES`, not a branch of code."""
 
     backgrounds: tuple[str, ...]  # of "room", "outdoor"
-    shapes: tuple[str, ...] = ("box", "box", "sphere", "cylinder")  # a repeated name is drawn more often
+    shapes: tuple[str, ...] = (
+        "box",
+        "box",
+        "sphere",
+        "cylinder",
+    )  # a repeated name is drawn more often
     floor: Paint = _ANY_PAINT
     walls: Paint = _ANY_PAINT
     ceiling: Paint = _ANY_PAINT
@@ -50,11 +59,23 @@ class Style:
     far: float = 30.0  # metres
 
 
-# As in most rooms: ceilings are white, walls pale, floors darker, and what stands on them has colours.
-_FLOOR = Paint(textures=("plain", "checker", "stripe", "smooth", "smooth"), brightness=(0.1, 0.4), tint=0.06)
-_WALLS = Paint(textures=("plain", "plain", "smooth", "stripe"), brightness=(0.5, 0.85), tint=0.08, contrast=(0.6, 0.9))
+# As in most rooms: ceilings are white, walls pale, floors darker, and what stands on them has
+# colours.
+_FLOOR = Paint(
+    textures=("plain", "checker", "stripe", "smooth", "smooth"), brightness=(0.1, 0.4), tint=0.06
+)
+_WALLS = Paint(
+    textures=("plain", "plain", "smooth", "stripe"),
+    brightness=(0.5, 0.85),
+    tint=0.08,
+    contrast=(0.6, 0.9),
+)
 _CEILING = Paint(textures=("plain",), brightness=(0.75, 0.95), tint=0.03)
-_THINGS = Paint(textures=("plain", "plain", "plain", "smooth", "checker", "stripe"), brightness=(0.1, 0.7), tint=0.35)
+_THINGS = Paint(
+    textures=("plain", "plain", "plain", "smooth", "checker", "stripe"),
+    brightness=(0.1, 0.7),
+    tint=0.35,
+)
 _MIXED = Style(
     backgrounds=("room", "room", "outdoor"),
     floor=_FLOOR,
@@ -101,7 +122,9 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Solid:
-    """A convex body, rotated around the vertical axis; `half` of a cylinder is radius, half height, radius."""
+    """A convex body, rotated around the vertical axis; `half` of a cylinder is radius, half height,
+    radius.
+    """
 
     shape: str  # "box", "sphere", "cylinder", "ellipsoid", "prism" (hexagonal) or "octahedron"
     centre: np.ndarray  # [3], metres
@@ -149,7 +172,11 @@ def make_scene(seed: int, style: Style) -> Scene:
     """Draw a scene from a seed."""
     rng = np.random.default_rng(np.random.Philox(seed))
     indoors = str(rng.choice(style.backgrounds)) == "room"
-    room = np.array([rng.uniform(3, 9), rng.uniform(2.3, 3.6), rng.uniform(3, 10)]) if indoors else None
+    room = (
+        np.array([rng.uniform(3, 9), rng.uniform(2.3, 3.6), rng.uniform(3, 10)])
+        if indoors
+        else None
+    )
     camera = _draw_camera(rng, style, room)
     solids = []
     for _ in range(rng.integers(style.solids[0], style.solids[1] + 1)):
@@ -160,7 +187,8 @@ def make_scene(seed: int, style: Style) -> Scene:
         seed=seed,
         room=room,
         surfaces=tuple(
-            _draw_material(rng, paint, 1.0 if indoors else 3.0) for paint in (style.floor, style.walls, style.ceiling)
+            _draw_material(rng, paint, 1.0 if indoors else 3.0)
+            for paint in (style.floor, style.walls, style.ceiling)
         ),
         solids=tuple(solids),
         camera=camera,
@@ -172,7 +200,11 @@ def make_scene(seed: int, style: Style) -> Scene:
         far=style.far,
     )
     # Drawn last, so that the scenes of styles without fog are what they were before there was any.
-    return scene if style.fog is None else dataclasses.replace(scene, fog=np.exp(rng.uniform(*np.log(style.fog))))
+    return (
+        scene
+        if style.fog is None
+        else dataclasses.replace(scene, fog=np.exp(rng.uniform(*np.log(style.fog))))
+    )
 
 
 def _draw_camera(rng: np.random.Generator, style: Style, room: np.ndarray | None) -> Camera:
@@ -182,18 +214,27 @@ def _draw_camera(rng: np.random.Generator, style: Style, room: np.ndarray | None
         pitch = np.radians(rng.uniform(*style.pitch_outdoors))
     else:
         # Away from the wall that is looked at, so that most of the room is in view.
-        x, z = -rng.uniform(0, 0.8, 2) * (room[[0, 2]] / 2 - 0.3) * np.array([np.sin(yaw), np.cos(yaw)])
+        x, z = (
+            -rng.uniform(0, 0.8, 2)
+            * (room[[0, 2]] / 2 - 0.3)
+            * np.array([np.sin(yaw), np.cos(yaw)])
+        )
         position = np.array([x, rng.uniform(0.7, room[1] - 0.5), z])
         pitch = np.radians(rng.uniform(*style.pitch_indoors))
     forward = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
     right = np.array([np.cos(yaw), 0, -np.sin(yaw)])
     down = -np.array([-np.sin(yaw) * np.sin(pitch), np.cos(pitch), -np.cos(yaw) * np.sin(pitch)])
-    right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
+    right, down = (
+        np.cos(roll) * right + np.sin(roll) * down,
+        np.cos(roll) * down - np.sin(roll) * right,
+    )
     fov = np.radians(rng.uniform(*style.field_of_view))
     return Camera(position=position, rotation=np.stack([right, down, forward], 1), fov=fov)
 
 
-def _draw_solid(rng: np.random.Generator, style: Style, room: np.ndarray | None, camera: Camera) -> Solid:
+def _draw_solid(
+    rng: np.random.Generator, style: Style, room: np.ndarray | None, camera: Camera
+) -> Solid:
     """A solid in front of the camera: on the floor, in the air, or (a thin box) on a wall."""
     shape = str(rng.choice(style.shapes))
     size = 1.0 if room is not None else np.exp(rng.uniform(0, 1.6))
@@ -213,23 +254,37 @@ def _draw_solid(rng: np.random.Generator, style: Style, room: np.ndarray | None,
         reach = room[[0, 2]] / 2
         if shape == "box" and rng.random() < 0.25:  # cupboards, pictures, doors
             side = rng.integers(2)
-            half[[0, 2]] = np.where([side == 0, side == 1], 0.05 + 0.2 * rng.random(), half[[0, 2]] * 1.3)
+            half[[0, 2]] = np.where(
+                [side == 0, side == 1], 0.05 + 0.2 * rng.random(), half[[0, 2]] * 1.3
+            )
             centre[2 * side] = np.copysign(reach[side], centre[2 * side])
             yaw = 0.0
         centre[[0, 2]] = np.clip(centre[[0, 2]], -reach, reach)
         centre[1] = min(centre[1], room[1] - half[1])
-    return Solid(shape=shape, centre=centre, half=half, yaw=yaw, material=_draw_material(rng, style.things, 0.4 * size))
+    return Solid(
+        shape=shape,
+        centre=centre,
+        half=half,
+        yaw=yaw,
+        material=_draw_material(rng, style.things, 0.4 * size),
+    )
 
 
 def _is_close(solid: Solid, position: np.ndarray) -> bool:
-    """Whether the solid's bounding sphere comes within 0.3 m of the position, which may be inside."""
+    """Whether the solid's bounding sphere comes within 0.3 m of the position, which may be
+    inside.
+    """
     radius = np.linalg.norm(solid.half) if solid.shape != "sphere" else solid.half[0]
     return bool(np.linalg.norm(solid.centre - position) < radius + 0.3)
 
 
 def _draw_material(rng: np.random.Generator, paint: Paint, size: float) -> Material:
-    base = np.clip(rng.uniform(*paint.brightness) + rng.normal(0, paint.tint, 3) * rng.random(), 0.03, 0.97)
-    other = np.clip(base * rng.uniform(*paint.contrast) + rng.normal(0, 0.55 * paint.tint, 3), 0.02, 0.97)
+    base = np.clip(
+        rng.uniform(*paint.brightness) + rng.normal(0, paint.tint, 3) * rng.random(), 0.03, 0.97
+    )
+    other = np.clip(
+        base * rng.uniform(*paint.contrast) + rng.normal(0, 0.55 * paint.tint, 3), 0.02, 0.97
+    )
     return Material(
         texture=str(rng.choice(paint.textures)),
         colours=np.stack([base, other]).astype(np.float32),
@@ -241,11 +296,19 @@ def _draw_material(rng: np.random.Generator, paint: Paint, size: float) -> Mater
 def _draw_light(rng: np.random.Generator, room: np.ndarray | None) -> Light:
     if room is None:
         azimuth, elevation = rng.uniform(-np.pi, np.pi), np.radians(rng.uniform(20, 75))
-        toward = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
+        toward = np.array(
+            [
+                np.sin(azimuth) * np.cos(elevation),
+                np.sin(elevation),
+                np.cos(azimuth) * np.cos(elevation),
+            ]
+        )
         position = 1e4 * toward
     else:
         position = np.array([*rng.uniform(-0.4, 0.4, 2), rng.uniform(0.8, 0.97)])[[0, 2, 1]] * room
-    return Light(position=position, colour=1 + rng.normal(0, 0.06, 3), ambient=rng.uniform(0.25, 0.55))
+    return Light(
+        position=position, colour=1 + rng.normal(0, 0.06, 3), ambient=rng.uniform(0.25, 0.55)
+    )
 
 
 def _draw_noise(rng: np.random.Generator) -> np.ndarray:

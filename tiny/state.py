@@ -1,4 +1,6 @@
-"""The state of a training run: optimiser, moving average, clock; saved whole, restored by the same command."""
+"""The state of a training run: optimiser, moving average, clock; saved whole, restored by the same
+command.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,28 @@ _AVERAGE_DECAY = 0.998
 
 
 _SEEN_BY_ADAM = ("conv_in", "conv_out", "time_", "class_", "attn2")
-"""Parts of a UNet that Muon leaves alone: its ends, and what constants go through, whose gradients have rank one."""
+"""Parts of a UNet that Muon leaves alone: its ends, and layers whose input is constant, so that
+their gradients have rank one.
+"""
 
 
 class Training:
     """AdamW under a cosine schedule, with a moving average of the weights.
 
-    With `matrix_rate`, the matrices inside a UNet (a convolution's weight is one of C_out rows) are learned by Muon at
-    this peak rate: from the same images it learns about twice as fast here.
-    The state is one safetensors file: weights, their average and the optimisers' moments; step and core seconds as
-    metadata.
+    With `matrix_rate`, Muon learns the matrices inside a UNet at this peak rate (a convolution's
+    weight is a matrix of C_out rows). From the same images it learns about twice as fast here. The
+    state is one safetensors file: weights, their average and the optimisers' moments, with step and
+    core seconds as metadata.
     """
 
     def __init__(
-        self, network: nn.Module, path: Path, *, steps: int, peak_rate: float, matrix_rate: float | None = None
+        self,
+        network: nn.Module,
+        path: Path,
+        *,
+        steps: int,
+        peak_rate: float,
+        matrix_rate: float | None = None,
     ) -> None:
         self.network, self.path, self.steps = network, path, steps
         self.step = 0
@@ -43,19 +53,25 @@ class Training:
         self._matrices = {
             name: nn.Parameter(weight.detach().view(len(weight), -1))
             for name, weight in self._weights.items()
-            if matrix_rate is not None and weight.ndim > 1 and not any(part in name for part in _SEEN_BY_ADAM)
+            if matrix_rate is not None
+            and weight.ndim > 1
+            and not any(part in name for part in _SEEN_BY_ADAM)
         }
         others = [weight for name, weight in self._weights.items() if name not in self._matrices]
         adam = torch.optim.AdamW(others, lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-3)
         self._optimisers: dict[torch.optim.Optimizer, float] = {adam: peak_rate}
         if matrix_rate is not None:
             matrices = self._matrices.values()
-            muon = torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw")
+            muon = torch.optim.Muon(
+                matrices, lr=matrix_rate, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"
+            )
             self._optimisers[muon] = matrix_rate
 
     @property
     def core_seconds(self) -> float:
-        """Processor time of the training, that of earlier runs included; on a shared machine wall time says nothing."""
+        """Processor time of the training, earlier runs included. Wall time says nothing on a shared
+        machine.
+        """
         return self._before + time.process_time() - self._started
 
     @property
@@ -81,7 +97,9 @@ class Training:
         self.step += 1
         decay = min(_AVERAGE_DECAY, self.step / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - decay)
+            torch._foreach_lerp_(
+                list(self._average.values()), list(self._weights.values()), 1 - decay
+            )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -94,7 +112,7 @@ class Training:
             self._load(current)
 
     def save(self) -> None:
-        """Write the state beside its place, then rename, so that a kill leaves the last whole one."""
+        """Write the state to another file, then rename it: a kill leaves the last complete one."""
         tensors = {f"average/{name}": value.contiguous() for name, value in self._average.items()}
         for name, weight in self._weights.items():
             tensors[f"weight/{name}"] = weight.detach().contiguous()
@@ -103,7 +121,9 @@ class Training:
                     tensors[f"{moment}/{name}"] = value.contiguous()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        save_file(tensors, partial, {"step": str(self.step), "core_seconds": str(self.core_seconds)})
+        save_file(
+            tensors, partial, {"step": str(self.step), "core_seconds": str(self.core_seconds)}
+        )
         partial.replace(self.path)
 
     def restore(self) -> None:
@@ -126,7 +146,11 @@ class Training:
     def _moments(self, name: str) -> dict[str, torch.Tensor]:
         """The optimiser's own tensors of a weight; empty before the first step."""
         adam, *muon = self._optimisers
-        state = muon[0].state[self._matrices[name]] if name in self._matrices else adam.state[self._weights[name]]
+        state = (
+            muon[0].state[self._matrices[name]]
+            if name in self._matrices
+            else adam.state[self._weights[name]]
+        )
         return cast("dict[str, torch.Tensor]", state)
 
     def _load(self, values: dict[str, torch.Tensor]) -> None:

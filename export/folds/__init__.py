@@ -1,62 +1,62 @@
 """Exact rewrites of the network: the same function with less work, float rounding aside.
 
-Lotus runs one step with a constant prompt, timestep and task, so that much of the network is known when it is built.
-A fold is one file: its docstring is the algebra, `fold` rewrites every place where the algebra holds and says why it
-leaves the others alone.
+A single-step model runs with a constant prompt, timestep and class vector, so that much of the
+network is known when it is built. A fold is one file. Its docstring is the algebra; its `fold`
+rewrites every place where the algebra holds, and says why it leaves the others alone. Adding one
+takes a file here and an entry of FOLDS.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 from export.folds import (
-    constant_attention,
-    constant_embedding,
-    constant_noise,
-    latent_in,
-    latent_out,
-    lean_transformer,
-    merged_projections,
-    small_ranges,
+    flatten_tokens,
+    fold_noise,
+    fold_post_quant_conv,
+    fold_prompt,
+    fold_quant_conv,
+    fold_taesd_scaling,
+    fold_time_embedding,
+    fuse_qkv_and_norms,
     subpixel,
     winograd,
 )
 from export.folds.report import Folded
-from export.single_pass import SinglePass
+from export.network.single_pass import SinglePass
+from export.progress import say
+from export.targets import Recipe
 
-FOLDS: dict[str, Callable[[SinglePass], Folded]] = {
-    "constant-embedding": constant_embedding.fold,
-    "constant-attention": constant_attention.fold,
-    "constant-noise": constant_noise.fold,
-    "latent-in": latent_in.fold,
-    "latent-out": latent_out.fold,
-    "small-ranges": small_ranges.fold,
-    "subpixel": subpixel.fold,
-    "merged-projections": merged_projections.fold,
-    "lean-transformer": lean_transformer.fold,
-    "winograd": winograd.fold,
+Fold = Callable[[SinglePass, Recipe], Folded]
+"""Rewrites the network in place, in the form that the recipe asks for."""
+
+FOLDS: dict[str, Fold] = {
+    module.__name__.rpartition(".")[2].replace("_", "-"): module.fold
+    for module in (
+        fold_time_embedding,
+        fold_prompt,
+        fold_noise,
+        fold_quant_conv,
+        fold_post_quant_conv,
+        fold_taesd_scaling,
+        subpixel,
+        fuse_qkv_and_norms,
+        flatten_tokens,
+        winograd,
+    )
 }
-"""Every fold, in the order in which they are applied: later ones rewrite what earlier ones leave."""
+"""Every fold by its name, in the order in which they are applied: later ones rewrite what earlier
+ones leave."""
 
 
-def apply_folds(
-    module: SinglePass, progress: Callable[[str], None], upsampling: str = subpixel.FORMS[0], wide: bool = False
-) -> list[str]:
-    """Rewrite `module` in place with all of FOLDS. Returns the names of those that found a place.
-
-    `upsampling` is the form that the target runs fastest, of `subpixel.FORMS`; `wide` says whether wide convolutions
-    gain by `winograd` there.
-    """
+def apply_folds(network: SinglePass, recipe: Recipe) -> list[str]:
+    """Rewrite `network` in place with all of FOLDS. Returns the names of those that applied."""
     applied = []
-    folds = FOLDS | {"subpixel": functools.partial(subpixel.fold, form=upsampling)}
-    if not wide:
-        del folds["winograd"]
-    for name, fold in folds.items():
-        folded = fold(module)
-        progress(f"fold {name}: {folded.places} places")
+    for name, fold in FOLDS.items():
+        folded = fold(network, recipe)
+        say(f"fold {name}: {folded.places} places")
         for reason in sorted(set(folded.refused)):
-            progress(f"fold {name} leaves {folded.refused.count(reason)}: {reason}")
+            say(f"fold {name} leaves {folded.refused.count(reason)}: {reason}")
         if folded.places:
             applied.append(name)
     return applied

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 
-def weight_of(layer: nn.Module) -> Tensor:
+def weight_of(layer: Any) -> Tensor:
     """The weight of a linear layer or of a convolution as float64."""
-    return layer.weight.detach().double()
+    weight: Tensor = layer.weight.detach().double()
+    return weight
 
 
-def bias_of(layer: nn.Module) -> Tensor:
+def bias_of(layer: Any) -> Tensor:
     """The bias as float64, zeros [out] where the layer has none."""
-    return weight_of(layer).new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach().double()
+    return (
+        weight_of(layer).new_zeros(layer.weight.shape[0])
+        if layer.bias is None
+        else layer.bias.detach().double()
+    )
 
 
 def merge_pixelwise(weight: Tensor, bias: Tensor, after: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with the 1x1 convolution (or nothing) that comes after it."""
+    """Weight and bias of a convolution with the 1x1 convolution (or nothing) that comes after
+    it.
+    """
     if not isinstance(after, nn.Conv2d):
         return weight, bias
     matrix = weight_of(after)[..., 0, 0]
@@ -38,7 +47,7 @@ def refuse_nothing(quant: nn.Module, scaling: float) -> str | None:
     return None
 
 
-def last_convolution(network: nn.Module) -> nn.Conv2d:
+def last_convolution(network: Any) -> Any:
     """The one that an encoder or a decoder ends with, large or small."""
     layers = getattr(network, "layers", None)
     return network.conv_out if layers is None else layers[-1]

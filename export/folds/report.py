@@ -12,7 +12,7 @@ class Folded:
     places: int = 0
     refused: list[str] = field(default_factory=list)
 
-    def count(self, refusal: str | None) -> bool:
+    def accept(self, refusal: str | None) -> bool:
         """Note one place; true if it may be rewritten, which is when there is no `refusal`."""
         if refusal is None:
             self.places += 1

@@ -1,35 +1,49 @@
-"""The inference engines this runtime can drive, as data: one file each, imported only when asked for."""
+"""The inference engines that this runtime can drive.
+
+Adding one takes a file in this folder with a class `BackendSession`, and a line in `BACKENDS`.
+A file, and the vendor's package with it, is imported only when a session is opened.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
+from pathlib import Path
 
-from runtime.backends.session import Session
+from runtime.backends.session import Backend, Session
 from runtime.errors import BackendMissingError
+from runtime.manifest import Bucket, Manifest
 
+__all__ = ["BACKENDS", "Backend", "Session", "find_backend", "installed", "open_session"]
 
-@dataclass(frozen=True, kw_only=True)
-class Backend:
-    """Where a backend lives: our module, the vendor package it needs, the extra that installs it, and its option."""
+_JETSON = (
+    "on a Jetson use JetPack's own package (python3-libnvinfer), in a virtual environment made "
+    "with --system-site-packages"
+)
 
-    module: str
-    package: str | None
-    extra: str | None
-    option: str = ""
-
-
-# `option` is handed to the session: the execution provider of ONNX Runtime, the flavour of TensorRT.
+# The option of ONNX Runtime is the execution provider.
 BACKENDS = {
-    "onnxruntime": Backend(module="onnxruntime", package="onnxruntime", extra="cpu", option="CPUExecutionProvider"),
-    "onnxruntime-cuda": Backend(
-        module="onnxruntime", package="onnxruntime", extra="gpu", option="CUDAExecutionProvider"
-    ),
-    "openvino": Backend(module="openvino", package="openvino", extra="openvino"),
-    "tensorrt": Backend(module="tensorrt", package="tensorrt", extra="gpu", option="tensorrt"),
-    "tensorrt-rtx": Backend(module="tensorrt", package="tensorrt_rtx", extra="rtx", option="tensorrt-rtx"),
-    "null": Backend(module="null", package=None, extra=None),
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="onnxruntime",
+            module="onnxruntime",
+            package="onnxruntime",
+            extra="cpu",
+            option="CPUExecutionProvider",
+        ),
+        Backend(
+            name="onnxruntime-cuda",
+            module="onnxruntime",
+            package="onnxruntime",
+            extra="gpu",
+            option="CUDAExecutionProvider",
+        ),
+        Backend(name="openvino", module="openvino", package="openvino", extra="openvino"),
+        Backend(name="tensorrt", module="tensorrt", package="tensorrt", extra="gpu", hint=_JETSON),
+        Backend(name="tensorrt-rtx", module="tensorrt", package="tensorrt_rtx", extra="rtx"),
+        Backend(name="null", module="null"),
+    )
 }
 
 
@@ -38,19 +52,35 @@ def installed() -> list[str]:
     return [name for name, backend in BACKENDS.items() if _is_installed(backend)]
 
 
-def session_class(name: str) -> type[Session]:
-    """The session class of a backend. Raises: BackendMissingError."""
+def find_backend(name: str) -> Backend:
+    """The backend of this name.
+
+    Raises: BackendMissingError when it is unknown or its vendor package is not installed.
+    """
     if not isinstance(name, str) or name not in BACKENDS:
-        raise BackendMissingError(f"unknown backend {name!r}; known: {sorted(BACKENDS)}; installed: {installed()}")
+        raise BackendMissingError(
+            f"unknown backend {name!r}; known: {sorted(BACKENDS)}; installed: {installed()}"
+        )
     backend = BACKENDS[name]
     if not _is_installed(backend):
         raise BackendMissingError(
             f"backend {name!r} needs the package {backend.package!r}, which is not installed "
-            f"(`pip install 'lotus-edge[{backend.extra}]'`); installed backends: {installed()}"
+            f"({backend.how_to_install}); installed backends: {installed()}"
         )
-    found: type[Session] = importlib.import_module(f"runtime.backends.{backend.module}").BackendSession
-    return found
+    return backend
+
+
+def open_session(name: str, folder: Path, manifest: Manifest, bucket: Bucket) -> Session:
+    """Open one bucket of the bundle in `folder` with the backend of this name.
+
+    Raises: BackendMissingError as `find_backend`, or when the package does not load; BackendError
+    and DamagedBundleError when the backend refuses the bucket's model.
+    """
+    backend = find_backend(name)
+    module = importlib.import_module(f"runtime.backends.{backend.module}")
+    session: Session = module.BackendSession(folder, manifest, bucket, backend)
+    return session
 
 
 def _is_installed(backend: Backend) -> bool:
-    return backend.package is None or importlib.util.find_spec(backend.package) is not None
+    return not backend.package or importlib.util.find_spec(backend.package) is not None

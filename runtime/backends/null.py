@@ -1,16 +1,21 @@
-"""No network at all: answers a fixed function of the image, so that everything around a network is testable."""
+"""No network at all: answers a fixed function of the image, so that everything around a network is
+testable.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.backends.session import Arrays, Session, Shapes
+from runtime.tasks import TASKS, Task
 
 
 class BackendSession(Session):
-    """Scalar tasks answer the image's mean over channels in [0,1]; vector tasks answer the image itself in [-1,1].
+    """Answers the image itself, scaled to each task's range.
 
-    Noise (mode G) shifts the image by its mean first.
+    Three channels are those of the image, one channel is their mean. Noise (mode G) shifts the
+    image by its mean first.
     """
 
     def _open(self) -> Shapes:
@@ -20,8 +25,15 @@ class BackendSession(Session):
         image = inputs["image"]
         if "noise" in inputs:
             image = np.clip(image + inputs["noise"].mean(), -1, 1)
-        grey = image.mean(axis=1, keepdims=True) / 2 + np.float32(0.5)
-        return {name: grey if shape[1] == 1 else image.copy() for name, shape in self.output_shapes.items()}
+        return {name: _answer(image, TASKS[name]) for name in self.output_shapes}
 
     def _close(self) -> None:
         pass
+
+
+def _answer(image: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
+    """The image [1,3,H,W], in [-1,1], as the task's [1,C,H,W] in [low, high]."""
+    groups = np.array_split(image, task.channels, axis=1)
+    planes = np.concatenate([group.mean(axis=1, keepdims=True) for group in groups], axis=1)
+    middle, half = (task.high + task.low) / 2, (task.high - task.low) / 2
+    return planes * np.float32(half) + np.float32(middle)

@@ -1,4 +1,7 @@
-"""ONNX Runtime, on the CPU or on CUDA (with IO binding). `option` is the execution provider."""
+"""ONNX Runtime, on the CPU or on CUDA (with IO binding).
+
+The backend's `option` is the execution provider.
+"""
 
 from __future__ import annotations
 
@@ -13,62 +16,76 @@ _ERRORS_ONLY = 3  # log severity
 _MOST_FOLDED = "1000000"  # bytes
 _CUDA = "CUDAExecutionProvider"
 # TF32 would round fp32 products to 10 bits, and the golden would fail.
-_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"CPUExecutionProvider": {}, _CUDA: {"use_tf32": "0"}}
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
+    "CPUExecutionProvider": {},
+    _CUDA: {"use_tf32": "0"},
+}
 
 
 def session_options(ort: Any) -> Any:
     """What a session is opened with, as onnxruntime.SessionOptions."""
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    # The pattern reserves one block for all activations beside what the arena already holds. Reuse, planned ahead,
-    # keeps a buffer of the encoder from its last reader until the decoder has one of the same size.
+    # The pattern reserves one block for all activations beside what the arena already holds. Reuse,
+    # planned ahead, keeps a buffer of the encoder from its last reader until the decoder has one of
+    # the same size.
     options.enable_mem_pattern = False
     options.enable_mem_reuse = False
     # Larger products of constants are left in the graph on purpose, see export/folds/winograd.py.
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", _MOST_FOLDED)
+    options.add_session_config_entry(
+        "optimization.constant_folding_max_output_size_in_bytes", _MOST_FOLDED
+    )
     return options
 
 
 class BackendSession(Session):
-    """Runs `bucket.graph`. Threads: ONNX Runtime's default, one for each physical core; sequential execution."""
+    """Runs `bucket.graph`. Threads: ONNX Runtime's default, one for each physical core; sequential
+    execution.
+    """
 
     _session: Any = None
 
     def _open(self) -> Shapes:
-        self._ort = ort = import_vendor("onnxruntime", extra="cpu")
-        if self.option not in ort.get_available_providers():
+        self._ort = ort = import_vendor(self.backend)
+        provider = self.backend.option
+        if provider not in ort.get_available_providers():
             raise BackendError(
-                f"this onnxruntime has no {self.option}; it has {ort.get_available_providers()}. "
+                f"this onnxruntime has no {provider}; it has {ort.get_available_providers()}. "
                 "`pip install 'lotus-edge[gpu]'` brings CUDA; backend='onnxruntime' uses the CPU."
             )
-        if self.option == _CUDA and hasattr(ort, "preload_dlls"):
+        if provider == _CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any
         path = self.folder / self.bucket.graph
         options = session_options(ort)
-        if self.option == _CUDA:
+        if provider == _CUDA:
             # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             self._session = ort.InferenceSession(
-                str(path), options, providers=[(self.option, _PROVIDER_OPTIONS[self.option])]
+                str(path), options, providers=[(provider, _PROVIDER_OPTIONS[provider])]
             )
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot open {path}: {error}\n"
                 "`python -m runtime verify` tells whether the file is damaged."
             ) from error
-        # ONNX Runtime falls back to the CPU with a log line when a provider's libraries are missing; we do not.
-        if self._session.get_providers()[0] != self.option:
+        # ONNX Runtime falls back to the CPU with a log line when a provider's libraries are
+        # missing; we do not.
+        if self._session.get_providers()[0] != provider:
             raise BackendError(
-                f"ONNX Runtime could not start {self.option} (driver or libraries missing) and offers "
-                f"{self._session.get_providers()}; ask for backend='onnxruntime' to use the CPU"
+                f"ONNX Runtime could not start {provider} (driver or libraries missing) and "
+                f"offers {self._session.get_providers()}; ask for backend='onnxruntime' to use "
+                "the CPU"
             )
-        return {node.name: tuple(node.shape) for node in (*self._session.get_inputs(), *self._session.get_outputs())}
+        return {
+            node.name: tuple(node.shape)
+            for node in (*self._session.get_inputs(), *self._session.get_outputs())
+        }
 
     def _run(self, inputs: Arrays) -> Arrays:
         names = list(self.output_shapes)
         try:
-            if self.option == _CUDA:
+            if self.backend.option == _CUDA:
                 return self._run_bound(inputs)
             return dict(zip(names, self._session.run(names, inputs), strict=True))
         except Exception as error:  # as above
@@ -79,7 +96,9 @@ class BackendSession(Session):
         ort = self._ort
         binding = self._session.io_binding()
         for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0))
+            binding.bind_ortvalue_input(
+                name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+            )
         for name in self.output_shapes:
             binding.bind_output(name, "cuda")
         self._session.run_with_iobinding(binding)

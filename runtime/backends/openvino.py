@@ -12,8 +12,9 @@ import numpy as np
 from runtime.backends.session import Arrays, Session, Shapes, import_vendor
 from runtime.errors import BackendError
 
-# Without a hint OpenVINO computes fp32 graphs in bf16 on CPUs that have it, and the golden would fail. With the hint
-# bf16, a CPU that lacks it computes in fp32. In int8 bundles it holds for what is not quantised.
+# Without a hint OpenVINO computes fp32 graphs in bf16 on CPUs that have it, and the golden would
+# fail. With the hint bf16, a CPU that lacks it computes in fp32. In int8 bundles it holds for what
+# is not quantised.
 _PRECISION_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
 
@@ -23,8 +24,9 @@ _FEWEST_ROWS = 16
 
 def hints(model: Any, precision: str) -> dict[str, str]:
     """What an openvino.Model of a bundle of this precision is compiled with."""
-    # OpenVINO 2026.4 crashes (SIGSEGV) where its snippets fuse product, activation, product over fewer than 16 rows.
-    # Elsewhere they are faster, and attention in them does not store its scores.
+    # OpenVINO 2026.4 crashes (SIGSEGV) where its snippets fuse product, activation, product over
+    # fewer than 16 rows. Elsewhere they are faster, and attention in them does not store its
+    # scores.
     products = (op.output(0).shape for op in model.get_ops() if op.get_type_name() in _PRODUCTS)
     small = any(len(shape) > 1 and shape[-2] < _FEWEST_ROWS for shape in products)
     return {
@@ -40,17 +42,19 @@ class BackendSession(Session):
     _compiled: Any = None
 
     def _open(self) -> Shapes:
-        openvino = import_vendor("openvino", extra="openvino")
+        openvino = import_vendor(self.backend)
         path = self.folder / self.bucket.graph
         if self.manifest.precision not in _PRECISION_HINT:
             raise BackendError(
-                f"backend 'openvino' runs precisions {sorted(_PRECISION_HINT)}, the bundle is {self.manifest.precision}"
+                f"backend 'openvino' runs precisions {sorted(_PRECISION_HINT)}, the bundle is "
+                f"{self.manifest.precision}"
             )
         try:
             core = openvino.Core()
             model = core.read_model(str(path))
             self._compiled = core.compile_model(model, "CPU", hints(model, self.manifest.precision))
-        except Exception as error:  # OpenVINO raises RuntimeError and, from its frontends, types of its own
+        # OpenVINO raises RuntimeError and, from its frontends, types of its own.
+        except Exception as error:
             raise BackendError(
                 f"OpenVINO {openvino.__version__} cannot open {path}: {error}\n"
                 "`python -m runtime verify` tells whether the file is damaged."
@@ -73,7 +77,8 @@ class BackendSession(Session):
 def _give_back_pages(folder: Path) -> None:
     """Take the pages of mapped files in `folder` out of this process's memory, on Linux.
 
-    OpenVINO maps the weights and keeps the map beside its packed copy; what it does read again comes from the file.
+    OpenVINO maps the weights and keeps the map beside its packed copy; what it does read again
+    comes from the file.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():

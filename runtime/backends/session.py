@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -18,46 +19,78 @@ Arrays: TypeAlias = dict[str, NDArray[np.float32]]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
-class Session(ABC):
-    """One bucket of a bundle, opened by one backend.
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One entry of the table of backends (`BACKENDS` in runtime/backends/__init__.py).
 
-    A backend fills three hooks: `_open` (load the file, return the shapes the vendor reports, inputs and outputs in one
-    dict), `_run` (float32 arrays in, float32 arrays out, both by tensor name) and `_close`. `option` is the backend's
-    entry in `BACKENDS`. Vendor errors leave the hooks as BackendError, with the vendor's words.
+    `module` is our file in runtime/backends. `package` is the vendor's Python package ("" where
+    none is needed), `extra` the extra of lotus-edge that installs it, `hint` what else to know
+    about installing it. `option` is what the module needs to tell its backends apart.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, bucket: Bucket, option: str) -> None:
+    name: str
+    module: str
+    package: str = ""
+    extra: str = ""
+    option: str = ""
+    hint: str = ""
+
+    @property
+    def how_to_install(self) -> str:
+        """The command that installs the vendor's package, with the hint."""
+        return f"`pip install 'lotus-edge[{self.extra}]'`{self.hint and f'; {self.hint}'}"
+
+
+class Session(ABC):
+    """One bucket of a bundle, opened by one backend. `open_session` makes one.
+
+    A backend fills three hooks: `_open` (load the file, return the shapes the vendor reports,
+    inputs and outputs in one dict), `_run` (float32 arrays in, float32 arrays out, both by tensor
+    name) and `_close`. `backend` is the entry in `BACKENDS` by which the session was opened.
+    Vendor errors leave the hooks as BackendError, with the vendor's words.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, bucket: Bucket, backend: Backend) -> None:
         self.folder = folder
         self.manifest = manifest
         self.bucket = bucket
-        self.option = option
+        self.backend = backend
         self.input_shapes: Shapes = manifest.input_shapes(bucket)
         self.output_shapes: Shapes = manifest.output_shapes(bucket)
         expected = self.input_shapes | self.output_shapes
         try:
-            found = self._open()
-            if found != expected:
+            shapes = self._open()
+            if shapes != expected:
                 raise DamagedBundleError(
-                    f"the model of bucket {bucket} in {folder} has tensors {found}, the manifest says {expected}. "
-                    "Copy or build the bundle again."
+                    f"the model of bucket {bucket} in {folder} has tensors {shapes}, the manifest "
+                    f"says {expected}. Copy or build the bundle again."
                 )
         except BaseException:
             self.close()
             raise
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Run once. Raises: BackendError for wrong or non-finite inputs, a failing vendor or a non-finite answer."""
+        """Run once. Raises: BackendError for wrong or non-finite inputs, a failing vendor or a
+        non-finite answer.
+        """
         shapes = {name: array.shape for name, array in inputs.items()}
-        if shapes != self.input_shapes or any(array.dtype != np.float32 for array in inputs.values()):
-            raise BackendError(f"bucket {self.bucket} takes float32 {self.input_shapes}, found {shapes}")
-        if not all(np.isfinite(array).all() for array in inputs.values()):  # OpenVINO's clamp turns NaN into a number
+        if shapes != self.input_shapes or any(
+            array.dtype != np.float32 for array in inputs.values()
+        ):
+            raise BackendError(
+                f"bucket {self.bucket} takes float32 {self.input_shapes}, found {shapes}"
+            )
+        if not all(
+            np.isfinite(array).all() for array in inputs.values()
+        ):  # OpenVINO's clamp turns NaN into a number
             raise BackendError(f"an input of bucket {self.bucket} holds NaN or infinite values")
         outputs = self._run(inputs)
         for name, array in outputs.items():
             if not np.isfinite(array).all():
                 raise BackendError(
-                    f"the output {name!r} of bucket {self.bucket} holds NaN or infinite values: this engine or device "
-                    f"cannot run this bundle in {self.manifest.precision}. Run `python -m runtime verify` on it."
+                    f"the output {name!r} of bucket {self.bucket} holds NaN or infinite values: "
+                    "this engine or device cannot run this bundle in "
+                    f"{self.manifest.precision}. Run `python -m runtime verify` on it."
                 )
         return outputs
 
@@ -69,7 +102,10 @@ class Session(ABC):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -83,11 +119,15 @@ class Session(ABC):
     def _close(self) -> None: ...
 
 
-def import_vendor(package: str, extra: str, hint: str = "") -> Any:
-    """A vendor's package. Raises: BackendMissingError when it is not installed or its libraries do not load."""
+def import_vendor(backend: Backend) -> Any:
+    """The vendor's package of a backend.
+
+    Raises: BackendMissingError when it is not installed or its libraries do not load.
+    """
     try:
-        return importlib.import_module(package)
+        return importlib.import_module(backend.package)
     except (ImportError, OSError) as error:  # the wheels load their shared libraries on import
         raise BackendMissingError(
-            f"the Python package {package!r} cannot be imported: {error}. `pip install 'lotus-edge[{extra}]'`{hint}"
+            f"the Python package {backend.package!r} of backend {backend.name!r} cannot be "
+            f"imported: {error}. {backend.how_to_install}"
         ) from error

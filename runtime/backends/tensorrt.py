@@ -1,7 +1,8 @@
-"""TensorRT and TensorRT-RTX: one module for both flavours; `option` is the flavour.
+"""TensorRT and TensorRT-RTX: one module for both.
 
-The only file that imports `tensorrt`, `tensorrt_rtx` and `cuda`. Runs `bucket.engine` with the CUDA runtime and no
-torch: pinned and device buffers are allocated once, one plain run, then a CUDA graph.
+The only file that imports `tensorrt`, `tensorrt_rtx` and `cuda`. Runs `bucket.engine` with the CUDA
+runtime and no torch: pinned and device buffers are allocated once, one plain run, then a CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends import BACKENDS
 from runtime.backends.session import Arrays, Session, Shapes, import_vendor
 from runtime.errors import (
     BackendError,
@@ -33,28 +35,29 @@ from runtime.manifest import EngineInfo
 
 @dataclass(frozen=True, kw_only=True)
 class Flavour:
-    """What differs: Python module, our extra, do engines run on other GPUs, does the vendor capture CUDA graphs."""
+    """How the two differ in behaviour.
 
-    module: str
-    extra: str
+    `portable`: an engine runs on other GPUs than the one it was built on. `captures_itself`: the
+    vendor captures the CUDA graph.
+    """
+
     portable: bool
     captures_itself: bool
 
 
+# By the name of the backend.
 FLAVOURS = {
-    "tensorrt": Flavour(module="tensorrt", extra="gpu", portable=False, captures_itself=False),
-    "tensorrt-rtx": Flavour(module="tensorrt_rtx", extra="rtx", portable=True, captures_itself=True),
+    "tensorrt": Flavour(portable=False, captures_itself=False),
+    "tensorrt-rtx": Flavour(portable=True, captures_itself=True),
 }
 
 
-def load_vendor(flavour: str) -> Any:
-    """The vendor's module. Raises: BackendMissingError when it is not installed or its libraries do not load."""
-    known = FLAVOURS[flavour]
-    hint = (
-        "; on a Jetson use JetPack's own package (python3-libnvinfer), in a virtual environment made with "
-        "--system-site-packages"
-    )
-    return import_vendor(known.module, known.extra, hint)
+def load_vendor(name: str) -> Any:
+    """The vendor's module of the backend of this name ("tensorrt" or "tensorrt-rtx").
+
+    Raises: BackendMissingError when it is not installed or its libraries do not load.
+    """
+    return import_vendor(BACKENDS[name])
 
 
 class Log:
@@ -63,7 +66,8 @@ class Log:
     def __init__(self, vendor: Any) -> None:
         self._errors: list[str] = []
         self._warnings: list[str] = []
-        errors, warnings = self._errors, self._warnings  # not `self`: the vendor may keep the logger for long
+        # Not `self`: the vendor may keep the logger for long.
+        errors, warnings = self._errors, self._warnings
 
         class Logger(vendor.ILogger):  # type: ignore[misc]  # the base is known only at run time
             def __init__(self) -> None:
@@ -83,17 +87,22 @@ class Log:
 
 
 class Cuda:
-    """The CUDA runtime with every status checked: `cuda("cudaMalloc", size)` returns what the call returns.
+    """The CUDA runtime with every status checked, for the backend of this name.
 
-    Raises: BackendMissingError without the package, DeviceMissingError without a GPU, BackendError with CUDA's words.
+    `cuda("cudaMalloc", size)` returns what the call returns.
+
+    Raises: BackendMissingError without the package, DeviceMissingError without a GPU, BackendError
+    with CUDA's words.
     """
 
-    def __init__(self, flavour: str) -> None:
-        self.module = _load_cudart(flavour)
+    def __init__(self, name: str) -> None:
+        self.module = _load_cudart(name)
         try:
             self("cudaGetDeviceCount")  # answers an error where it finds none
         except BackendError as error:
-            raise DeviceMissingError(f"{flavour} needs an NVIDIA GPU and its driver: {error}") from error
+            raise DeviceMissingError(
+                f"{name} needs an NVIDIA GPU and its driver: {error}"
+            ) from error
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         """Call one function of the CUDA runtime. Raises: BackendError."""
@@ -108,15 +117,17 @@ class Cuda:
         return values[0] if values else None
 
     def release(self, name: str, *arguments: Any) -> Any:
-        """Call a destructor and leave its status be: after a lost device each fails with the error raised before."""
+        """Call a destructor and leave its status be: after a lost device each fails with the error
+        raised before.
+        """
         return getattr(self.module, name)(*arguments)
 
 
 def compute_capability() -> str:
     """Of device 0, such as "8.7".
 
-    Asked of the driver's own library: a Jetson that only builds an engine has no Python package for CUDA.
-    Raises: DeviceMissingError.
+    Asked of the driver's own library: a Jetson that only builds an engine has no Python package for
+    CUDA. Raises: DeviceMissingError.
     """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -134,7 +145,9 @@ def compute_capability() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffer:
-    """One tensor: addresses of its pinned memory and of its twin on the device, bytes; `array` is the pinned memory."""
+    """One tensor: addresses of its pinned memory and of its twin on the device, bytes; `array` is
+    the pinned memory.
+    """
 
     host: int
     device: int
@@ -143,10 +156,11 @@ class _Buffer:
 
 
 class BackendSession(Session):
-    """Runs `bucket.engine`. Host and device buffers, stream and CUDA graph live as long as the session.
+    """Runs `bucket.engine`. Host and device buffers, stream and CUDA graph live as long as the
+    session.
 
-    Inputs are copied also on integrated GPUs: there pinned memory is not cached by the GPU, and the first convolution
-    reads its input many times (CUDA for Tegra, "Memory types").
+    Inputs are copied also on integrated GPUs: there pinned memory is not cached by the GPU, and the
+    first convolution reads its input many times (CUDA for Tegra, "Memory types").
     """
 
     _runtime: Any = None
@@ -171,11 +185,17 @@ class BackendSession(Session):
 
     def _run(self, inputs: Arrays) -> Arrays:
         if self._context is None:
-            raise BackendError(f"the session of bucket {self.bucket} is closed; open the bundle again")
+            raise BackendError(
+                f"the session of bucket {self.bucket} is closed; open the bundle again"
+            )
         for name, array in inputs.items():
             np.copyto(self._buffers[name].array, array)
         # The first run is plain: the vendor initialises lazily, which a capture would refuse.
-        if self._has_run and self._graph is None and not FLAVOURS[self.option].captures_itself:
+        if (
+            self._has_run
+            and self._graph is None
+            and not FLAVOURS[self.backend.name].captures_itself
+        ):
             self._graph = self._capture()
         if self._graph is not None:
             self._cuda("cudaGraphLaunch", self._graph, self._stream)
@@ -193,53 +213,75 @@ class BackendSession(Session):
         info = self.manifest.engine
         if self.bucket.engine is None or info is None:
             raise UnfinishedBundleError(
-                f"{self.folder} holds no {self.option} engine for bucket {self.bucket} yet. {self._how_to_build()}"
+                f"{self.folder} holds no {self.backend.name} engine for bucket {self.bucket} yet. "
+                f"{self._how_to_build()}"
             )
-        if info.flavour != self.option:
-            raise self._foreign(info, self.option)
-        self._vendor = load_vendor(self.option)
-        here = f"{self.option} {self._vendor.__version__}"
+        if info.flavour != self.backend.name:
+            raise self._foreign(info, self.backend.name)
+        self._vendor = load_vendor(self.backend.name)
+        here = f"{self.backend.name} {self._vendor.__version__}"
         if info.version != self._vendor.__version__:
             raise self._foreign(info, here)
-        self._cuda = Cuda(self.option)
-        if not FLAVOURS[self.option].portable and info.compute_capability != compute_capability():
+        self._cuda = Cuda(self.backend.name)
+        if (
+            not FLAVOURS[self.backend.name].portable
+            and info.compute_capability != compute_capability()
+        ):
             raise self._foreign(info, f"{here} with compute capability {compute_capability()}")
         return self.folder / self.bucket.engine
 
     def _foreign(self, info: EngineInfo, here: str) -> ForeignEngineError:
-        built = f"{info.flavour} {info.version} for compute capability {info.compute_capability or '(any)'}"
+        capability = info.compute_capability or "(any)"
+        built = f"{info.flavour} {info.version} for compute capability {capability}"
         return ForeignEngineError(
-            f"the engine in {self.folder} was built by {built}; asked to run it is {here}. {self._how_to_build()}"
+            f"the engine in {self.folder} was built by {built}; asked to run it is {here}. "
+            f"{self._how_to_build()}"
         )
 
     def _how_to_build(self) -> str:
-        return f"`python export/build_engine.py --from-bundle {self.folder} --target {self.option}` builds it here."
+        return (
+            f"`python export/build_engine.py --from-bundle {self.folder} "
+            f"--target {self.backend.name}` builds it here."
+        )
 
     def _load_engine(self, path: Path) -> None:
-        """Deserialise and make the context. The file is mapped, not read: on a Jetson the GPU shares this memory."""
+        """Deserialise and make the context. The file is mapped, not read: on a Jetson the GPU
+        shares this memory.
+        """
         vendor = self._vendor
         self._log = Log(vendor)
         self._resources.callback(self._forget_engine)
         try:
             self._runtime = runtime = vendor.Runtime(self._log.logger)
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
                 self._engine = engine = runtime.deserialize_cuda_engine(content)
-            if engine and FLAVOURS[self.option].captures_itself and hasattr(vendor, "CudaGraphStrategy"):
+            if (
+                engine
+                and FLAVOURS[self.backend.name].captures_itself
+                and hasattr(vendor, "CudaGraphStrategy")
+            ):
                 config = engine.create_runtime_config()
                 config.cuda_graph_strategy = vendor.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
                 self._context = engine.create_execution_context(config)
             elif engine:
                 self._context = engine.create_execution_context()
         except (OSError, ValueError) as error:  # ValueError: the file is empty
-            raise DamagedBundleError(f"cannot read {path}: {error}. Copy or build the bundle again.") from error
-        except (RuntimeError, TypeError) as error:  # pybind11's, for a C++ exception and for a null object
+            raise DamagedBundleError(
+                f"cannot read {path}: {error}. Copy or build the bundle again."
+            ) from error
+        # pybind11 raises these for a C++ exception and for a null object.
+        except (RuntimeError, TypeError) as error:
             raise self._failed(f"cannot load {path} ({error})") from error
         if self._context is None:
-            what = "load" if self._engine is None else "create an execution context for"
-            raise self._failed(f"cannot {what} {path}")
+            step = "load" if self._engine is None else "create an execution context for"
+            raise self._failed(f"cannot {step} {path}")
 
     def _forget_engine(self) -> None:
-        # The vendor frees on the last reference; a context must go before its engine, an engine before its runtime.
+        # The vendor frees on the last reference; a context must go before its engine, an engine
+        # before its runtime.
         self._context = None
         self._engine = None
         self._runtime = None
@@ -250,7 +292,8 @@ class BackendSession(Session):
         for name in names:
             if (dtype := engine.get_tensor_dtype(name)) != self._vendor.DataType.FLOAT:
                 raise DamagedBundleError(
-                    f"tensor {name!r} of bucket {self.bucket} in {self.folder} is {dtype}, not float32. Build it again."
+                    f"tensor {name!r} of bucket {self.bucket} in {self.folder} is {dtype}, not "
+                    "float32. Build it again."
                 )
         return {name: tuple(engine.get_tensor_shape(name)) for name in names}
 
@@ -270,14 +313,30 @@ class BackendSession(Session):
         """Queue copy in, execution and copy out on the stream."""
         kinds = self._cuda.module.cudaMemcpyKind
         for b in (self._buffers[name] for name in self.input_shapes):
-            self._cuda("cudaMemcpyAsync", b.device, b.host, b.size, kinds.cudaMemcpyHostToDevice, self._stream)
+            self._cuda(
+                "cudaMemcpyAsync",
+                b.device,
+                b.host,
+                b.size,
+                kinds.cudaMemcpyHostToDevice,
+                self._stream,
+            )
         if not self._context.execute_async_v3(int(self._stream)):
             raise self._failed(f"failed on bucket {self.bucket}")
         for b in (self._buffers[name] for name in self.output_shapes):
-            self._cuda("cudaMemcpyAsync", b.host, b.device, b.size, kinds.cudaMemcpyDeviceToHost, self._stream)
+            self._cuda(
+                "cudaMemcpyAsync",
+                b.host,
+                b.device,
+                b.size,
+                kinds.cudaMemcpyDeviceToHost,
+                self._stream,
+            )
 
     def _capture(self) -> Any:
-        """Record `_enqueue` as a CUDA graph; shapes and addresses never change. Other threads may still allocate."""
+        """Record `_enqueue` as a CUDA graph; shapes and addresses never change. Other threads may
+        still allocate.
+        """
         mode = self._cuda.module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._cuda("cudaStreamBeginCapture", self._stream, mode)
         try:
@@ -295,17 +354,20 @@ class BackendSession(Session):
         self._resources.callback(self._cuda.release, "cudaGraphExecDestroy", graph)
         return graph
 
-    def _failed(self, what: str) -> BackendError:
-        return BackendError(f"{self.option} {self._vendor.__version__} {what}: {self._log.text()}")
+    def _failed(self, step: str) -> BackendError:
+        version = self._vendor.__version__
+        return BackendError(f"{self.backend.name} {version} {step}: {self._log.text()}")
 
 
-def _load_cudart(flavour: str) -> Any:
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second is the name in JetPack 6's cuda-python
+def _load_cudart(name: str) -> Any:
+    # The second is the name in JetPack 6's cuda-python.
+    for module in ("cuda.bindings.runtime", "cuda.cudart"):
         try:
-            return importlib.import_module(name)
+            return importlib.import_module(module)
         except ImportError:
             continue
     raise BackendMissingError(
-        f"{flavour} needs the Python package 'cuda-bindings', which is not installed: "
-        f"`pip install 'lotus-edge[{FLAVOURS[flavour].extra}]'`, on JetPack 6 `pip install 'cuda-python<13'`"
+        f"{name} needs the Python package 'cuda-bindings', which is not installed: "
+        f"`pip install 'lotus-edge[{BACKENDS[name].extra}]'`, on JetPack 6 `pip install "
+        "'cuda-python<13'`"
     )

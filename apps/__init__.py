@@ -1,0 +1,1 @@
+"""What people do with a bundle. Apps import `runtime`, never `export`."""

@@ -1,0 +1,182 @@
+"""Markdown tables of rows, by kind. A body is what `benchmarks.rows.write_rows` wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.baselines import REFERENCE
+from benchmarks.ground_truth import GROUND_TRUTHS
+
+Body = dict[str, Any]
+_SHOWN = ("abs_rel", "delta1", "mean", "median", "below_11.25", "rmse")
+"""Metrics in a table of accuracy, where a body has them."""
+_FIRST = tuple(dict.fromkeys(kind.ranked_by for kind in GROUND_TRUTHS.values()))
+
+
+def latency_table(bodies: list[Body]) -> list[str]:
+    """One line for each baseline, resolution and batch. The ratio is to the reference that ran in
+    the same group; the seconds of that run stand beside it.
+    """
+    lines = [
+        "| | p50 | against PyTorch | first prediction | peak memory | GFLOP/s | off PyTorch by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    shown = last_rows(bodies)
+    several = len({key[1:] for key in shown}) > 1
+    for row in shown.values():
+        if "p50_s" not in row:
+            lines.append(
+                f"| {row['meaning']} | not measured: {_plain(row['not_measured'])} | | | | | |"
+            )
+            continue
+        size = f", {row['resolution']}" + (f", {row['batch']} images" if row["batch"] > 1 else "")
+        label = row["meaning"] + (size if several else "")
+        rate = f"{row['gflops']:.0f}" if "gflops" in row else ""
+        beside = f"{row['ratio']:.2f}x" + (
+            "" if row["what"] == REFERENCE else f" of {row['ratio'] * row['p50_s']:.1f} s"
+        )
+        lines.append(
+            f"| {label} | {row['p50_s']:.2f} s | {beside} | {row['first_s']:.1f} s | "
+            f"{row['peak_gb']:.1f} GB | {rate} | {row['max_abs_error']:.1e} |"
+        )
+    for body in bodies:
+        ceiling, machine = body["rows"][0]["gflops"], body["machine"]
+        where = (
+            f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}, {body['date']}"
+        )
+        rates = f"{ceiling['float32']:.0f} GFLOP/s in fp32, {ceiling['bfloat16']:.0f} in bf16"
+        lines += ["", f"{where}; one large product ran at {rates}. `{body['command']}`"]
+    return lines
+
+
+def last_rows(bodies: list[Body]) -> dict[tuple[Any, ...], Body]:
+    """One row for each baseline, resolution and batch, by these three.
+
+    Of several files with such a row the last counts, but of the reference the first. Of several
+    rows in one file (the reference runs in every group) the first counts.
+    """
+    chosen: dict[tuple[Any, ...], Body] = {}
+    for body in bodies:
+        own: dict[tuple[Any, ...], Body] = {}
+        for row in body["rows"]:
+            if row["what"] != "ceiling":
+                own.setdefault((row["what"], row.get("resolution"), row.get("batch")), row)
+        chosen |= {
+            key: row for key, row in own.items() if key not in chosen or row["what"] != REFERENCE
+        }
+    return chosen
+
+
+def measured_rows(bodies: list[Body]) -> list[Body]:
+    """The rows of `last_rows` that hold a measurement."""
+    return [row for row in last_rows(bodies).values() if "p50_s" in row]
+
+
+def _plain(reason: str) -> str:
+    return reason.split(". ")[0].replace("|", "/")[:100]
+
+
+def accuracy_table(bodies: list[Body]) -> list[str]:
+    """One line for each bundle and group, its constant prediction beside it."""
+    keys = list(bodies[0]["rows"][-1]["metrics"])
+    shown = [key for key in _SHOWN if key in keys]
+    lines = [
+        "| | " + " | ".join(shown) + " | the constant's |",
+        "|---|" + "---|" * (len(shown) + 1),
+    ]
+    for body in bodies:
+        groups = {row["name"]: row for row in body["rows"] if row["images"] != 1}
+        first = body["rows"][0]
+        label = first["bundle"] + (
+            f", mean of {first['mean_of']} seeds" if first["mean_of"] > 1 else ""
+        )
+        for name, row in groups.items():
+            if name.startswith(("constant", "all")):
+                continue
+            constant = groups.get(f"constant map: {name}", {"metrics": {}})["metrics"].get(shown[0])
+            numbers = " | ".join(f"{row['metrics'][key]:.3f}" for key in shown)
+            beside = "" if constant is None else f"{constant:.3f}"
+            lines.append(f"| {label}, {name} | {numbers} | {beside} |")
+    return lines
+
+
+def precisions_table(bodies: list[Body]) -> list[str]:
+    """One line for each checkpoint, in style: the first metric by precision and target, and its
+    difference from that of fp32.
+    """
+    table: dict[str, dict[str, float]] = {}
+    metrics, settings = {}, dict[str, None]()
+    for body in bodies:
+        checkpoint, setting = checkpoint_and_setting(body)
+        group = next(row for row in body["rows"] if row["name"].startswith("in-style ("))
+        metrics[checkpoint] = next(key for key in _FIRST if key in group["metrics"])
+        settings[setting] = None
+        table.setdefault(checkpoint, {})[setting] = group["metrics"][metrics[checkpoint]]
+    lines = [
+        f"| in style, 100 images | | {' | '.join(settings)} |",
+        "|---|---|" + "---|" * len(settings),
+    ]
+    exactly = next(setting for setting in settings if setting.startswith("fp32"))
+    for checkpoint, values in table.items():
+        cells = []
+        for setting in settings:
+            value = values.get(setting)
+            difference = (
+                ""
+                if setting == exactly or value is None
+                else f" ({value / values[exactly] - 1:+.2%})"
+            )
+            cells.append("" if value is None else f"{value:.4f}{difference}")
+        lines.append(f"| {checkpoint} | {metrics[checkpoint]} | {' | '.join(cells)} |")
+    return lines
+
+
+def checkpoint_and_setting(body: Body) -> tuple[str, str]:
+    """For example "depth-d" and "int8, openvino", from the bundle's name; the name alone where it
+    has no size.
+    """
+    checkpoint, *setting = re.split(r"-\d+x\d+-", body["rows"][0]["bundle"], maxsplit=1)
+    return checkpoint, "".join(setting).replace("-", ", ", 1)
+
+
+def forms_table(bodies: list[Body]) -> list[str]:
+    """Seconds of each fold's forms, a line for each backend; a cell has one number for each
+    layer.
+    """
+    lines: list[str] = []
+    rows = [row for body in bodies for row in body["rows"]]
+    for fold in dict.fromkeys(row["fold"] for row in rows):
+        own = {
+            (row["backend"], row["form"], row["channels"], row["edge"]): row
+            for row in rows
+            if row["fold"] == fold
+        }
+        backends, forms = (dict.fromkeys(key[index] for key in own) for index in (0, 1))
+        layers = dict.fromkeys(key[2:] for key in own)
+        names = ", ".join(f"{channels} channels at {edge}" for channels, edge in layers)
+        lines += [
+            "",
+            f"{fold}: {names} pixels",
+            "",
+            "| | " + " | ".join(forms) + " |",
+            "|---|" + "---|" * len(forms),
+        ]
+        for backend in backends:
+            layer_rows = [[own.get((backend, form, *layer)) for layer in layers] for form in forms]
+            cells = [
+                " ".join("-" if row is None else f"{row['p50_s']:.2f}" for row in cell)
+                for cell in layer_rows
+            ]
+            lines.append(f"| {backend} | " + " | ".join(cells) + " |")
+    return lines[1:]
+
+
+TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
+    "latency": latency_table,
+    "accuracy": accuracy_table,
+    "precisions": precisions_table,
+    "forms": forms_table,
+}
+"""The lines of a table of bodies, by its kind."""

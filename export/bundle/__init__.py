@@ -1,0 +1,1 @@
+"""Writing a bundle: staged folder, golden sample, finished manifest, what a graph costs."""

@@ -1,0 +1,117 @@
+"""Write a bundle beside its final place and rename it when it is whole.
+
+Imports no torch: a Jetson finishes a bundle with NumPy and TensorRT alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from export.errors import BuildError
+from runtime.errors import BundleError
+from runtime.manifest import MANIFEST, OLDEST_SCHEMA, SCHEMA, Manifest
+
+
+@contextmanager
+def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Path]:
+    """A temporary folder beside `destination` that takes its place when the block ends without an
+    error.
+
+    After an error, or a signal that raises, nothing is left and an old bundle stays as it was.
+    Raises: BuildError when `destination` exists (and is not an old bundle to overwrite) or the disk
+    is full.
+    """
+    destination = destination.resolve()
+    check_destination(destination, overwrite=overwrite)
+    stage: Path | None = None
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(destination.parent).free
+        if free < needed_bytes:
+            raise BuildError(
+                f"the disk of {destination.parent} has {free / 1e9:.2f} GB free; this bundle needs "
+                "about "
+                f"{needed_bytes / 1e9:.2f} GB. Free some, or pass --output on another disk."
+            )
+        stage = Path(
+            tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent)
+        )
+        stage.chmod(0o755)
+        yield stage
+        check_destination(destination, overwrite=overwrite)  # another build may have come first
+        _take_place(stage, destination)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write the bundle {destination}: {error}. Nothing of it was left behind."
+        ) from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def check_destination(destination: Path, *, overwrite: bool) -> None:
+    """Refuse a place that may not be written: only a bundle, and nothing beside its own files, is
+    ever replaced.
+
+    Raises: BuildError.
+    """
+    if not destination.exists():
+        return
+    if not overwrite:
+        raise BuildError(
+            f"{destination} exists; pass --overwrite to replace it, or another --output"
+        )
+    try:
+        listed = {file.path for file in Manifest.load(destination).files}
+    except BundleError as error:
+        listed = _files_of_another_release(destination)
+        if not listed:
+            raise BuildError(
+                f"{destination} exists and is not a whole bundle, so it is not overwritten; remove "
+                "it yourself or pass "
+                f"another --output ({error})"
+            ) from error
+    present = {
+        path.relative_to(destination).as_posix()
+        for path in destination.rglob("*")
+        if not path.is_dir()
+    }
+    if foreign := sorted(present - listed - {MANIFEST}):
+        raise BuildError(
+            f"{destination} holds files that are not the bundle's: {foreign[:5]}; move them, so "
+            "that "
+            "replacing the bundle loses nothing, or pass another --output"
+        )
+
+
+def _files_of_another_release(folder: Path) -> set[str]:
+    """What a manifest of a schema that this release does not read lists; nothing elsewhere."""
+    try:
+        body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        readable = OLDEST_SCHEMA <= body["schema"] <= SCHEMA
+        return set() if readable else {str(file["path"]) for file in body["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+
+
+def _take_place(stage: Path, destination: Path) -> None:
+    """Rename `stage` to `destination`; an old bundle there is moved aside first and put back if
+    that fails.
+    """
+    if not destination.exists():
+        stage.rename(destination)
+        return
+    aside = destination.with_name(f".{destination.name}.old-{os.getpid()}")
+    destination.rename(aside)
+    try:
+        stage.rename(destination)
+    except BaseException:
+        aside.rename(destination)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

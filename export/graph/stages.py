@@ -1,0 +1,25 @@
+"""The stages of the network, which the name of every node of a graph begins with."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from export.errors import BuildError
+
+STAGES = ("encoder", "unet", "decoder")
+
+
+def stage_of(node: ir.Node) -> str:
+    """The stage that the node is named after. Raises: BuildError for a node of another graph."""
+    stage = str(node.name).split("/", 1)[0]
+    if stage not in STAGES:
+        raise BuildError(
+            f"the node {node.name!r} is named after no stage of {STAGES}; was this graph built "
+            "here?"
+        )
+    return stage
+
+
+def layer_of(node: ir.Node) -> str:
+    """The layer that a node computes: its name without the operator (export/quantize/layers.py)."""
+    return str(node.name).rsplit("/", 1)[0]

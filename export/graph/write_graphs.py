@@ -1,0 +1,59 @@
+"""The graphs of a bundle: one small file for each bucket, all over one file of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from export.errors import BuildError
+from export.graph.attention import write_attention
+from export.graph.group_norm import spell_out_group_norm
+from export.graph.qdq import quantize
+from export.graph.to_onnx import Traced, trace
+from export.graph.weight_file import WEIGHTS, WeightFile
+from export.graph.weight_only import weights_to_int8
+from export.network.single_pass import SinglePass
+from export.plan import Plan
+from export.progress import say
+from export.quantize.half_precision import to_half_precision
+from export.quantize.layers import Ranges
+from runtime.manifest import Bucket
+
+
+def write_graphs(network: SinglePass, plan: Plan, stage: Path, ranges: Ranges) -> None:
+    """Write the graph of each bucket, and `model.onnx.data` for all, into the folder `stage`.
+
+    The layers of `ranges` become int8. Raises: BuildError when the exporter or the ONNX checker
+    refuses; OSError.
+    """
+    with (stage / WEIGHTS).open("wb") as stream:
+        weights = WeightFile(stream)
+        for bucket in plan.buckets:
+            say(f"tracing the {bucket} graph (ONNX opset {plan.opset})")
+            traced = trace(network, plan.input_shapes(bucket), plan.task.name, plan.opset)
+            _rewrite(traced, plan, bucket, ranges)
+            weights.externalise(traced.model.graph)
+            ir.save(traced.model, stage / bucket.graph)
+            del traced
+    for bucket in plan.buckets:
+        try:
+            onnx.checker.check_model(str(stage / bucket.graph))
+        except onnx.checker.ValidationError as error:
+            raise BuildError(f"the ONNX checker refuses the {bucket} graph: {error}") from error
+
+
+def _rewrite(traced: Traced, plan: Plan, bucket: Bucket, ranges: Ranges) -> None:
+    """The traced graph by the plan's recipe: forms of operators, then types."""
+    graph, recipe = traced.model.graph, plan.recipe
+    spell_out_group_norm(graph, recipe.group_norm)
+    write_attention(graph, recipe.attention)
+    quantize(graph, ranges, unsigned=recipe.int8 is not None and recipe.int8.zero_points)
+    if recipe.half is not None:
+        feeds = plan.calibration.feeds(plan, bucket)
+        to_half_precision(traced, recipe.half, feeds, len(plan.calibration))
+    if recipe.int8 is not None and recipe.int8.weights_only:
+        say(f"int8 weights in {weights_to_int8(graph)} operators")
+    RemoveUnusedNodesPass()(traced.model)

@@ -1,0 +1,145 @@
+"""From a checkpoint to a bundle: the straight path.
+
+The order is by construction. Hash and reference need the untouched modules of a checkpoint; the
+single pass takes these modules over, and the checkpoint refuses to answer after that.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from export.bundle.finalize import finalize
+from export.bundle.golden import GOLDEN, write_golden
+from export.bundle.write import staged
+from export.folds import apply_folds
+from export.graph.write_graphs import write_graphs
+from export.network.autoencoder import replace_vae
+from export.network.checkpoint import Checkpoint, load
+from export.network.single_pass import SinglePass
+from export.plan import Plan, make_plan
+from export.progress import say
+from export.quantize.int8 import choose_int8
+from export.quantize.layers import Ranges
+from export.settings import BuildSettings
+from export.versions import tool_versions
+from runtime.engine import draw_noise
+from runtime.manifest import Checkpoint as CheckpointEntry
+from runtime.manifest import Golden, Manifest, Quantisation
+
+_TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+
+def build(settings: BuildSettings) -> Path:
+    """Build a bundle and return its path.
+
+    Raises: CheckpointError, BuildError, VerificationError, OutputError. Nothing is left behind
+    then but what a killed int8 search has measured (`.NAME.search` beside the bundle), for the
+    next build of that name.
+    """
+    return run(make_plan(settings))
+
+
+def run(plan: Plan) -> Path:
+    """Do what the plan says; as `build`."""
+    if plan.fallback_remark is not None:
+        say(plan.fallback_remark)
+    checkpoint = load(plan.checkpoint, seed=plan.noise_seed)
+    checkpoint = replace_vae(checkpoint, plan.encoder, plan.decoder, seed=plan.noise_seed)
+    needed = plan.copies * _weight_bytes(checkpoint)
+    with staged(plan.output, overwrite=plan.overwrite, needed_bytes=needed) as stage:
+        sources = _identify(checkpoint, plan)
+        write_golden(checkpoint, plan, stage)
+        network = SinglePass(checkpoint, _fixed_noises(plan))
+        folds = apply_folds(network, plan.recipe) if plan.folds else []
+        ranges: Ranges = {}
+        quantisation = None
+        if plan.recipe.quantizes_layers:
+            ranges, quantisation = choose_int8(network, plan, stage, sources.entries)
+        write_graphs(network, plan, stage, ranges)
+        del network  # the engine builder and the golden run need the memory
+        gc.collect()
+        finalize(stage, _describe(plan, sources, folds, quantisation))
+    shutil.rmtree(plan.search_cache, ignore_errors=True)
+    return plan.output
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """Where the weights came from: the checkpoint, and what stands in for its autoencoder."""
+
+    checkpoint: CheckpointEntry
+    encoder: CheckpointEntry | None
+    decoder: CheckpointEntry | None
+
+    @property
+    def entries(self) -> list[object]:
+        """All of it."""
+        return [self.checkpoint, self.encoder, self.decoder]
+
+
+def _identify(checkpoint: Checkpoint, plan: Plan) -> _Sources:
+    """Names and hashes of the untouched weights."""
+    encoder, decoder = checkpoint.modules.small_encoder, checkpoint.modules.small_decoder
+    entries: dict[str, CheckpointEntry | None] = {"encoder": None, "decoder": None}
+    for half, vae, description in (
+        ("encoder", encoder, plan.encoder),
+        ("decoder", decoder, plan.decoder),
+    ):
+        if vae is not None and description is not None:
+            entries[half] = CheckpointEntry(id=description.public_id, sha256=vae.sha256(half))
+    own = CheckpointEntry(id=plan.checkpoint.public_id, sha256=checkpoint.sha256())
+    return _Sources(checkpoint=own, encoder=entries["encoder"], decoder=entries["decoder"])
+
+
+def _describe(
+    plan: Plan, sources: _Sources, folds: list[str], quantisation: Quantisation | None
+) -> Manifest:
+    """The manifest, without what `finalize` finds out."""
+    largest, mean = plan.tolerance
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return Manifest(
+        name=plan.name,
+        checkpoint=sources.checkpoint,
+        family=plan.family.name,
+        licence=plan.family.licence,
+        mode=plan.family.mode,
+        tasks=[plan.task.name],
+        outputs={plan.task.name: plan.task.meaning},
+        precision=plan.precision,
+        target=plan.target.name,
+        opset=plan.opset,
+        buckets=list(plan.buckets),
+        latent=plan.latent,
+        noise_seed=plan.noise_seed,
+        fixed_noise=plan.fixed_noise,
+        folds=folds,
+        golden=Golden(file=GOLDEN, tolerance=largest, mean_tolerance=mean, measured=[]),
+        files=[],
+        tools=tool_versions((*_TOOLS, "numpy")),
+        command=plan.command,
+        created=now.isoformat(timespec="seconds"),
+        preprocess=plan.preprocess,
+        quantisation=quantisation,
+        vae_encoder=sources.encoder,
+        vae_decoder=sources.decoder,
+    )
+
+
+def _fixed_noises(plan: Plan) -> list[torch.Tensor]:
+    """Mode G's noise for each size of latent, where it is part of the graph."""
+    if not plan.fixed_noise:
+        return []
+    shapes = {plan.noise_shape(bucket) for bucket in plan.buckets}
+    return [torch.from_numpy(draw_noise(plan.noise_seed, shape)) for shape in shapes]
+
+
+def _weight_bytes(checkpoint: Checkpoint) -> int:
+    modules = (checkpoint.unet, checkpoint.vae)
+    count: int = sum(p.numel() for module in modules for p in module.parameters())
+    return 4 * count

@@ -1,0 +1,270 @@
+"""Everything that is decided before work starts: a request becomes a plan, checked in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from export.bundle.write import check_destination
+from export.errors import BuildError
+from export.families import Family
+from export.network.autoencoder import SmallVaeDescription, describe_small_vae
+from export.network.checkpoint import Description, describe
+from export.quantize.calibration import Calibration
+from export.quantize.policy import Policy
+from export.settings import BuildSettings
+from export.targets import TARGETS, Recipe, Target
+from runtime.manifest import Bucket, Latent, Preprocess, Shape, input_shapes, noise_shape
+from runtime.tasks import Task
+
+# At an opset older than the target's own, group norms are InstanceNormalization, which ONNX Runtime
+# sums less exactly.
+_OLDER_TOLERANCE = 1e-3
+_UNKNOWN = "not known before the download"
+# Peak memory of a build, fitted to the rows full-size-*.json in benchmarks/results (8.6 GB for
+# 3.8 GB of fp32 weights; with an engine 14.7 GB in fp32 and 11.7 GB in fp16) and to a tiny build
+# (0.6 GB).
+_LIBRARY_BYTES, _BUILD_FACTOR, _ENGINE_FACTOR = 0.6e9, 2.1, 1.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A build, decided and checked; no weight is loaded yet.
+
+    `tolerance` is the golden's: largest and mean absolute difference. `max_error` is the limit of
+    an int8 build in the task's unit. `asked_precision` is what was asked for, where the target
+    builds another `precision` instead.
+    """
+
+    checkpoint: Description
+    encoder: SmallVaeDescription | None
+    decoder: SmallVaeDescription | None
+    target: Target
+    precision: str
+    asked_precision: str
+    opset: int
+    tolerance: tuple[float, float]
+    buckets: tuple[Bucket, ...]
+    noise_seed: int
+    fixed_noise: bool
+    folds: bool
+    calibration: Calibration
+    max_error: float
+    policy: Path | None
+    name: str
+    output: Path
+    overwrite: bool
+    command: str
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+    @property
+    def family(self) -> Family:
+        """The checkpoint's family."""
+        return self.checkpoint.family
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.checkpoint.task
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the target builds in this precision."""
+        return self.target.recipe(self.precision)
+
+    @property
+    def latent(self) -> Latent:
+        """Channels and scale of the latent."""
+        return self.checkpoint.latent
+
+    @property
+    def noise_is_input(self) -> bool:
+        """Whether the graph takes noise."""
+        return self.family.takes_noise and not self.fixed_noise
+
+    @property
+    def search_cache(self) -> Path:
+        """The folder beside the bundle where measurements of a killed int8 search wait."""
+        return self.output.with_name(f".{self.output.name}.search")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in fp32; 0 where they must be downloaded to know."""
+        return 4 * self.checkpoint.parameters
+
+    @property
+    def copies(self) -> int:
+        """How often the weights lie in the bundle: in the graph's file, and in each engine."""
+        return 1 + (len(self.buckets) if self.target.build is not None else 0)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the bundle takes at most, in the types of its graph; int8 may take less."""
+        return round(self._typed_bytes * self.copies)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the build takes at its peak, about."""
+        engine = self._typed_bytes * _ENGINE_FACTOR if self.target.build is not None else 0
+        return round(_LIBRARY_BYTES + self.weight_bytes * _BUILD_FACTOR + engine)
+
+    @property
+    def _typed_bytes(self) -> float:
+        return self.weight_bytes * (0.5 if self.recipe.half else 1.0)
+
+    def input_shapes(self, bucket: Bucket) -> dict[str, Shape]:
+        """Shapes of the graph's float32 inputs."""
+        return input_shapes(bucket, self.latent, noise=self.noise_is_input)
+
+    def noise_shape(self, bucket: Bucket) -> Shape:
+        """[1,C,h,w], the noise of mode G."""
+        return noise_shape(bucket, self.latent)
+
+    def lines(self) -> Iterator[str]:
+        """What will be built, for a person: `--dry-run` prints it."""
+        recipe, small = self.recipe, {"encoder": self.encoder, "decoder": self.decoder}
+        rows = {
+            "checkpoint": f"{self.checkpoint.public_id} ({self.family.name})",
+            "licence": self.family.licence,
+            **{half: vae.public_id for half, vae in small.items() if vae is not None},
+            "task": f"{self.task.name}: {self.task.meaning}",
+            "sizes": ", ".join(map(str, self.buckets)),
+            "inputs": ", ".join(self.input_shapes(self.buckets[0])),
+            "target": f"{self.target.name}, ONNX opset {self.opset}",
+            "precision": f"{self.precision}: {recipe.graph_types} in the graph"
+            + (f" (asked for {self.asked_precision})" if self._falls_back else ""),
+            "folds": "all that apply" if self.folds else "none: the plain graph",
+            "engine": f"by {self.target.name}, or left to the device" if self.target.build else "-",
+            "tolerance": "{:g} at most, {:g} in the mean".format(*self.tolerance),
+            "calibration": str(self.calibration) if recipe.half or recipe.int8 else "-",
+            "int8": self._int8_words() if recipe.quantizes_layers else "-",
+            "output": f"{self.output}{' (replaces an old bundle)' if self.output.exists() else ''}",
+            "disk": f"{self.disk_bytes / 1e9:.2f} GB at most" if self.weight_bytes else _UNKNOWN,
+            "memory": f"about {self.memory_bytes / 1e9:.1f} GB (measured at 512x512)"
+            if self.weight_bytes
+            else _UNKNOWN,
+        }
+        for label, text in rows.items():
+            yield f"{label:<13}{text}"
+
+    @property
+    def _falls_back(self) -> bool:
+        return self.precision != self.asked_precision
+
+    @property
+    def fallback_remark(self) -> str | None:
+        """Why another precision is built than was asked for."""
+        if not self._falls_back:
+            return None
+        return (
+            f"{self.target.name} has no kernels for {self.asked_precision} on the CPU: the bundle "
+            f"will be {self.precision}"
+        )
+
+    def _int8_words(self) -> str:
+        if self.policy is not None:
+            return f"layers as in {self.policy.name}"
+        return f"as many layers as fit an error of {self.max_error:g} {self.task.error_unit}"
+
+
+def make_plan(settings: BuildSettings) -> Plan:
+    """Decide and check everything that can be checked before a weight is loaded.
+
+    Raises: BuildError, CheckpointError.
+    """
+    if settings.target not in TARGETS:
+        raise BuildError(f"unknown target {settings.target!r}; known: {sorted(TARGETS)}")
+    target = TARGETS[settings.target]
+    precision = target.fallback_precision.get(settings.precision, settings.precision)
+    recipe = target.recipe(precision)
+    calibration = Calibration(count=settings.calibration_images, folder=settings.calibration)
+    _check_int8(settings)
+    if settings.output is not None:  # before a download of gigabytes
+        check_destination(settings.output, overwrite=settings.overwrite)
+    checkpoint = describe(settings.checkpoint, task=settings.task)
+    if settings.fixed_noise and not checkpoint.family.takes_noise:
+        raise BuildError(f"{checkpoint.id!r} is of mode D: it has no noise to fix")
+    encoder, decoder = (
+        None if name is None else describe_small_vae(name, checkpoint)
+        for name in (settings.vae_encoder or settings.vae, settings.vae_decoder or settings.vae)
+    )
+    buckets = _buckets(settings, checkpoint)
+    words = [
+        *(Path(checkpoint.public_id).name, *_vae_words(encoder, decoder)),
+        *(*map(str, buckets), precision, target.name),
+    ]
+    name = "-".join(words)
+    opset = settings.opset or target.opset
+    largest, mean = recipe.tolerance
+    output = settings.output or Path("engines") / name
+    check_destination(output, overwrite=settings.overwrite)
+    return Plan(
+        checkpoint=checkpoint,
+        encoder=encoder,
+        decoder=decoder,
+        target=target,
+        precision=precision,
+        asked_precision=settings.precision,
+        opset=opset,
+        tolerance=(max(largest, _OLDER_TOLERANCE) if opset < target.opset else largest, mean),
+        buckets=buckets,
+        noise_seed=settings.seed,
+        fixed_noise=settings.fixed_noise,
+        folds=settings.folds,
+        calibration=calibration,
+        max_error=checkpoint.task.max_error if settings.budget is None else settings.budget,
+        policy=settings.policy,
+        name=name,
+        output=output,
+        overwrite=settings.overwrite,
+        command=settings.command,
+    )
+
+
+def _check_int8(settings: BuildSettings) -> None:
+    if settings.budget is not None and not 0 < settings.budget < math.inf:
+        raise BuildError(f"the budget must be a positive number, found {settings.budget}")
+    if settings.policy is None:
+        return
+    if not settings.policy.is_file():
+        raise BuildError(
+            f"no policy {settings.policy}; a bundle of --precision int8 holds one (policy.json)"
+        )
+    Policy.read(settings.policy)  # a file that cannot be read is refused before calibration
+
+
+def _buckets(settings: BuildSettings, checkpoint: Description) -> tuple[Bucket, ...]:
+    sizes = settings.resolutions
+    if not sizes:
+        if checkpoint.trained_size is None:
+            raise BuildError(
+                f"the config of {checkpoint.id!r} names no size of training; pass --resolution"
+            )
+        sizes = (checkpoint.trained_size,)
+    buckets = tuple(_bucket(*size, checkpoint.latent.downscale) for size in sizes)
+    if len(set(buckets)) < len(buckets):
+        raise BuildError(f"a resolution is named twice: {', '.join(map(str, buckets))}")
+    return buckets
+
+
+def _bucket(height: int, width: int, multiple: int) -> Bucket:
+    if height < multiple or width < multiple or height % multiple or width % multiple:
+        near = (max(multiple, round(edge / multiple) * multiple) for edge in (height, width))
+        raise BuildError(
+            f"{height}x{width} is not a multiple of {multiple} pixels in both directions; the "
+            f"nearest is {'x'.join(map(str, near))}"
+        )
+    return Bucket(height=height, width=width, graph=f"model-{height}x{width}.onnx")
+
+
+def _vae_words(
+    encoder: SmallVaeDescription | None, decoder: SmallVaeDescription | None
+) -> list[str]:
+    """What a name says of small autoencoders: `vae-taesd`, `encoder-taesd`, `decoder-taesd`."""
+    halves = {"encoder": encoder, "decoder": decoder}
+    names = {half: Path(vae.public_id).name for half, vae in halves.items() if vae is not None}
+    if len(names) == 2 and len(set(names.values())) == 1:
+        names = {"vae": names["encoder"]}
+    return [f"{half}-{name}" for half, name in names.items()]

@@ -1,0 +1,95 @@
+"""The calibration images: a folder of the user's photographs or, by default, rendered scenes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.errors import BuildError
+from runtime.engine import draw_noise
+from runtime.image import IMAGE_SUFFIXES, fit_to_bucket, load
+from runtime.manifest import Bucket
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from export.plan import Plan
+
+_SCENE_STYLE = "mixed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """At most `count` images: the first of `folder` by name or, without one, scenes of the tiny
+    renderer.
+
+    Images are read when they are needed and never kept.
+    """
+
+    count: int
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise BuildError(f"calibration needs at least one image, found {self.count}")
+        if self.folder is not None and not self._files():
+            raise BuildError(
+                f"{self.folder} holds no images to calibrate with "
+                f"({' '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+
+    def __str__(self) -> str:
+        kind = "rendered scenes" if self.folder is None else f"images of {self.folder.name}"
+        return f"{len(self)} {kind}"
+
+    def __len__(self) -> int:
+        return self.count if self.folder is None else len(self._files())
+
+    def feeds(
+        self, plan: Plan, bucket: Bucket, more: Sequence[NDArray[np.uint8]] = ()
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The network's inputs for each image at the bucket's size: image and, where the graph
+        takes it, noise.
+
+        The images `more`, RGB uint8 [H,W,3] of that size, come last.
+        """
+        import torch
+
+        for number, rgb in enumerate(itertools.chain(self._images(bucket), more)):
+            inputs = [plan.preprocess.apply(rgb)]
+            shape = plan.input_shapes(bucket).get("noise")
+            if shape is not None:
+                inputs.append(draw_noise(plan.noise_seed + number, shape))
+            yield tuple(map(torch.from_numpy, inputs))
+
+    def sha256(self, bucket: Bucket) -> str:
+        """Over the pixels of every image at the bucket's size."""
+        digest = hashlib.sha256()
+        for rgb in self._images(bucket):
+            digest.update(np.ascontiguousarray(rgb).data)
+        return digest.hexdigest()
+
+    def _images(self, bucket: Bucket) -> Iterable[NDArray[np.uint8]]:
+        if self.folder is not None:
+            return (fit_to_bucket(load(path), bucket)[0] for path in self._files())
+        from tiny.render import render
+        from tiny.scene import TRAIN_FIRST_SEED
+
+        seeds = range(TRAIN_FIRST_SEED, TRAIN_FIRST_SEED + self.count)
+        return (render(seed, bucket.height, bucket.width, _SCENE_STYLE).image for seed in seeds)
+
+    def _files(self) -> list[Path]:
+        assert self.folder is not None
+        if not self.folder.is_dir():
+            raise BuildError(f"no folder {self.folder} to calibrate with")
+        images = sorted(
+            path for path in self.folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
+        )
+        return images[: self.count]

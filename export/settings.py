@@ -1,0 +1,49 @@
+"""The request of a build, as it is typed; export/plan.py checks it. Light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """A request, as it is typed.
+
+    `checkpoint`: a local diffusers folder, a hub id, `tiny/...` or `random/...`.
+    `task`: what it predicts; None where its id implies it.
+    `resolutions`: (height, width) in pixels; empty for the size the UNet was trained at.
+    `precision`, `target`: what to build, and where it runs.
+    `opset`: the ONNX opset; None is the target's own.
+    `output`: the bundle's folder; None is `engines/<name>`. `overwrite` replaces an old bundle.
+    `seed`: draws the golden's noise (mode G), is the bundle's default noise seed, and draws the
+        weights of `random/...`. `fixed_noise` makes that noise part of the graph.
+    `folds`: False builds the plain graph, for comparison.
+    `vae`: a small autoencoder that stands in for the checkpoint's; `vae_encoder`, `vae_decoder`:
+        the same for one half, and before `vae`.
+    `calibration`: a folder of images, None for rendered ones, of which the first
+        `calibration_images` show what a lower precision cannot hold.
+    `budget`: int8: the largest error of the prediction, in the task's unit; None is its default.
+    `policy`: int8: the policy.json of another bundle, whose choice is taken over without a search.
+    `command`: the command line, for the manifest.
+    """
+
+    checkpoint: str
+    task: str | None = None
+    resolutions: tuple[tuple[int, int], ...] = ()
+    precision: str = "fp32"
+    target: str = "onnxruntime"
+    opset: int | None = None
+    output: Path | None = None
+    seed: int = 0
+    folds: bool = True
+    fixed_noise: bool = False
+    vae: str | None = None
+    vae_encoder: str | None = None
+    vae_decoder: str | None = None
+    overwrite: bool = False
+    calibration: Path | None = None
+    calibration_images: int = 8
+    budget: float | None = None
+    policy: Path | None = None
+    command: str = ""

@@ -1,0 +1,91 @@
+"""Files: those a bundle lists (path, size, SHA-256), and writing one whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from runtime.errors import DamagedBundleError, OutputError, UnsafePathError
+
+_LONGEST_PATH = 255  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of the bundle: POSIX path relative to the bundle, size in bytes, SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+def describe_file(folder: Path, path: str) -> File:
+    """The manifest's entry for a file that lies in `folder`. Raises: OSError."""
+    return File(path=path, bytes=(folder / path).stat().st_size, sha256=sha256_of(folder / path))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file in hex. Raises: DamagedBundleError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise DamagedBundleError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that could lead outside the bundle, on any system. Raises: UnsafePathError."""
+    pure = PurePosixPath(path)
+    leaves = pure.is_absolute() or ".." in pure.parts or path in ("", ".")
+    foreign = any(character in path for character in "\\:\0") or not path.isprintable()
+    if leaves or foreign or len(path) > _LONGEST_PATH:
+        raise UnsafePathError(
+            f"the path {path!r} in the manifest leads outside the bundle; paths must be relative"
+        )
+
+
+def check_presence(folder: Path, file: File) -> None:
+    """Refuse a file that is missing or of another size. Raises: DamagedBundleError,
+    UnsafePathError for a link that leads outside `folder`.
+    """
+    path = folder / file.path
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UnsafePathError(f"{path} is a link that leads outside the bundle")
+    if not path.is_file():
+        raise DamagedBundleError(f"{path} is missing. Copy or build the bundle again.")
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise DamagedBundleError(
+            f"{path} has {size} bytes, the manifest says {file.bytes}: the copy was cut short or "
+            "the file was changed. Copy or build the bundle again."
+        )
+
+
+def check_content(folder: Path, file: File) -> None:
+    """Refuse a file of another content. Raises: DamagedBundleError."""
+    sha256 = sha256_of(folder / file.path)
+    if sha256 != file.sha256:
+        raise DamagedBundleError(
+            f"{folder / file.path} is damaged: SHA-256 is {sha256}, the manifest says "
+            f"{file.sha256}. Copy or build the bundle again."
+        )
+
+
+def write_atomic(path: Path, content: bytes) -> Path:
+    """Write the file, and the folder above it, whole or not at all. Raises: OutputError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

@@ -1,0 +1,287 @@
+"""Stand-ins for TensorRT and CUDA in host memory, and the manifest of a bundle with an engine."""
+
+from __future__ import annotations
+
+import ctypes
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends import BACKENDS
+from runtime.backends import tensorrt as backend
+from runtime.errors import BackendError
+from runtime.manifest import Bucket, Checkpoint, EngineInfo, Golden, Latent, Manifest
+
+NO_RTX = "needs the package tensorrt-rtx (`pip install 'lotus-edge[rtx]'`)"
+BUCKET = Bucket(height=16, width=16, graph="model.onnx", engine="model.engine")
+
+
+def make_manifest(
+    flavour: str, version: str, *, capability: str | None = None, mode: str = "d"
+) -> Manifest:
+    """A bundle of one 16x16 bucket with an engine."""
+    return Manifest(
+        name="test",
+        checkpoint=Checkpoint(id="test", sha256="0" * 64),
+        mode=mode,
+        tasks=["disparity"],
+        outputs={"disparity": "near is 1"},
+        precision="fp32",
+        target=flavour,
+        opset=23,
+        buckets=[BUCKET],
+        latent=Latent(channels=4, downscale=8, scaling_factor=0.18215),
+        noise_seed=0,
+        fixed_noise=False,
+        folds=[],
+        golden=Golden(file="golden.npz", tolerance=1e-3, mean_tolerance=1e-3, measured=[]),
+        files=[],
+        tools={},
+        command="",
+        created="",
+        engine=EngineInfo(
+            flavour=flavour, version=version, compute_capability=capability, settings={}
+        ),
+    )
+
+
+def open_session(
+    folder: Path, manifest: Manifest, name: str | None = None
+) -> backend.BackendSession:
+    entry = BACKENDS[name or manifest.target]
+    return backend.BackendSession(folder, manifest, manifest.buckets[0], entry)
+
+
+def gpu_missing() -> str | None:
+    """Why no engine can run here; None where one can."""
+    try:
+        backend.Cuda("tensorrt")
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+class FakeError(Exception):
+    """A use that the real CUDA would answer with a crash."""
+
+
+class FakeCudart:
+    """CUDA in host memory: keeps what is allocated, records calls, and fails on request.
+
+    `alive` maps every live handle to the function that must free it. During a capture work is
+    recorded, not done.
+    """
+
+    cudaError_t = types.SimpleNamespace(cudaSuccess=0)
+    cudaMemcpyKind = types.SimpleNamespace(
+        cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out"
+    )
+    cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
+
+    def __init__(self, capability: tuple[int, int] = (8, 7)) -> None:
+        self.capability = capability
+        self.calls: list[str] = []
+        self.alive: dict[Any, str] = {}
+        self.fail: dict[str, int] = {}  # function -> how many calls still succeed
+        self.capturing: list[Any] | None = None
+        self._memory: dict[int, Any] = {}
+        self._next = 1000
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if not name.startswith("cuda") or not callable(found) or name.startswith("cudaGetError"):
+            return found
+
+        def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            if name in self.fail:
+                self.fail[name] -= 1
+                if self.fail[name] < 0:
+                    return (
+                        2,
+                        *([None] if name.startswith(("cudaMalloc", "cudaStreamCreate")) else []),
+                    )
+            return found(*arguments)
+
+        return call
+
+    def cudaGetErrorName(self, status: int) -> tuple[int, bytes]:
+        return 0, b"cudaErrorFake"
+
+    def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:
+        return 0, b"the fake was told to fail"
+
+    def cudaGetDeviceCount(self) -> tuple[int, int]:
+        return 0, 1
+
+    def cudaStreamCreate(self) -> tuple[int, int]:
+        return 0, self._new("cudaStreamDestroy")
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
+        return self._free(stream, "cudaStreamDestroy")
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
+        if self.capturing is not None:
+            raise FakeError("synchronised while capturing")
+        return (0,)
+
+    def cudaMallocHost(self, size: int) -> tuple[int, int]:
+        return 0, self._new("cudaFreeHost", size)
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:
+        return 0, self._new("cudaFree", size)
+
+    def cudaFreeHost(self, address: int) -> tuple[int]:
+        return self._free(address, "cudaFreeHost")
+
+    def cudaFree(self, address: int) -> tuple[int]:
+        return self._free(address, "cudaFree")
+
+    def cudaMemcpyAsync(
+        self, to: int, source: int, size: int, kind: str, stream: int
+    ) -> tuple[int]:
+        expected = ("cudaFree", "cudaFreeHost") if kind == "in" else ("cudaFreeHost", "cudaFree")
+        if (self.alive[to], self.alive[source]) != expected or size != len(self._memory[to]):
+            raise FakeError(f"copied the wrong way, or {size} bytes")
+        self.do(lambda: ctypes.memmove(to, source, size))
+        return (0,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[int]:
+        self.capturing = []
+        return (0,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:
+        work, self.capturing = self.capturing, None
+        graph = tuple(work or ())
+        self.alive[graph] = "cudaGraphDestroy"
+        return 0, graph
+
+    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[int, Any]:
+        launchable = ("launchable", *graph)
+        self.alive[launchable] = "cudaGraphExecDestroy"
+        return 0, launchable
+
+    def cudaGraphDestroy(self, graph: Any) -> tuple[int]:
+        return self._free(graph, "cudaGraphDestroy")
+
+    def cudaGraphExecDestroy(self, graph: Any) -> tuple[int]:
+        return self._free(graph, "cudaGraphExecDestroy")
+
+    def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[int]:
+        if graph not in self.alive:
+            raise FakeError("launched a destroyed graph")
+        for work in graph[1:]:
+            work()
+        return (0,)
+
+    def do(self, work: Any) -> None:
+        if self.capturing is not None:
+            self.capturing.append(work)
+        else:
+            work()
+
+    def _new(self, free: str, size: int = 0) -> int:
+        if size:
+            memory = (ctypes.c_char * size)()
+            handle = ctypes.addressof(memory)
+            self._memory[handle] = memory
+        else:
+            self._next += 1
+            handle = self._next
+        self.alive[handle] = free
+        return handle
+
+    def _free(self, handle: Any, how: str) -> tuple[int]:
+        if self.alive.pop(handle, None) != how:
+            raise FakeError(f"{how} of something freed or of another kind")
+        return (0,)
+
+
+SHAPES = {"image": (1, 3, 16, 16), "disparity": (1, 1, 16, 16)}
+
+
+class FakeVendor:
+    """A vendor whose engine answers the mean of the image's channels. Attributes below are set by
+    tests.
+    """
+
+    __version__ = "10.3.0"
+    DataType = types.SimpleNamespace(FLOAT="float", HALF="half")
+
+    class ILogger:
+        ERROR, INTERNAL_ERROR, WARNING, INFO = "error", "internal", "warning", "info"
+
+        def log(self, severity: str, message: str) -> None: ...
+
+    def __init__(self, cudart: FakeCudart) -> None:
+        self.cudart = cudart
+        self.shapes = dict(SHAPES)
+        self.dtypes = dict.fromkeys(SHAPES, "float")
+        self.executes = True
+        self.context_possible = True
+        self.config: Any = None
+        self.events: list[str] = []
+
+    def Runtime(self, logger: Any) -> Any:
+        return types.SimpleNamespace(
+            deserialize_cuda_engine=lambda content: self._deserialize(content, logger)
+        )
+
+    def _deserialize(self, content: Any, logger: Any) -> Any:
+        if bytes(content) != b"engine":
+            logger.log("warning", "a warning")
+            logger.log("error", "bad magic tag")
+            return None
+        names = list(self.shapes)
+        return types.SimpleNamespace(
+            logger=logger,
+            num_io_tensors=len(names),
+            get_tensor_name=lambda index: names[index],
+            get_tensor_dtype=lambda name: self.dtypes[name],
+            get_tensor_shape=lambda name: list(self.shapes[name]),
+            create_runtime_config=lambda: types.SimpleNamespace(cuda_graph_strategy="disabled"),
+            create_execution_context=lambda config=None: self._context(config, logger),
+        )
+
+    def _context(self, config: Any, logger: Any) -> Any:
+        self.config = config
+        if not self.context_possible:
+            logger.log("internal", "out of device memory")
+            return None
+        return FakeContext(self, logger)
+
+
+class FakeContext:
+    def __init__(self, vendor: FakeVendor, logger: Any) -> None:
+        self.vendor, self.logger = vendor, logger
+        self.addresses: dict[str, int] = {}
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert self.vendor.cudart.alive[address] == "cudaFree"
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert self.vendor.cudart.alive[stream] == "cudaStreamDestroy"
+        self.vendor.cudart.calls.append("execute")
+        if not self.vendor.executes:
+            self.logger.log("error", "enqueue failed")
+            return False
+        self.vendor.cudart.do(self._compute)
+        return True
+
+    def _compute(self) -> None:
+        def see(name: str) -> Any:
+            return np.ctypeslib.as_array((ctypes.c_float * 768).from_address(self.addresses[name]))
+
+        image = see("image").reshape(SHAPES["image"])
+        out = np.ctypeslib.as_array(
+            (ctypes.c_float * 256).from_address(self.addresses["disparity"])
+        )
+        out[:] = image.mean(axis=1).ravel()
+
+
+def image(seed: int) -> dict[str, Any]:
+    return {"image": np.random.default_rng(seed).uniform(-1, 1, SHAPES["image"]).astype(np.float32)}

@@ -1,0 +1,252 @@
+"""A plan: decided and checked before a weight is loaded, and what its recipes may say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from conftest import ROOT, new_tiny_vae
+from diffusers.models.upsampling import Upsample2D
+
+from export import pipeline
+from export.errors import BuildError
+from export.folds import apply_folds, subpixel
+from export.graph import attention, group_norm
+from export.graph.half import HALVES
+from export.network import autoencoder
+from export.network import checkpoint as checkpoints
+from export.network.checkpoint import load_checkpoint
+from export.network.single_pass import SinglePass
+from export.plan import Plan, make_plan
+from export.quantize.layers import OUTPUT, RESIDUAL
+from export.quantize.policy import VERSION
+from export.settings import BuildSettings
+from export.targets import TARGETS, Recipe, Target
+from export.targets.target import PRECISIONS
+from runtime.errors import LotusError
+
+RECIPES = {
+    f"{target.name}-{precision}": recipe
+    for target in TARGETS.values()
+    for precision, recipe in target.recipes.items()
+}
+HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "onnxscript", "openvino"}
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return make_plan(BuildSettings(checkpoint="tiny/disparity-d"))
+
+
+def dry_run(folder: Path, *words: str) -> tuple[list[str], set[str]]:
+    """What a child process prints for these words in `folder`, and the modules that it loaded."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from export.build_engine import main\n"
+        f"assert main({[*words, '--dry-run']!r}) == 0\n"
+        "print(*sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "nothing is being done"
+    *lines, modules = done.stdout.splitlines()
+    return lines, set(modules.split())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_dry_run_prints_the_plan_and_loads_and_writes_nothing(
+    target: str, tmp_path: Path
+) -> None:
+    words = ["tiny/disparity-d", "--resolution", "64x96,128x128", "--target", target]
+    lines, modules = dry_run(tmp_path, *words, "--precision", "int8", "--vae", "tiny/taesd")
+    assert not modules & HEAVY
+    assert list(tmp_path.iterdir()) == []
+    rows = {line[:13].strip(): line[13:] for line in lines}
+    assert rows["checkpoint"] == "tiny/disparity-d (lotus-d)"
+    assert rows["encoder"] == rows["decoder"] == "tiny/taesd"
+    assert rows["sizes"] == "64x96, 128x128"
+    assert rows["target"].startswith(f"{target}, ONNX opset {TARGETS[target].opset}")
+    assert "int8" in rows["precision"]
+    name = f"disparity-d-vae-taesd-64x96-128x128-int8-{target}"
+    assert rows["output"] == str(Path("engines") / name)
+    assert {"task", "licence", "tolerance", "disk", "memory"} <= set(rows)
+
+
+def test_a_dry_run_says_what_is_built_instead(tmp_path: Path) -> None:
+    lines, _ = dry_run(tmp_path, "tiny/depth-g", "--precision", "fp16", "--fixed-noise")
+    rows = {line[:13].strip(): line[13:] for line in lines}
+    assert rows["precision"] == "fp32: float32 in the graph (asked for fp16)"
+    assert rows["inputs"] == "image", "the noise is part of the graph"
+    assert rows["int8"] == rows["calibration"] == rows["engine"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "toaster"}, r"unknown target 'toaster'; known: \["),
+        ({"target": "openvino", "precision": "fp16"}, "no precision 'fp16'; it has"),
+        ({"precision": "fp8"}, "no precision 'fp8'"),
+        ({"calibration_images": 0}, "at least one image"),
+        ({"calibration": Path("nowhere")}, "no folder nowhere"),
+        ({"calibration": Path("empty")}, "holds no images"),
+        ({"budget": 0.0}, "positive number"),
+        ({"budget": math.nan}, "positive number"),
+        ({"budget": math.inf}, "positive number"),
+        ({"policy": Path("nowhere.json")}, "no policy nowhere.json"),
+        ({"policy": Path("newer.json")}, f"policy of version {VERSION + 1}"),
+        ({"policy": Path("broken.json")}, "is not a policy"),
+        ({"output": Path("empty")}, "exists; pass --overwrite"),
+        ({"output": Path("full"), "overwrite": True}, "is not a whole bundle"),
+        ({"checkpoint": "tiny/none", "task": "depth"}, "no embedded checkpoint"),
+        ({"checkpoint": "random/none", "task": "depth"}, "unknown 'random/none'"),
+        ({"checkpoint": "./nowhere", "task": "depth"}, "no folder './nowhere'"),
+        ({"checkpoint": "empty", "task": "depth"}, "needs config.json"),
+        ({"checkpoint": "sdxl", "task": "depth"}, "no checkpoint of a known family"),
+        ({"checkpoint": "sizeless", "task": "depth"}, "names no size of training"),
+        ({"checkpoint": "sizeless"}, "pass --task"),
+        ({"task": "depth"}, "known to predict disparity"),
+        ({"checkpoint": "sizeless", "task": "albedo"}, "unknown task 'albedo'"),
+        ({"fixed_noise": True}, "no noise to fix"),
+        ({"vae": "tiny/vae"}, "only an AutoencoderTiny"),
+        ({"vae_encoder": "tiny/none"}, "no embedded checkpoint"),
+        ({"vae_decoder": "wide"}, "latent channels 16, not 4"),
+        ({"vae": "cut"}, "needs config.json"),
+        ({"resolutions": ((64, 65),)}, "nearest is 64x64"),
+        ({"resolutions": ((64, 64), (64, 64))}, "named twice"),
+    ],
+)
+def test_every_refusal_comes_before_a_weight_is_loaded(
+    changes: dict[str, object],
+    message: str,
+    checkpoint_d: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_what_is_refused(tmp_path, checkpoint_d)
+    before = sorted(tmp_path.rglob("*"))
+
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("a weight is loaded, or a reference runs")
+
+    for module, name in ((checkpoints, "load"), (pipeline, "load"), (autoencoder, "_load")):
+        monkeypatch.setattr(module, name, fail)
+    request = {"checkpoint": "tiny/disparity-d"} | changes
+    with pytest.raises(LotusError, match=message):
+        pipeline.build(BuildSettings(**request))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def write_what_is_refused(folder: Path, checkpoint: Path) -> None:
+    """Files and folders that a request may name, and that do not do."""
+    for name in ("empty", "full", "sdxl", "sizeless", "cut"):
+        (folder / name).mkdir()
+    (folder / "full" / "letter.txt").write_text("mine")
+    (folder / "newer.json").write_text(json.dumps({"version": VERSION + 1, "high_precision": []}))
+    (folder / "broken.json").write_text("{")
+    for name, change in (("sdxl", {"in_channels": 9}), ("sizeless", {"sample_size": None})):
+        for part in ("unet", "vae"):
+            (folder / name / part).mkdir()
+            for source in (checkpoint / part).iterdir():
+                (folder / name / part / source.name).symlink_to(source)
+        config = folder / name / "unet" / "config.json"
+        body = json.loads(config.read_text())
+        config.unlink()
+        config.write_text(json.dumps(body | change))
+    new_tiny_vae(latent_channels=16).save_pretrained(folder / "wide")
+    new_tiny_vae().save_config(folder / "cut")
+
+
+def test_what_is_not_refused_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The guard of the test above does watch the build."""
+
+    def loaded(*_: object, **__: object) -> None:
+        raise BuildError("loaded")
+
+    monkeypatch.setattr(pipeline, "load", loaded)
+    with pytest.raises(BuildError, match="loaded"):
+        pipeline.build(BuildSettings(checkpoint="tiny/disparity-d", output=tmp_path / "bundle"))
+
+
+def test_a_plan_and_what_it_holds_are_frozen(plan: Plan) -> None:
+    for value in (plan, plan.checkpoint, plan.target, plan.recipe, plan.calibration, plan.task):
+        for field in dataclasses.fields(value):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(value, field.name, None)
+
+
+def test_what_a_request_leaves_open_is_decided(plan: Plan) -> None:
+    assert [str(bucket) for bucket in plan.buckets] == ["256x256"]
+    assert plan.output == Path("engines") / "disparity-d-256x256-fp32-onnxruntime"
+    assert plan.opset == TARGETS["onnxruntime"].opset
+    assert plan.max_error == plan.task.max_error
+    assert plan.tolerance == plan.recipe.tolerance
+    older = make_plan(BuildSettings(checkpoint="tiny/disparity-d", opset=20))
+    assert older.tolerance[0] > plan.tolerance[0]
+
+
+def test_hash_and_reference_cannot_come_after_the_folds(checkpoint_d: Path) -> None:
+    checkpoint = load_checkpoint(str(checkpoint_d), task="depth")
+    image = np.zeros((64, 64, 3), np.uint8)
+    reference = checkpoint.family.reference
+    before, wanted = checkpoint.sha256(), reference(checkpoint, image, None)
+    apply_folds(SinglePass(checkpoint.copy()), RECIPES["onnxruntime-fp32"])
+    assert checkpoint.sha256() == before, "the copy was rewritten, not this one"
+    np.testing.assert_array_equal(reference(checkpoint, image, None), wanted)
+
+    SinglePass(checkpoint)
+    late: list[Callable[[], object]] = [
+        checkpoint.sha256,
+        lambda: reference(checkpoint, image, None),
+        lambda: SinglePass(checkpoint),
+        checkpoint.copy,
+        checkpoint.with_own_vae,
+        *(
+            lambda name=name: getattr(checkpoint, name)
+            for name in ("unet", "vae", "prompt", "encoding_vae", "decoding_vae")
+        ),
+    ]
+    for ask in late:
+        with pytest.raises(RuntimeError, match=r"lotus-d' were handed over.*before that"):
+            ask()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_recipes_name_forms_that_exist(recipe: Recipe) -> None:
+    assert recipe.group_norm in group_norm.FORMS
+    assert recipe.attention in attention.FORMS
+    assert recipe.upsampling in subpixel.FORMS
+    assert recipe.half is None or recipe.half in HALVES
+    largest, mean = recipe.tolerance
+    assert largest >= mean > 0
+    if recipe.int8 is not None:
+        assert set(recipe.int8.extra_tensors) <= {OUTPUT, RESIDUAL}
+        assert recipe.quantizes_layers or not recipe.int8.zero_points
+
+
+def test_a_form_that_does_not_exist_is_an_error() -> None:
+    graph = ir.Graph([], [], nodes=[])
+    for write in (group_norm.spell_out_group_norm, attention.write_attention):
+        with pytest.raises(ValueError, match=r"forms .*, not 'rowz'"):
+            write(graph, "rowz")
+    plain = Upsample2D(4, use_conv=True)
+    with pytest.raises(ValueError, match=r"forms .*, not 'rowz'"):
+        subpixel.SubpixelUpsample(plain, plain.conv, "rowz")
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_targets_build_what_can_be_asked_for_or_say_so(target: Target) -> None:
+    assert set(target.recipes) <= set(PRECISIONS)
+    assert set(target.fallback_precision.values()) <= set(target.recipes)
+    assert not set(target.fallback_precision) & set(target.recipes)
+    assert (target.build is None) == (target.engine_suffix is None)
