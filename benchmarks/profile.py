@@ -75,7 +75,7 @@ def _onnxruntime(
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as log_folder:
-        options = session_options(ort)
+        options = session_options(ort, own_graph=manifest.target == "onnxruntime")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(log_folder) / "profile")
         session = ort.InferenceSession(

@@ -25,7 +25,6 @@ from export.network.checkpoint import (
 )
 from export.network.hub import (
     CheckpointSource,
-    count_parameters,
     download,
     find_folder,
     read_config,
@@ -58,7 +57,6 @@ class SmallVaeDescription:
 
     id: str
     folder: Path | None
-    parameters: int
 
     @property
     def public_id(self) -> str:
@@ -84,11 +82,9 @@ def describe_small_vae(name: str, checkpoint: Description) -> SmallVaeDescriptio
             f"{_TAESD.description}, or one of {list(_TAESD.offline_names)}"
         )
     _check_latents(name, config, checkpoint)
-    parameters = 0
     if folder is not None:
         check_folder(folder)
-        parameters = count_parameters(folder)
-    return SmallVaeDescription(id=name, folder=folder, parameters=parameters)
+    return SmallVaeDescription(id=name, folder=folder)
 
 
 def replace_vae(

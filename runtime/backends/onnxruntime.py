@@ -22,8 +22,11 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
 }
 
 
-def session_options(ort: Any) -> Any:
-    """What a session is opened with, as onnxruntime.SessionOptions."""
+def session_options(ort: Any, *, own_graph: bool = False) -> Any:
+    """What a session is opened with, as onnxruntime.SessionOptions.
+
+    `own_graph`: the bundle was built for this backend, so that its int8 layers have kernels here.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     # The pattern reserves one block for all activations beside what the arena already holds. Reuse,
@@ -35,6 +38,12 @@ def session_options(ort: Any) -> Any:
     options.add_session_config_entry(
         "optimization.constant_folding_max_output_size_in_bytes", _MOST_FOLDED
     )
+    if own_graph:
+        # On x86 CPUs without VNNI its int8 kernels add products in 16 bits, which saturate: the map
+        # is 4 times as far off. The entry asks for kernels that do not; elsewhere it changes
+        # nothing. Int8 weights of another target fail with it (ONNX Runtime 1.31: a zero point of
+        # the wrong shape).
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
@@ -56,13 +65,7 @@ class BackendSession(Session):
         if provider == _CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any
         path = self.folder / self.bucket.graph
-        options = session_options(ort)
-        if self.manifest.target == self.backend.name:
-            # On x86 CPUs without VNNI its int8 kernels add products in 16 bits, which saturate: the
-            # map is 4 times as far off. The entry asks for kernels that do not; elsewhere it
-            # changes nothing. Only graphs for this target have int8 kernels here, and int8 weights
-            # of others fail with it (ONNX Runtime 1.31: a zero point of the wrong shape).
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        options = session_options(ort, own_graph=self.manifest.target == self.backend.name)
         if provider == _CUDA:
             # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
