@@ -174,9 +174,9 @@ def _build(arguments: argparse.Namespace, command: str) -> str:
     if arguments.dry_run:
         return "\n".join(plan.lines())
     say("loading PyTorch")
-    from export.pipeline import run
+    from export.pipeline import Build
 
-    return str(run(plan))
+    return str(Build(plan=plan).run())
 
 
 def _finish(arguments: argparse.Namespace, command: str) -> str:

@@ -42,31 +42,7 @@ def build(settings: BuildSettings) -> Path:
     then but what a killed int8 search has measured (`.NAME.search` beside the bundle), for the
     next build of that name.
     """
-    return run(make_plan(settings))
-
-
-def run(plan: Plan) -> Path:
-    """Do what the plan says; as `build`."""
-    if plan.fallback_remark is not None:
-        say(plan.fallback_remark)
-    checkpoint = load(plan.checkpoint, seed=plan.noise_seed)
-    checkpoint = replace_vae(checkpoint, plan.encoder, plan.decoder, seed=plan.noise_seed)
-    needed = plan.copies * _weight_bytes(checkpoint)
-    with staged(plan.output, overwrite=plan.overwrite, needed_bytes=needed) as stage:
-        sources = _identify(checkpoint, plan)
-        write_golden(checkpoint, plan, stage)
-        network = SinglePass(checkpoint, _fixed_noises(plan))
-        folds = apply_folds(network, plan.recipe) if plan.folds else []
-        ranges: Ranges = {}
-        quantisation = None
-        if plan.recipe.quantizes_layers:
-            ranges, quantisation = choose_int8(network, plan, stage, sources.entries)
-        write_graphs(network, plan, stage, ranges)
-        del network  # the engine builder and the golden run need the memory
-        gc.collect()
-        finalize(stage, _describe(plan, sources, folds, quantisation))
-    shutil.rmtree(plan.search_cache, ignore_errors=True)
-    return plan.output
+    return Build(plan=make_plan(settings)).run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,60 +59,91 @@ class _Sources:
         return [self.checkpoint, self.encoder, self.decoder]
 
 
-def _identify(checkpoint: Checkpoint, plan: Plan) -> _Sources:
-    """Names and hashes of the untouched weights."""
-    encoder, decoder = checkpoint.modules.small_encoder, checkpoint.modules.small_decoder
-    entries: dict[str, CheckpointEntry | None] = {"encoder": None, "decoder": None}
-    for half, vae, description in (
-        ("encoder", encoder, plan.encoder),
-        ("decoder", decoder, plan.decoder),
-    ):
-        if vae is not None and description is not None:
-            entries[half] = CheckpointEntry(id=description.public_id, sha256=vae.sha256(half))
-    own = CheckpointEntry(id=plan.checkpoint.public_id, sha256=checkpoint.sha256())
-    return _Sources(checkpoint=own, encoder=entries["encoder"], decoder=entries["decoder"])
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """One build of a plan."""
 
+    plan: Plan
 
-def _describe(
-    plan: Plan, sources: _Sources, folds: list[str], quantisation: Quantisation | None
-) -> Manifest:
-    """The manifest, without what `finalize` finds out."""
-    largest, mean = plan.tolerance
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return Manifest(
-        name=plan.name,
-        checkpoint=sources.checkpoint,
-        family=plan.family.name,
-        licence=plan.family.licence,
-        mode=plan.family.mode,
-        tasks=[plan.task.name],
-        outputs={plan.task.name: plan.task.meaning},
-        precision=plan.precision,
-        target=plan.target.name,
-        opset=plan.opset,
-        buckets=list(plan.buckets),
-        latent=plan.latent,
-        noise_seed=plan.noise_seed,
-        fixed_noise=plan.fixed_noise,
-        folds=folds,
-        golden=Golden(file=GOLDEN, tolerance=largest, mean_tolerance=mean, measured=[]),
-        files=[],
-        tools=tool_versions((*_TOOLS, "numpy")),
-        command=plan.command,
-        created=now.isoformat(timespec="seconds"),
-        preprocess=plan.preprocess,
-        quantisation=quantisation,
-        vae_encoder=sources.encoder,
-        vae_decoder=sources.decoder,
-    )
+    def run(self) -> Path:
+        """Do what the plan says; as `build`."""
+        plan = self.plan
+        if plan.fallback_remark is not None:
+            say(plan.fallback_remark)
+        checkpoint = load(plan.checkpoint, seed=plan.noise_seed)
+        checkpoint = replace_vae(checkpoint, plan.encoder, plan.decoder, seed=plan.noise_seed)
+        needed = plan.copies * _weight_bytes(checkpoint)
+        with staged(plan.output, overwrite=plan.overwrite, needed_bytes=needed) as stage:
+            sources = self._identify(checkpoint)
+            write_golden(checkpoint, plan, stage)
+            network = SinglePass(checkpoint, self._fixed_noises())
+            folds = apply_folds(network, plan.recipe) if plan.folds else []
+            ranges: Ranges = {}
+            quantisation = None
+            if plan.recipe.quantizes_layers:
+                ranges, quantisation = choose_int8(network, plan, stage, sources.entries)
+            write_graphs(network, plan, stage, ranges)
+            del network  # the engine builder and the golden run need the memory
+            gc.collect()
+            finalize(stage, self._describe(sources, folds, quantisation))
+        shutil.rmtree(plan.search_cache, ignore_errors=True)
+        return plan.output
 
+    def _identify(self, checkpoint: Checkpoint) -> _Sources:
+        """Names and hashes of the untouched weights."""
+        plan = self.plan
+        encoder, decoder = checkpoint.modules.small_encoder, checkpoint.modules.small_decoder
+        entries: dict[str, CheckpointEntry | None] = {"encoder": None, "decoder": None}
+        for half, vae, description in (
+            ("encoder", encoder, plan.encoder),
+            ("decoder", decoder, plan.decoder),
+        ):
+            if vae is not None and description is not None:
+                entries[half] = CheckpointEntry(id=description.public_id, sha256=vae.sha256(half))
+        own = CheckpointEntry(id=plan.checkpoint.public_id, sha256=checkpoint.sha256())
+        return _Sources(checkpoint=own, encoder=entries["encoder"], decoder=entries["decoder"])
 
-def _fixed_noises(plan: Plan) -> list[torch.Tensor]:
-    """Mode G's noise for each size of latent, where it is part of the graph."""
-    if not plan.fixed_noise:
-        return []
-    shapes = {plan.noise_shape(bucket) for bucket in plan.buckets}
-    return [torch.from_numpy(draw_noise(plan.noise_seed, shape)) for shape in shapes]
+    def _describe(
+        self, sources: _Sources, folds: list[str], quantisation: Quantisation | None
+    ) -> Manifest:
+        """The manifest, without what `finalize` finds out."""
+        plan = self.plan
+        largest, mean = plan.tolerance
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return Manifest(
+            name=plan.name,
+            checkpoint=sources.checkpoint,
+            family=plan.family.name,
+            licence=plan.family.licence,
+            mode=plan.family.mode,
+            tasks=[plan.task.name],
+            outputs={plan.task.name: plan.task.meaning},
+            precision=plan.precision,
+            target=plan.target.name,
+            opset=plan.opset,
+            buckets=list(plan.buckets),
+            latent=plan.latent,
+            noise_seed=plan.noise_seed,
+            fixed_noise=plan.fixed_noise,
+            folds=folds,
+            golden=Golden(file=GOLDEN, tolerance=largest, mean_tolerance=mean, measured=[]),
+            files=[],
+            tools=tool_versions((*_TOOLS, "numpy")),
+            command=plan.command,
+            created=now.isoformat(timespec="seconds"),
+            preprocess=plan.preprocess,
+            quantisation=quantisation,
+            vae_encoder=sources.encoder,
+            vae_decoder=sources.decoder,
+        )
+
+    def _fixed_noises(self) -> list[torch.Tensor]:
+        """Mode G's noise for each size of latent, where it is part of the graph."""
+        plan = self.plan
+        if not plan.fixed_noise:
+            return []
+        shapes = {plan.noise_shape(bucket) for bucket in plan.buckets}
+        return [torch.from_numpy(draw_noise(plan.noise_seed, shape)) for shape in shapes]
 
 
 def _weight_bytes(checkpoint: Checkpoint) -> int:
