@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import overload
+from typing import Any, Literal, NoReturn, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import find_backend, open_session
+from runtime.backends import find_backend
 from runtime.backends.session import Arrays, Session
 from runtime.errors import BackendError, ImageError, SchemaError
 from runtime.golden import Verification, check_tolerance, golden_error
+from runtime.hub import find_bundle
 from runtime.image import ImageLike, choose_bucket, fit_to_bucket, load, restore
 from runtime.manifest import Bucket, Manifest
+from runtime.opening import Opening
 from runtime.prediction import Prediction
+from runtime.proof import remember_proof
+from runtime.sessions import Sessions, within
 from runtime.tasks import Resize
 
 _LARGEST_NOISE = 1e4  # standard normal noise stays below 10
 
 
 class LotusEngine:
-    """A bundle, opened.
+    """A bundle, opened. One engine may be used by several threads.
 
+    `bundle` is its folder, or the id of a repository on the Hugging Face hub ("user/bundle" or
+    "user/bundle@revision"; needs `huggingface-hub`).
     `backend=None` takes what the manifest names as its target; there is no silent fall-back.
-    Buckets are opened on first use and stay open until `close()`. Not safe for use by several
-    threads at once.
+    Buckets are opened on first use. `max_open` of them stay open at most: each holds the weights.
+    `parallel` predictions of a bucket run at once, each with memory of its own; others wait.
+
+    Before its first answer a bucket's files are compared with their checksums, once for each state
+    of a file (`check=False` or LOTUS_EDGE_CHECK=0 in the environment: never), and its golden sample
+    runs, once for each library version, driver, device and CPU kind (`prove=False` or
+    LOTUS_EDGE_PROVE=0: never). `deadline` bounds that, with opening, in seconds.
 
     Raises: BundleError for a bundle that cannot be used, BackendError when the backend is missing.
 
@@ -36,24 +49,48 @@ class LotusEngine:
     ...     disparity = engine("photo.jpg").values
     """
 
-    def __init__(self, path: str | os.PathLike[str], backend: str | None = None) -> None:
-        if not isinstance(path, str | os.PathLike):
-            raise SchemaError(f"expected the path of a bundle, found {type(path).__name__}")
-        self.folder = Path(path)
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        backend: str | None = None,
+        *,
+        max_open: int = 2,
+        parallel: int = 1,
+        check: bool = True,
+        prove: bool = True,
+        deadline: float | None = None,
+    ) -> None:
+        if not isinstance(bundle, str | os.PathLike):
+            raise SchemaError(f"expected the path of a bundle, found {type(bundle).__name__}")
+        for name, count in (("max_open", max_open), ("parallel", parallel)):
+            if type(count) is not int or count < 1:
+                raise BackendError(f"{name} is a number from 1 on, found {count!r}")
+        if deadline is not None and not 0 < deadline < math.inf:
+            raise BackendError(f"deadline is a number of seconds, found {deadline!r}")
+        self.folder = find_bundle(bundle)
         self.manifest = Manifest.load(self.folder)
         self.backend = backend if backend is not None else self.manifest.target
         find_backend(self.backend)
-        self._sessions: dict[Bucket, Session] = {}
-        self._closed = False
+        self._deadline = deadline
+        self._opening = Opening(
+            folder=self.folder,
+            manifest=self.manifest,
+            backend=self.backend,
+            prove=prove,
+            check=check,
+            parallel=parallel,
+        )
+        self._sessions = Sessions(partial(self._open, self._opening), max_open)
 
     # A str is a Sequence too; the first match is the right one.
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(
         self,
         image: ImageLike,
         seed: int | None = None,
         noise: NDArray[np.float32] | None = None,
         resize: Resize | None = "bilinear",
+        **reading: Any,
     ) -> Prediction: ...
 
     @overload
@@ -63,6 +100,21 @@ class LotusEngine:
         seed: int | None = None,
         noise: NDArray[np.float32] | None = None,
         resize: Resize | None = "bilinear",
+        *,
+        on_error: Literal["return"],
+        **reading: Any,
+    ) -> list[Prediction | ImageError]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Sequence[ImageLike],
+        seed: int | None = None,
+        noise: NDArray[np.float32] | None = None,
+        resize: Resize | None = "bilinear",
+        *,
+        on_error: Literal["raise"] = "raise",
+        **reading: Any,
     ) -> list[Prediction]: ...
 
     def __call__(
@@ -71,20 +123,36 @@ class LotusEngine:
         seed: int | None = None,
         noise: NDArray[np.float32] | None = None,
         resize: Resize | None = "bilinear",
-    ) -> Prediction | list[Prediction]:
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+        **reading: Any,
+    ) -> Prediction | Sequence[Prediction | ImageError]:
         """Predict for one image (path, PIL image, uint8 RGB array [H,W,3]) or for each image of a
         list.
 
         `seed` draws the noise of mode G (None: the manifest's `noise_seed`); `noise` float32
         [1,C,h/8,w/8] of the bucket replaces it. `resize` brings the map back to the image's size
         ("bilinear", or "nearest" as the reference does); None leaves it at the size the image has
-        inside its bucket.
+        inside its bucket. `on_error="return"` puts the ImageError of a bad image into its place of
+        the list, and goes on. The other keywords, `strict`, `icc` and `max_pixels`, are those of
+        `runtime.image.load`.
 
-        Raises: ImageError for an unusable image or noise, BackendError when the backend fails.
+        Raises: ImageError for an unusable image or noise, BackendError when the backend fails,
+        BundleError and VerificationError when a bucket is opened for the first time.
         """
+        if on_error not in ("raise", "return"):
+            raise ImageError(f"on_error must be 'raise' or 'return', found {on_error!r}")
         if isinstance(image, str | os.PathLike | np.ndarray) or not isinstance(image, Sequence):
-            return self._predict(image, seed, noise, resize)
-        return [self._predict(item, seed, noise, resize) for item in image]
+            return self._predict(image, seed, noise, resize, reading)
+        answers: list[Prediction | ImageError] = []
+        for item in image:
+            try:
+                answers.append(self._predict(item, seed, noise, resize, reading))
+            except ImageError as error:
+                if on_error == "raise":
+                    raise
+                answers.append(error)
+        return answers
 
     def verify(self) -> Verification:
         """Check all checksums, then run the golden of every bucket on this machine and compare.
@@ -92,19 +160,22 @@ class LotusEngine:
         Raises: DamagedBundleError, VerificationError, BackendError.
         """
         self.manifest.check_contents(self.folder)
+        self._sessions.release_idle()  # a session holds the weights: one at a time is enough
+        opening = dataclasses.replace(self._opening, check=False, prove=False)
         errors = {}
         for bucket in self.manifest.buckets:
-            was_open = bucket in self._sessions
-            errors[str(bucket)] = golden_error(self._session(bucket))
-            if not was_open:  # a session holds the weights: do not keep one for every bucket
-                self._sessions.pop(bucket).close()
-        return check_tolerance(errors, self.backend, self.manifest.golden)
+            with self._open(opening, bucket) as session:
+                errors[str(bucket)] = within(
+                    self._deadline, f"the golden of {bucket}", partial(golden_error, session)
+                )
+        result = check_tolerance(errors, self.backend, self.manifest.golden)
+        for bucket in self.manifest.buckets:
+            remember_proof(self.manifest, bucket, find_backend(self.backend))
+        return result
 
     def close(self) -> None:
-        """Release every opened bucket; safe to call twice."""
-        self._closed = True
-        while self._sessions:
-            self._sessions.popitem()[1].close()
+        """Wait for predictions under way and release every opened bucket; safe to call twice."""
+        self._sessions.close()
 
     def __enter__(self) -> LotusEngine:
         return self
@@ -117,39 +188,43 @@ class LotusEngine:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise BackendError(
+            "an engine cannot be pickled or copied: pass the bundle's path, and open it in each "
+            "process"
+        )
+
+    def _open(self, opening: Opening, bucket: Bucket) -> Session:
+        return within(self._deadline, f"opening {self.folder} ({bucket})", partial(opening, bucket))
+
     def _predict(
         self,
         image: ImageLike,
         seed: int | None,
         noise: NDArray[np.float32] | None,
         resize: Resize | None,
+        reading: Mapping[str, Any],
     ) -> Prediction:
         if resize not in ("bilinear", "nearest", None):
             raise ImageError(f"resize must be 'bilinear', 'nearest' or None, found {resize!r}")
-        rgb = load(image)
+        rgb = load(image, **reading)
         bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
         fitted, fit = fit_to_bucket(rgb, bucket)
         feeds = {"image": self.manifest.preprocess.apply(fitted)} | self._noise(bucket, seed, noise)
         task = self.manifest.task
-        output = self._session(bucket)(feeds)[task.name][0]
+        with self._sessions.lease(bucket) as session:
+            output = session(feeds)[task.name][0]
         return Prediction(task=task.name, values=task.decode(restore(task, output, fit, resize)))
 
     def _noise(self, bucket: Bucket, seed: int | None, noise: NDArray[np.float32] | None) -> Arrays:
         shape = self.manifest.input_shapes(bucket).get("noise")
         if shape is None:
-            if noise is not None:
-                raise ImageError(
-                    "this bundle takes no noise: it is of mode D, or was built with --fixed-noise, "
-                    "which made the noise part of the graph"
-                )
-            if self.manifest.fixed_noise and seed not in (None, self.manifest.noise_seed):
-                raise ImageError(
-                    f"the noise of this bundle is fixed to seed {self.manifest.noise_seed}, found "
-                    f"{seed}; build it without --fixed-noise to choose seeds"
-                )
+            self._refuse_noise(seed, noise)
             return {}
         if noise is None:
             return {"noise": draw_noise(self.manifest.noise_seed if seed is None else seed, shape)}
+        if seed is not None:
+            raise ImageError("give a seed or the noise, not both")
         if (
             not isinstance(noise, np.ndarray)
             or noise.dtype.kind not in "fiu"
@@ -170,12 +245,23 @@ class LotusEngine:
             )
         return {"noise": np.ascontiguousarray(noise, dtype=np.float32)}
 
-    def _session(self, bucket: Bucket) -> Session:
-        if self._closed:
-            raise BackendError(f"the engine of {self.folder} is closed; open the bundle again")
-        if bucket not in self._sessions:
-            self._sessions[bucket] = open_session(self.backend, self.folder, self.manifest, bucket)
-        return self._sessions[bucket]
+    def _refuse_noise(self, seed: int | None, noise: NDArray[np.float32] | None) -> None:
+        """Of a bundle whose graph takes none. Raises: ImageError."""
+        if noise is not None:
+            raise ImageError(
+                "this bundle takes no noise: it is of mode D, or was built with --fixed-noise, "
+                "which made the noise part of the graph"
+            )
+        if self.manifest.fixed_noise and seed not in (None, self.manifest.noise_seed):
+            raise ImageError(
+                f"the noise of this bundle is fixed to seed {self.manifest.noise_seed}, found "
+                f"{seed}; build it without --fixed-noise to choose seeds"
+            )
+        if not self.manifest.fixed_noise and seed is not None:
+            raise ImageError(
+                "this bundle is of mode D, which answers the same for every seed: leave the seed "
+                "out"
+            )
 
 
 def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -37,6 +37,10 @@ class BackendError(LotusError):
     """A backend refused to open or run a graph; the vendor's own words are in the message."""
 
 
+class DeadlineError(BackendError):
+    """Opening a bundle, or its golden sample, took longer than the caller allows."""
+
+
 class BackendMissingError(BackendError):
     """The named backend is unknown, or its package is not installed."""
 

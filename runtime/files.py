@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,7 +32,7 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file in hex. Raises: DamagedBundleError if it cannot be read."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
+        with real_file(path).open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
     except OSError as error:
@@ -50,20 +51,54 @@ def check_path(path: str) -> None:
         )
 
 
-def check_presence(folder: Path, file: File) -> None:
-    """Refuse a file that is missing or of another size. Raises: DamagedBundleError,
-    UnsafePathError for a link that leads outside `folder`.
+def real_file(path: Path) -> Path:
+    """The regular file that `path` is, or that its links lead to in the end.
+
+    Raises: DamagedBundleError for what is missing, a loop of links, or a folder, pipe or device.
     """
-    path = folder / file.path
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UnsafePathError(f"{path} is a link that leads outside the bundle")
-    if not path.is_file():
-        raise DamagedBundleError(f"{path} is missing. Copy or build the bundle again.")
-    size = path.stat().st_size
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+        kind = real.stat().st_mode
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else error.strerror or error
+        raise DamagedBundleError(f"{path}: {reason}. Copy or build the bundle again.") from error
+    if not stat.S_ISREG(kind):
+        raise DamagedBundleError(
+            f"{path} is no regular file ({stat.filemode(kind)}). Copy or build the bundle again."
+        )
+    return real
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes. Never waits, as a pipe would make it.
+
+    Raises: DamagedBundleError, OSError.
+    """
+    real = real_file(path)
+    # Between the look and this the file may be put into another's place: look again at what is
+    # open.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    number = os.open(real, flags)
+    with os.fdopen(number, "rb") as stream:
+        kind = os.fstat(number).st_mode
+        content = stream.read(most + 1) if stat.S_ISREG(kind) else b""
+    if not stat.S_ISREG(kind) or len(content) > most:
+        raise DamagedBundleError(
+            f"{path} is no regular file of at most {most} bytes. Copy or build the bundle again."
+        )
+    return content
+
+
+def check_presence(folder: Path, file: File) -> None:
+    """Refuse a file that is missing, no regular file, or of another size; links are followed.
+
+    Raises: DamagedBundleError.
+    """
+    size = real_file(folder / file.path).stat().st_size
     if size != file.bytes:
         raise DamagedBundleError(
-            f"{path} has {size} bytes, the manifest says {file.bytes}: the copy was cut short or "
-            "the file was changed. Copy or build the bundle again."
+            f"{folder / file.path} has {size} bytes, the manifest says {file.bytes}: the copy was "
+            "cut short or the file was changed. Copy or build the bundle again."
         )
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import math
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
 from runtime.backends.session import Session
 from runtime.errors import DamagedBundleError, VerificationError
-from runtime.manifest import Golden
+from runtime.files import read_bounded
+from runtime.manifest import Golden, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,27 +84,44 @@ def check_tolerance(errors: dict[str, GoldenError], backend: str, golden: Golden
 
 
 def _read(session: Session) -> dict[str, NDArray[Any]]:
-    """`image` uint8 [H,W,3], `noise` (where it is an input) and each task's float32 [C,H,W]."""
-    manifest = session.manifest
+    """`image` uint8 [H,W,3], `noise` (where it is an input) and each task's float32 [C,H,W].
+
+    How large each must be is known before it is read: an archive of few bytes can unpack to many.
+    """
+    manifest, bucket = session.manifest, session.bucket
     path = session.folder / manifest.golden.file
-    names = [*session.input_shapes, *manifest.tasks]
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            golden = {name: stored[f"{name}_{session.bucket}"] for name in names}
-    except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged archives
-        raise DamagedBundleError(
-            f"cannot read the golden {path}: {error}. Build the bundle again."
-        ) from error
-    stored_kinds = {name: (array.dtype.name, array.shape) for name, array in golden.items()}
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {
-        "image": ("uint8", (session.bucket.height, session.bucket.width, 3))
-    }
+    expected: dict[str, tuple[str, Shape]] = {"image": ("uint8", (bucket.height, bucket.width, 3))}
     expected |= {
         name: ("float32", shape) for name, shape in session.input_shapes.items() if name == "noise"
     }
     expected |= {name: ("float32", shape[1:]) for name, shape in session.output_shapes.items()}
-    if stored_kinds != expected:
+    entry = next(file for file in manifest.files if file.path == manifest.golden.file)
+    try:
+        content = read_bounded(path, entry.bytes)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {
+                name: _read_array(archive, f"{name}_{bucket}", *kind)
+                for name, kind in expected.items()
+            }
+    except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged archives
         raise DamagedBundleError(
-            f"the golden {path} holds {stored_kinds}, expected {expected}. Build the bundle again."
-        )
-    return golden
+            f"cannot read the golden {path}: {error}. Build the bundle again."
+        ) from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, dtype: str, shape: Shape) -> NDArray[Any]:
+    """One array of a `.npz` archive, of this type and shape. Raises: ValueError and others."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    entry = archive.getinfo(f"{name}.npy")
+    # Python reads these two piece by piece; of the others a few bytes may unpack to many at once.
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is compressed in a way that is not read")
+    with archive.open(entry) as stream:
+        readers = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
+        found, fortran, kind = readers[read_magic(stream)](stream)
+        if (kind, found, fortran) != (np.dtype(dtype), shape, False):
+            raise ValueError(f"{name} is {kind.name} {list(found)}, expected {dtype} {list(shape)}")
+        content = stream.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"{name} has not {size} bytes")
+    return np.frombuffer(content, dtype).reshape(shape)

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import DamagedBundleError, SchemaError
-from runtime.files import (
-    File,
-    check_content,
-    check_path,
-    check_presence,
-    describe_file,
-    sha256_of,
+from runtime.errors import DamagedBundleError
+from runtime.files import File, check_content, check_presence, describe_file, sha256_of
+from runtime.manifest_check import (
+    LARGEST_MEAN_TOLERANCE,
+    LARGEST_TOLERANCE,
+    check_paths,
+    check_values,
 )
 from runtime.manifest_json import (
     MANIFEST,
@@ -61,9 +60,6 @@ __all__ = [
 ]
 
 Shape = tuple[int, ...]
-# Of values in [0,1]. A golden with a wider mean proves nothing. In half precision and int8 the
-# error of single pixels may be large.
-LARGEST_TOLERANCE, LARGEST_MEAN_TOLERANCE = 0.8, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,14 +223,18 @@ class Manifest:
         """The first (today: the only) task."""
         return TASKS[self.tasks[0]]
 
+    @property
+    def checksum(self) -> str:
+        """SHA-256 in hex over all that the manifest says, the files' checksums among it."""
+        return checksum({"schema": SCHEMA, **dataclasses.asdict(self)})
+
     def save(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`; the text carries its own checksum, so that no
         flipped bit goes unseen.
 
         Raises: OSError.
         """
-        body = {"schema": SCHEMA, **dataclasses.asdict(self)}
-        body["manifest_sha256"] = checksum(body)
+        body = {"schema": SCHEMA, **dataclasses.asdict(self), "manifest_sha256": self.checksum}
         (folder / MANIFEST).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -244,6 +244,16 @@ class Manifest:
 
         Raises: SchemaError, UnsafePathError, DamagedBundleError.
         """
+        manifest = cls.read(folder)
+        for file in manifest.files:
+            check_presence(folder, file)
+        return manifest
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """As `load`, without a look at the other files. Raises: SchemaError, UnsafePathError,
+        DamagedBundleError.
+        """
         path = folder / MANIFEST
         body = read_json(folder)
         carried = body.pop("manifest_sha256", None)
@@ -251,10 +261,8 @@ class Manifest:
         body = upgrade(body, path)
         check_requires(body.get("requires", []), (f.name for f in dataclasses.fields(cls)), path)
         manifest: Manifest = parse(cls, body, MANIFEST)
-        _check_paths(manifest)
-        _check_values(manifest)
-        for file in manifest.files:
-            check_presence(folder, file)
+        check_paths(manifest)
+        check_values(manifest)
         if carried != actual:
             raise DamagedBundleError(
                 f"{path} was changed after it was written: it carries checksum {carried!r} and "
@@ -285,80 +293,3 @@ def noise_shape(bucket: Bucket, latent: Latent) -> Shape:
 def output_shapes(bucket: Bucket, tasks: Iterable[str]) -> dict[str, Shape]:
     """Shapes of the float32 outputs: one [1,channels,H,W] for each task, named by the task."""
     return {name: (1, TASKS[name].channels, bucket.height, bucket.width) for name in tasks}
-
-
-def _named_paths(manifest: Manifest) -> set[str]:
-    """The files that the manifest uses by name."""
-    paths = {manifest.golden.file, *(bucket.graph for bucket in manifest.buckets)}
-    paths |= {bucket.engine for bucket in manifest.buckets if bucket.engine is not None}
-    if manifest.quantisation is not None:
-        paths.add(manifest.quantisation.policy)
-    return paths
-
-
-def _check_paths(manifest: Manifest) -> None:
-    """Raises: UnsafePathError, SchemaError for a file that is used but not listed."""
-    listed, named = {file.path for file in manifest.files}, _named_paths(manifest)
-    for path in sorted(listed | named):
-        check_path(path)
-    if unlisted := sorted(named - listed):
-        raise SchemaError(
-            f"{MANIFEST}: files {unlisted} are used but not listed in `files`. "
-            "Build the bundle again."
-        )
-
-
-def _check_values(manifest: Manifest) -> None:
-    """Refuse a manifest whose parts contradict each other. Raises: SchemaError."""
-    problems = [*_odd_lists(manifest), *_odd_numbers(manifest)]
-    if manifest.mode not in ("d", "g"):
-        problems.append(f"unknown mode {manifest.mode!r}; known: 'd', 'g'")
-    if set(manifest.outputs) != set(manifest.tasks):
-        problems.append(
-            f"`outputs` describes {sorted(manifest.outputs)}, the tasks are {manifest.tasks}"
-        )
-    if problems:
-        raise SchemaError(f"{MANIFEST}: {'; '.join(problems)}. Build the bundle again.")
-
-
-def _odd_lists(manifest: Manifest) -> list[str]:
-    """What is wrong with tasks, buckets and files, in words."""
-    problems = []
-    if unknown := [task for task in manifest.tasks if task not in TASKS]:
-        problems.append(f"unknown tasks {unknown}; known: {sorted(TASKS)}")
-    if not manifest.buckets or not manifest.tasks:
-        problems.append("a bundle needs at least one bucket and one task")
-    for name, items in (
-        ("buckets", [str(bucket) for bucket in manifest.buckets]),
-        ("tasks", manifest.tasks),
-        ("files", [file.path for file in manifest.files]),
-    ):
-        if len(set(items)) < len(items):
-            problems.append(f"`{name}` names something twice: {items}")
-    return problems
-
-
-def _odd_numbers(manifest: Manifest) -> list[str]:
-    """What is wrong with sizes, tolerances and constants, in words."""
-    latent, golden, preprocess = manifest.latent, manifest.golden, manifest.preprocess
-    problems = [
-        f"bucket {bucket} is not a positive multiple of {latent.downscale}"
-        for bucket in manifest.buckets
-        if not _fits(bucket, latent.downscale)
-    ]
-    for name, value, largest in (
-        ("tolerance", golden.tolerance, LARGEST_TOLERANCE),
-        ("mean_tolerance", golden.mean_tolerance, LARGEST_MEAN_TOLERANCE),
-    ):
-        if not 0 < value <= largest:
-            problems.append(f"golden.{name} must lie in (0, {largest}], found {value!r}")
-    constants = (preprocess.scale, preprocess.offset, latent.scaling_factor)
-    if not np.isfinite(constants).all() or latent.channels < 1 or manifest.noise_seed < 0:
-        problems.append(
-            "constants must be finite, latent.channels positive and noise_seed not negative"
-        )
-    return problems
-
-
-def _fits(bucket: Bucket, cell: int) -> bool:
-    return cell > 0 and all(edge > 0 and edge % cell == 0 for edge in (bucket.height, bucket.width))

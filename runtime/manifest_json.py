@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import SchemaError
+from runtime.files import read_bounded
 from runtime.tasks import TASKS
 
 MANIFEST = "manifest.json"
 # The format that is written, and the oldest that is read.
 SCHEMA, OLDEST_SCHEMA = 4, 3
+_LARGEST = 4 << 20  # bytes of a manifest
 # What `requires` may name beside the manifest's own fields.
 FEATURES: frozenset[str] = frozenset()
 
@@ -27,13 +30,12 @@ FEATURES: frozenset[str] = frozenset()
 def read_json(folder: Path) -> dict[str, Any]:
     """The object in the folder's manifest, as it lies there. Raises: SchemaError."""
     path = folder / MANIFEST
+    if not path.exists():  # nor a link to something that exists
+        raise SchemaError(_no_manifest(folder))
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SchemaError(
-            f"{folder} is not a bundle: it has no {MANIFEST}. "
-            "Build one with `python export/build_engine.py CHECKPOINT`."
-        ) from None
+        text = read_bounded(path, _LARGEST).decode()
+        body = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
     except (OSError, ValueError, RecursionError) as error:
         raise SchemaError(
             f"cannot read {path}: {error}. Copy or build the bundle again."
@@ -43,6 +45,24 @@ def read_json(folder: Path) -> dict[str, Any]:
             f"{path} holds {type(body).__name__}, not an object. Copy or build the bundle again."
         )
     return body
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _no_manifest(folder: Path) -> str:
+    if folder.is_file():
+        return f"{folder} is a file; a bundle is a folder: pass {folder.absolute().parent}."
+    if not folder.is_dir():
+        return f"there is no folder {folder}."
+    return (
+        f"{folder} is not a bundle: it has no {MANIFEST}. "
+        "Build one with `python export/build_engine.py CHECKPOINT`."
+    )
 
 
 def checksum(body: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,14 @@ def has_vnni() -> bool:
     return not cpu.exists() or any(
         word in cpu.read_text() for word in ("vnni", "amx_int8", "i8mm", "asimddp")
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tests' own cache folder, for subprocesses too."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LOTUS_EDGE_CACHE"] = str(folder)
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from conftest import build_bundle, write_null_bundle
 
 from export.targets import TARGETS
 from runtime import LotusEngine
-from runtime.backends import BACKENDS, installed
+from runtime.backends import BACKENDS, Session, installed
 from runtime.engine import draw_noise
 from runtime.errors import (
     BackendError,
@@ -58,8 +59,8 @@ def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         if name in TARGETS and name != "onnxruntime":
             return _built_for(name, request, tmp_path_factory.mktemp(name))
         both = {mode: request.getfixturevalue(f"bundle_{mode}") for mode in ("d", "g")}
-        with LotusEngine(both["d"], backend=name) as engine:
-            engine._session(engine.manifest.buckets[0])
+        with LotusEngine(both["d"], backend=name) as engine, first(engine):
+            pass
     except DeviceMissingError as error:
         pytest.skip(f"never run here: {error}")
     except BackendError as error:
@@ -94,6 +95,11 @@ def _built_for(name: str, request: pytest.FixtureRequest, folder: Path) -> Bundl
         seed=7,
     )
     return Bundles(backend=name, d=d, g=g)
+
+
+def first(engine: LotusEngine) -> AbstractContextManager[Session]:
+    """The session of the engine's first bucket."""
+    return engine._sessions.lease(engine.manifest.buckets[0])
 
 
 @pytest.mark.slow
@@ -137,8 +143,7 @@ class TestContract:
         assert np.abs(default.values - other.values).max() > 1e-3
 
     def test_wrong_inputs_are_refused_before_the_vendor_sees_them(self, bundles: Bundles) -> None:
-        with LotusEngine(bundles.g, backend=bundles.backend) as engine:
-            session = engine._session(engine.manifest.buckets[0])
+        with LotusEngine(bundles.g, backend=bundles.backend) as engine, first(engine) as session:
             image, noise = (
                 np.zeros(session.input_shapes[name], np.float32) for name in ("image", "noise")
             )
@@ -152,10 +157,12 @@ class TestContract:
                     session(feeds)
 
     def test_nan_inputs_are_refused(self, bundles: Bundles) -> None:
-        with LotusEngine(bundles.d, backend=bundles.backend) as engine:
-            session = engine._session(engine.manifest.buckets[0])
-            with pytest.raises(BackendError, match=r"input of bucket .* holds NaN"):
-                session({"image": np.full(session.input_shapes["image"], np.nan, np.float32)})
+        with (
+            LotusEngine(bundles.d, backend=bundles.backend) as engine,
+            first(engine) as session,
+            pytest.raises(BackendError, match=r"input of bucket .* holds NaN"),
+        ):
+            session({"image": np.full(session.input_shapes["image"], np.nan, np.float32)})
 
     def test_damaged_model(self, bundles: Bundles, photo: np.ndarray, tmp_path: Path) -> None:
         if bundles.backend == "null":

@@ -37,11 +37,21 @@ BACKENDS = {
             module="onnxruntime",
             package="onnxruntime",
             extra="gpu",
+            on_gpu=True,
             option="CUDAExecutionProvider",
         ),
         Backend(name="openvino", module="openvino", package="openvino", extra="openvino"),
-        Backend(name="tensorrt", module="tensorrt", package="tensorrt", extra="gpu", hint=_JETSON),
-        Backend(name="tensorrt-rtx", module="tensorrt", package="tensorrt_rtx", extra="rtx"),
+        Backend(
+            name="tensorrt",
+            module="tensorrt",
+            package="tensorrt",
+            extra="gpu",
+            hint=_JETSON,
+            on_gpu=True,
+        ),
+        Backend(
+            name="tensorrt-rtx", module="tensorrt", package="tensorrt_rtx", extra="rtx", on_gpu=True
+        ),
         Backend(name="null", module="null"),
     )
 }
@@ -70,15 +80,26 @@ def find_backend(name: str) -> Backend:
     return backend
 
 
-def open_session(name: str, folder: Path, manifest: Manifest, bucket: Bucket) -> Session:
+def open_session(
+    name: str,
+    folder: Path,
+    manifest: Manifest,
+    bucket: Bucket,
+    *,
+    model_folder: Path | None = None,
+) -> Session:
     """Open one bucket of the bundle in `folder` with the backend of this name.
+
+    The vendor reads the bucket's files in `model_folder`, where they do not lie in `folder`.
 
     Raises: BackendMissingError as `find_backend`, or when the package does not load; BackendError
     and DamagedBundleError when the backend refuses the bucket's model.
     """
     backend = find_backend(name)
     module = importlib.import_module(f"runtime.backends.{backend.module}")
-    session: Session = module.BackendSession(folder, manifest, bucket, backend)
+    session: Session = module.BackendSession(
+        folder, manifest, bucket, backend, model_folder=model_folder
+    )
     return session
 
 

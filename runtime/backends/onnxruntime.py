@@ -64,7 +64,7 @@ class BackendSession(Session):
             )
         if provider == _CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any
-        path = self.folder / self.bucket.graph
+        path = self.model_folder / self.bucket.graph
         options = session_options(ort, own_graph=self.manifest.target == self.backend.name)
         if provider == _CUDA:
             # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.

@@ -43,7 +43,7 @@ class BackendSession(Session):
 
     def _open(self) -> Shapes:
         openvino = import_vendor(self.backend)
-        path = self.folder / self.bucket.graph
+        path = self.model_folder / self.bucket.graph
         if self.manifest.precision not in _PRECISION_HINT:
             raise BackendError(
                 f"backend 'openvino' runs precisions {sorted(_PRECISION_HINT)}, the bundle is "

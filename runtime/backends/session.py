@@ -25,7 +25,8 @@ class Backend:
 
     `module` is our file in runtime/backends. `package` is the vendor's Python package ("" where
     none is needed), `extra` the extra of lotus-edge that installs it, `hint` what else to know
-    about installing it. `option` is what the module needs to tell its backends apart.
+    about installing it. `option` is what the module needs to tell its backends apart. `on_gpu`:
+    it runs on an NVIDIA GPU.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Backend:
     extra: str = ""
     option: str = ""
     hint: str = ""
+    on_gpu: bool = False
 
     @property
     def how_to_install(self) -> str:
@@ -46,12 +48,22 @@ class Session(ABC):
 
     A backend fills three hooks: `_open` (load the file, return the shapes the vendor reports,
     inputs and outputs in one dict), `_run` (float32 arrays in, float32 arrays out, both by tensor
-    name) and `_close`. `backend` is the entry in `BACKENDS` by which the session was opened.
+    name) and `_close`. `model_folder` is where the vendor finds the bucket's files while it opens
+    them, `folder` the bundle. `backend` is the entry in `BACKENDS` by which the session was opened.
     Vendor errors leave the hooks as BackendError, with the vendor's words.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, bucket: Bucket, backend: Backend) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        bucket: Bucket,
+        backend: Backend,
+        *,
+        model_folder: Path | None = None,
+    ) -> None:
         self.folder = folder
+        self.model_folder = folder if model_folder is None else model_folder
         self.manifest = manifest
         self.bucket = bucket
         self.backend = backend

@@ -228,7 +228,7 @@ class BackendSession(Session):
             and info.compute_capability != compute_capability()
         ):
             raise self._foreign(info, f"{here} with compute capability {compute_capability()}")
-        return self.folder / self.bucket.engine
+        return self.model_folder / self.bucket.engine
 
     def _foreign(self, info: EngineInfo, here: str) -> ForeignEngineError:
         capability = info.compute_capability or "(any)"

@@ -1,0 +1,71 @@
+"""What of a machine decides how a backend answers: library versions, driver, device, CPU kind."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from runtime.backends.session import Backend, import_vendor
+
+# Settings of the vendors' libraries that change what they compute.
+_SWITCHES = ("ONEDNN_", "DNNL_", "OV_", "OPENVINO_", "ORT_", "NVIDIA_TF32", "CUBLAS_", "CUDNN_")
+
+
+def describe_machine(backend: Backend) -> dict[str, str]:
+    """The facts, by name, by which a proof of this backend holds on this machine."""
+    facts = {
+        "backend": backend.name,
+        "version": str(getattr(import_vendor(backend), "__version__", "unknown"))
+        if backend.package
+        else "",
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+    }
+    if backend.on_gpu:
+        facts["gpu"] = _gpu()
+    switches = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_SWITCHES)}
+    return facts | ({"switches": str(switches)} if switches else {})
+
+
+@functools.cache
+def _cpu() -> str:
+    """Model and instruction sets: a virtual machine may hide some of a model's."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    names = ("model name", "Model", "Hardware", "CPU implementer", "CPU part", "stepping")
+    words = [facts[name] for name in names if facts.get(name)]
+    flags = " ".join(sorted((facts.get("flags") or facts.get("Features") or "").split()))
+    return f"{', '.join(words)}; flags {hashlib.sha256(flags.encode()).hexdigest()[:12]}"
+
+
+@functools.cache
+def _gpu() -> str:
+    """Driver and device 0, as the NVIDIA driver tells; "none" without a driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return "none"
+    version, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    driver.cuInit(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGetName(name, len(name), device)
+    build = ""
+    for path in ("/proc/driver/nvidia/version", "/etc/nv_tegra_release"):
+        if Path(path).is_file():
+            build = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+            break
+    return f"{name.value.decode(errors='replace')}, CUDA {version.value}, build {build}"

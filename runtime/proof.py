@@ -1,0 +1,71 @@
+"""A bundle proves itself before its first answer on a machine that it does not know yet.
+
+Library versions exist that answer wrong and look right. So the golden sample runs by itself the
+first time a bundle meets a library version, driver, device or CPU kind. A passed proof is
+remembered (runtime/cache.py); a failed one is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+from runtime.backends.session import Backend, Session
+from runtime.cache import recall, remember
+from runtime.errors import VerificationError
+from runtime.golden import check_tolerance, golden_error
+from runtime.machine import describe_machine
+from runtime.manifest import Bucket, Manifest
+
+OFF = "LOTUS_EDGE_PROVE"
+_KIND = "proofs"
+
+
+def prove(session: Session) -> None:
+    """Run the golden sample of an opened bucket, unless this machine has a proof of it.
+
+    Costs one prediction (two where a vendor captures its second run). The environment variable
+    LOTUS_EDGE_PROVE=0 switches it off. Raises: VerificationError, DamagedBundleError,
+    BackendError.
+    """
+    if os.environ.get(OFF) == "0" or not session.backend.package:
+        return
+    key = _key(session.manifest, session.bucket, session.backend)
+    if recall(_KIND, key):
+        return
+    here = f"{session.backend.name} {key['machine']['version']}"
+    _notice(
+        f"lotus-edge: first use of {session.manifest.name} ({session.bucket}) with {here} on this "
+        "machine: running its golden sample"
+    )
+    try:
+        check_tolerance(
+            {str(session.bucket): golden_error(session)},
+            session.backend.name,
+            session.manifest.golden,
+        )
+    except VerificationError as error:
+        raise VerificationError(f"{here}: {error}") from error
+    remember(_KIND, key, True)
+
+
+def remember_proof(manifest: Manifest, bucket: Bucket, backend: Backend) -> None:
+    """Note that the golden of this bucket passed on this machine. Raises: BackendMissingError."""
+    if backend.package:
+        remember(_KIND, _key(manifest, bucket, backend), True)
+
+
+def _key(manifest: Manifest, bucket: Bucket, backend: Backend) -> dict[str, Any]:
+    return {
+        "bundle": manifest.checksum,
+        "bucket": str(bucket),
+        "machine": describe_machine(backend),
+    }
+
+
+def _notice(line: str) -> None:
+    """One line on stderr, where somebody listens."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{line}\n")

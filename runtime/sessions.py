@@ -1,0 +1,144 @@
+"""The opened buckets of an engine: shared by threads, bounded in number, opened once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from runtime.backends.session import Session
+from runtime.errors import BackendError, DeadlineError
+from runtime.manifest import Bucket
+
+T = TypeVar("T")
+
+
+class Sessions:
+    """At most `most` open sessions, the least recently used of which makes room for a new one.
+
+    `open_bucket` opens one; it is called by one thread at a time.
+    """
+
+    def __init__(self, open_bucket: Callable[[Bucket], Session], most: int) -> None:
+        self._open_bucket = open_bucket
+        self._most = most
+        self._sessions: OrderedDict[Bucket, Session] = OrderedDict()
+        self._users: dict[Bucket, int] = {}
+        self._changed = threading.Condition()
+        self._opening = False
+        self._closed = False
+        self._given_up: DeadlineError | None = None
+        self._process = os.getpid()
+
+    @contextmanager
+    def lease(self, bucket: Bucket) -> Iterator[Session]:
+        """The bucket's session, which stays open for as long as the block lasts.
+
+        Raises: BackendError when closed, or in a process that was forked; what opening raises.
+        """
+        session = self._take(bucket)
+        try:
+            yield session
+        finally:
+            with self._changed:
+                self._users[bucket] -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait for the answers that are under way, then close every session. Safe to call twice."""
+        if os.getpid() != self._process:  # what a fork copied is not ours to release
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._opening and not any(self._users.values()))
+            sessions = list(self._sessions.values())
+            self._sessions.clear()
+        for session in sessions:
+            session.close()
+
+    def release_idle(self) -> None:
+        """Close the sessions that nobody uses; they are opened again when they are needed."""
+        with self._changed:
+            sessions = [self._sessions.pop(bucket) for bucket in self._idle()]
+        for session in sessions:
+            session.close()
+
+    def _take(self, bucket: Bucket) -> Session:
+        if os.getpid() != self._process:
+            raise BackendError(
+                "this engine was opened before the process was forked, and what the inference "
+                "engine started did not come along: open the bundle again in each process, or "
+                "start processes with the method 'spawn'"
+            )
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise BackendError("the engine is closed; open the bundle again")
+                if self._given_up is not None:  # its thread still runs: do not start another
+                    raise self._given_up
+                if bucket in self._sessions:
+                    self._sessions.move_to_end(bucket)
+                    self._users[bucket] += 1
+                    return self._sessions[bucket]
+                if not self._opening and (len(self._sessions) < self._most or self._idle()):
+                    break
+                self._changed.wait()
+            self._opening = True
+            surplus = []
+            while len(self._sessions) >= self._most:
+                idle = self._idle()
+                surplus.append(self._sessions.pop(idle[0]))
+        session: Session | None = None
+        try:
+            for old in surplus:  # before the new one: both at once might not fit
+                old.close()
+            session = self._open_bucket(bucket)
+        except DeadlineError as error:
+            self._given_up = error
+            raise
+        finally:
+            with self._changed:
+                self._opening = False
+                if session is not None:
+                    self._sessions[bucket] = session
+                    self._users[bucket] = 1
+                self._changed.notify_all()
+        return session
+
+    def _idle(self) -> list[Bucket]:
+        """Opened buckets that nobody uses, the least recently used first."""
+        return [bucket for bucket in self._sessions if not self._users[bucket]]
+
+
+def within(deadline: float | None, what: str, work: Callable[[], T]) -> T:
+    """The answer of `work`, or an error after `deadline` seconds (None: no deadline).
+
+    An inference engine cannot be interrupted: its thread is left behind, and ends with the
+    process. Raises: DeadlineError, and what `work` raises.
+    """
+    if deadline is None:
+        return work()
+    answers: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(work())
+        except BaseException as error:  # handed to the caller
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name=f"lotus-edge: {what}")
+    thread.start()
+    thread.join(deadline)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise DeadlineError(
+            f"{what} took more than {deadline:g} s. Its thread cannot be stopped and goes on; do "
+            "not use this bundle, or end the process."
+        )
+    return answers[0]

@@ -1,0 +1,179 @@
+"""One engine, several threads, several buckets: right, bounded, and closed in order."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_null_bundle
+
+from runtime import LotusEngine
+from runtime.backends.null import BackendSession
+from runtime.backends.session import Arrays
+from runtime.errors import BackendError, DeadlineError, ImageError
+from runtime.manifest import Bucket
+
+
+def sized(bundle_folder: Path, count: int) -> list[np.ndarray]:
+    """One image for each of `count` buckets of the bundle."""
+    return [np.full((8 * (8 + n), 64, 3), 17 * n, np.uint8) for n in range(count)]
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A null bundle of five buckets."""
+    buckets = [Bucket(height=8 * (8 + n), width=64, graph="model-64x96.onnx") for n in range(5)]
+    return write_null_bundle(tmp_path / "many", buckets=buckets)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_no_more_than_max_open_buckets_are_open(
+    many: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[Bucket] = []
+    seen: list[int] = []
+    start, stop = BackendSession._open, BackendSession._close
+
+    def opened(session: BackendSession) -> dict[str, tuple[int, ...]]:
+        alive.append(session.bucket)
+        seen.append(len(alive))
+        return start(session)
+
+    def closed(session: BackendSession) -> None:
+        if session.bucket in alive:
+            alive.remove(session.bucket)
+        stop(session)
+
+    monkeypatch.setattr(BackendSession, "_open", opened)
+    monkeypatch.setattr(BackendSession, "_close", closed)
+    images = sized(many, 5)
+    with LotusEngine(many, max_open=most) as engine:
+        wanted = [engine(image).values for image in images]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda n: engine(images[n % 5]).values, range(60)))
+    for n, values in enumerate(found):
+        assert np.array_equal(values, wanted[n % 5])
+    assert max(seen) == most
+    assert not alive
+
+
+def test_the_least_recently_used_bucket_makes_room(many: Path) -> None:
+    images = sized(many, 3)
+    with LotusEngine(many, max_open=2) as engine:
+        for n in (0, 1, 0, 2):
+            engine(images[n])
+        assert [b.height for b in engine._sessions._sessions] == [64, 80]
+
+
+def test_closing_waits_for_predictions_under_way(
+    null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, answered = threading.Event(), BackendSession._run
+
+    def slow(session: BackendSession, inputs: Arrays) -> Arrays:
+        running.set()
+        time.sleep(0.3)
+        return answered(session, inputs)
+
+    monkeypatch.setattr(BackendSession, "_run", slow)
+    engine = LotusEngine(null_bundle)
+    with ThreadPoolExecutor(1) as pool:
+        prediction = pool.submit(engine, photo)
+        running.wait()
+        engine.close()
+        assert prediction.done() or prediction.result(1) is not None
+    with pytest.raises(BackendError, match="closed"):
+        engine(photo)
+    engine.close()
+
+
+def test_pickling_and_copying_say_what_to_do(null_bundle: Path) -> None:
+    with LotusEngine(null_bundle) as engine:
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(BackendError, match="in each process"):
+                attempt(engine)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_is_told_to_open_the_bundle_itself(
+    null_bundle: Path, photo: np.ndarray
+) -> None:
+    with LotusEngine(null_bundle) as engine:
+        engine(photo)
+        child = os.fork()
+        if child == 0:  # no assertion may leave the child
+            status = 1
+            try:
+                engine(photo)
+            except BackendError as error:
+                status = 0 if "forked" in str(error) else 2
+            finally:
+                engine.close()
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        engine(photo)
+
+
+def test_a_deadline_for_opening_and_for_the_golden(
+    null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that never ends, the worst that a bundle can hold."""
+    released, opened = threading.Event(), BackendSession._open
+
+    def hangs(session: BackendSession) -> dict[str, tuple[int, ...]]:
+        released.wait(10)
+        return opened(session)
+
+    monkeypatch.setattr(BackendSession, "_open", hangs)
+    with LotusEngine(null_bundle, deadline=0.2) as engine:
+        for _ in range(2):  # the second does not start another thread
+            with pytest.raises(DeadlineError, match=r"more than 0\.2 s"):
+                engine(photo)
+    assert sum("opening" in thread.name for thread in threading.enumerate()) == 1
+    released.set()
+    with LotusEngine(null_bundle, deadline=5) as engine:
+        assert engine(photo).values.shape == photo.shape[:2]
+        engine.verify()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_open": 0}, {"parallel": 1.5}, {"parallel": True}, {"deadline": 0}, {"deadline": -1.0}],
+)
+def test_settings_that_make_no_sense(null_bundle: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(BackendError, match=next(iter(wrong))):
+        LotusEngine(null_bundle, **wrong)
+
+
+def test_one_bad_picture_of_a_list_does_not_lose_the_others(
+    null_bundle: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    pictures = [photo, tmp_path / "none.png", photo]
+    with LotusEngine(null_bundle) as engine:
+        first, bad, last = engine(pictures, on_error="return")
+        assert isinstance(bad, ImageError)
+        assert "none.png" in str(bad)
+        assert np.array_equal(first.values, last.values)
+        with pytest.raises(ImageError, match=r"none\.png"):
+            engine(pictures)
+        with pytest.raises(ImageError, match="on_error"):
+            engine(pictures, on_error="ignore")
+
+
+def test_a_seed_that_does_nothing_is_refused(
+    null_bundle: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    with LotusEngine(null_bundle) as engine, pytest.raises(ImageError, match="mode D"):
+        engine(photo, seed=1)
+    generator = write_null_bundle(tmp_path / "g", mode="g")
+    with LotusEngine(generator) as engine:
+        noise = np.zeros(engine.manifest.noise_shape(engine.manifest.buckets[1]), np.float32)
+        with pytest.raises(ImageError, match="not both"):
+            engine(photo.transpose(1, 0, 2)[:, :170], seed=1, noise=noise)
