@@ -60,8 +60,9 @@ def real_file(path: Path) -> Path:
         real = Path(os.path.realpath(path, strict=True))
         kind = real.stat().st_mode
     except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else error.strerror or error
-        raise DamagedBundleError(f"{path}: {reason}. Copy or build the bundle again.") from error
+        missing = isinstance(error, FileNotFoundError)
+        reason = "is missing" if missing else f"cannot be read ({error.strerror or error})"
+        raise DamagedBundleError(f"{path} {reason}. Copy or build the bundle again.") from error
     if not stat.S_ISREG(kind):
         raise DamagedBundleError(
             f"{path} is no regular file ({stat.filemode(kind)}). Copy or build the bundle again."

@@ -7,10 +7,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +24,10 @@ import pytest
 from conftest import ROOT, write_null_bundle
 from PIL import Image
 
+import runtime.layout
 from runtime import LotusEngine, Prediction
 from runtime.__main__ import main as lotus_edge
+from runtime.backends.null import BackendSession
 from runtime.errors import LotusError
 from runtime.manifest import Bucket, EngineInfo, Manifest, describe_file
 
@@ -217,7 +222,70 @@ def in_place(t: Try) -> None:
     t.command("predict", t.bundle, t.folder, "--output", t.folder)
 
 
+def no_regular_file(t: Try) -> None:
+    (t.bundle / "golden.npz").unlink()
+    (t.bundle / "golden.npz").mkdir()
+    t.open()
+
+
+def no_links(t: Try) -> None:
+    def refuse(*words: object, **settings: object) -> None:
+        raise OSError("no links")
+
+    (t.bundle / "golden.npz").rename(t.folder / "golden.npz")
+    (t.bundle / "golden.npz").symlink_to(t.folder / "golden.npz")
+    t.patch.setattr(os, "link", refuse)
+    t.patch.setattr(runtime.layout, "_SMALL", 0)
+    t.predict()
+
+
+def exchanged(t: Try) -> None:
+    opened = BackendSession._open
+
+    def touched(session: BackendSession) -> dict[str, tuple[int, ...]]:
+        (t.bundle / "golden.npz").touch()
+        return opened(session)
+
+    t.patch.setattr(BackendSession, "_open", touched)
+    t.predict()
+
+
+def too_slow(t: Try) -> None:
+    opened = BackendSession._open
+
+    def slow(session: BackendSession) -> dict[str, tuple[int, ...]]:
+        time.sleep(0.2)
+        return opened(session)
+
+    t.patch.setattr(BackendSession, "_open", slow)
+    with LotusEngine(t.bundle, deadline=0.05) as engine:
+        engine(RGB)
+
+
+def forked(t: Try) -> None:
+    with LotusEngine(t.bundle) as engine:
+        t.patch.setattr(os, "getpid", lambda: -1)  # what a child would see
+        try:
+            engine(RGB)
+        finally:
+            t.patch.undo()
+
+
+def pickled(t: Try) -> None:
+    with LotusEngine(t.bundle) as engine:
+        pickle.dumps(engine)
+
+
 ROWS: dict[str, Callable[[Try], object]] = {
+    "there is no folder": lambda t: t.open(t.folder / "nothing"),
+    "a bundle is a folder": lambda t: t.open(t.bundle / "model-64x96.onnx"),
+    "is no regular file": no_regular_file,
+    "put together without copying": no_links,
+    "was changed while it was opened": exchanged,
+    "Its thread cannot be stopped": too_slow,
+    "before the process was forked": forked,
+    "cannot be pickled or copied": pickled,
+    "this bundle is of mode D, which answers the same": lambda t: t.predict(seed=1),
     "is not a bundle: it has no manifest.json": lambda t: t.open(t.folder),
     "has schema": no_schema,
     "was changed after it was written": changed,

@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 from conftest import ROOT
 
+from runtime import manifest_check
 from runtime.errors import DamagedBundleError, SchemaError
 from runtime.manifest import (
     MANIFEST,
@@ -148,6 +149,20 @@ def test_what_is_written_obeys_the_json_schema(null_bundle: Path) -> None:
     validator.validate(body)
     for change in ({"schema": 3}, {"mode": "x"}, {"opset": "23"}, {"engine": {}}, {"files": [{}]}):
         assert not validator.is_valid(body | change), change
+
+
+def test_the_bounds_of_the_json_schema_are_those_of_the_code() -> None:
+    kinds, top = JSON_SCHEMA["$defs"], JSON_SCHEMA["properties"]
+    for name in ("height", "width"):
+        assert kinds["Bucket"]["properties"][name]["maximum"] == manifest_check.LARGEST_EDGE
+    latent = kinds["Latent"]["properties"]
+    assert latent["channels"]["maximum"] == manifest_check.LARGEST_CHANNELS
+    assert latent["downscale"]["maximum"] == manifest_check.LARGEST_CELL
+    for entry in (latent["scaling_factor"], *kinds["Preprocess"]["properties"].values()):
+        assert entry["maximum"] == -entry["minimum"] == manifest_check.LARGEST_CONSTANT
+    assert top["buckets"]["maxItems"] == manifest_check.MOST_BUCKETS
+    assert top["files"]["maxItems"] == manifest_check.MOST_FILES
+    assert top["noise_seed"]["exclusiveMaximum"] == manifest_check.LARGEST_SEED
 
 
 def test_a_stored_manifest_of_format_4_stays_readable(tmp_path: Path) -> None:
