@@ -1,0 +1,249 @@
+"""The backends' contract with other library versions: `python -m benchmarks.versions`.
+
+Each line runs in a virtual environment of its own with exactly the named versions: the tests of
+tests/test_runtime_contract.py, or, for a version that is known to answer wrong, one prediction,
+which must be refused. Bundles are built once, in the environment at hand. Environments are kept
+below out/versions/, so that a run that was stopped goes on quickly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.rows import ROOT, parse_arguments, write_rows
+from export.pipeline import build
+from export.progress import Progress
+from export.settings import BuildSettings
+from runtime.errors import LotusError
+
+FOLDER = ROOT / "out" / "versions"
+CONTRACT = "tests/test_runtime_contract.py"
+BUNDLES = "LOTUS_EDGE_CONTRACT"
+"""Names the folder of ready bundles to the tests."""
+TOOLS = ("pytest>=8",)
+NEW = {"python": "3.11", "numpy": "2.4.6", "pillow": "13.0.0"}
+"""What the project is developed with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One environment. `right`: the contract must hold; otherwise a prediction must be refused,
+    or, with `unlisted`, found wrong by its golden sample: the table of known versions is emptied.
+    """
+
+    backend: str
+    version: str
+    python: str = NEW["python"]
+    numpy: str = NEW["numpy"]
+    pillow: str = NEW["pillow"]
+    opset: int = 23
+    right: bool = True
+    unlisted: bool = False
+
+    @property
+    def packages(self) -> list[str]:
+        """What pip installs."""
+        return [
+            f"numpy=={self.numpy}",
+            f"pillow=={self.pillow}",
+            f"{self.backend}=={self.version}",
+            *(TOOLS if self.right else ()),
+        ]
+
+    @property
+    def name(self) -> str:
+        """Of the environment's folder."""
+        words = ["py" + self.python, "numpy" + self.numpy, "pillow" + self.pillow]
+        return "-".join([*words, self.backend + self.version])
+
+
+LINES = (
+    Line(backend="onnxruntime", version="1.23.0"),
+    Line(backend="onnxruntime", version="1.31.1"),
+    Line(backend="openvino", version="2026.3.0"),
+    Line(backend="openvino", version="2026.4.1"),
+    Line(backend="openvino", version="2025.4.0", opset=20),
+    Line(backend="openvino", version="2026.2.1", opset=20),
+    Line(backend="openvino", version="2025.4.0", right=False),
+    Line(backend="openvino", version="2026.1.0", right=False),
+    Line(backend="openvino", version="2026.2.0", right=False),
+    Line(backend="openvino", version="2026.2.1", right=False),
+    Line(backend="openvino", version="2026.2.1", right=False, unlisted=True),
+    Line(backend="onnxruntime", version="1.31.1", numpy="1.26.0", pillow="12.2.0"),
+    Line(backend="openvino", version="2026.4.1", numpy="1.26.0", pillow="12.2.0"),
+    Line(backend="onnxruntime", version="1.23.0", python="3.10", numpy="2.2.6", pillow="12.2.0"),
+    Line(backend="openvino", version="2026.4.1", python="3.10", numpy="2.2.6", pillow="12.2.0"),
+    Line(backend="onnxruntime", version="1.31.1", python="3.13"),
+    Line(backend="openvino", version="2026.4.1", python="3.13"),
+)
+
+
+def main() -> int:
+    """Run every line, print and save the table. Status 1 where one is not as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="lines whose environment has this in its name")
+    arguments = parse_arguments(parser)
+    lines = [line for line in LINES if arguments.only in line.name]
+    _build_bundles({line.opset for line in lines})
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        start = time.perf_counter()
+        outcome, fine = _run(line)
+        rows.append(
+            {
+                "backend": line.backend,
+                "version": line.version,
+                "opset": line.opset,
+                "python": line.python,
+                "numpy": line.numpy,
+                "pillow": line.pillow,
+                "expected": "right" if line.right else "refused",
+                "outcome": outcome,
+                "as_expected": fine,
+            }
+        )
+        seconds = time.perf_counter() - start
+        print(f"[{number}/{len(lines)}] {line.name} opset {line.opset}: {outcome} ({seconds:.0f} s)")
+    print(f"rows: {write_rows('versions', rows, dirty=arguments.dirty).name}")
+    return 0 if all(row["as_expected"] for row in rows) else 1
+
+
+def _run(line: Line) -> tuple[str, bool]:
+    """What came out, in words, and whether it is what must come out."""
+    try:
+        python = _environment(line)
+    except LotusError as error:
+        return f"not run: {error}", False
+    if line.right:
+        return _contract(line, python)
+    return _refusal(line, python)
+
+
+def _contract(line: Line, python: Path) -> tuple[str, bool]:
+    """The contract's tests of this backend."""
+    done = _call(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", CONTRACT, "-k", f"[{line.backend}]"],
+        {BUNDLES: str(_bundles(line.opset))},
+    )
+    summary = re.findall(r"\d+ (?:passed|failed|skipped|error)\w*", done.stdout.splitlines()[-1])
+    passed = done.returncode == 0 and any("passed" in word for word in summary)
+    return ", ".join(summary) or done.stdout[-300:], passed
+
+
+def _refusal(line: Line, python: Path) -> tuple[str, bool]:
+    """One prediction, which must end in an error and leave no map."""
+    output = FOLDER / "refused"
+    shutil.rmtree(output, ignore_errors=True)
+    bundle = _bundles(line.opset) / line.backend / "map"
+    words = ["predict", bundle, ROOT / "tiny" / "samples" / "room.png", "--output", output]
+    program = "import sys; from runtime.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    if line.unlisted:
+        program = (
+            "import dataclasses; from runtime.backends import BACKENDS; "
+            f"BACKENDS['{line.backend}'] = dataclasses.replace("
+            f"BACKENDS['{line.backend}'], known=()); {program}"
+        )
+    done = _call([python, "-c", program, *words], {"LOTUS_EDGE_CACHE": "off"})
+    errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    message = errors[-1] if errors else f"status {done.returncode}, no error"
+    fine = done.returncode == 1 and not list(output.rglob("*.npy"))
+    return message.removeprefix("error: ")[:200], fine and bool(errors)
+
+
+def _call(words: list[object], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", **variables}
+    return subprocess.run(
+        [str(word) for word in words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _environment(line: Line) -> Path:
+    """The interpreter of the line's environment, made where it is not there yet.
+
+    Raises: LotusError where there is no such Python, or pip fails.
+    """
+    folder = FOLDER / line.name
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if (folder / ".ready").exists():
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    for words in (
+        [_find_python(line.python), "-m", "venv", folder],
+        [python, "-m", "pip", "install", "--quiet", *line.packages],
+    ):
+        done = _call([*words], {})
+        if done.returncode:
+            raise LotusError(done.stderr.strip().splitlines()[-1])
+    (folder / ".ready").touch()
+    return python
+
+
+def _find_python(version: str) -> str:
+    """An interpreter of this version. Raises: LotusError."""
+    for candidate in _candidates(version):
+        done = subprocess.run(
+            [candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.stdout.strip() == version:
+            return candidate
+    raise LotusError(f"no Python {version} on this machine")
+
+
+def _candidates(version: str) -> Iterator[str]:
+    yield sys.executable
+    if found := shutil.which(f"python{version}"):
+        yield found
+    for folder in sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}*")):
+        yield str(folder / "bin" / "python")
+
+
+def _bundles(opset: int) -> Path:
+    return FOLDER / "bundles" / f"opset{opset}"
+
+
+def _build_bundles(opsets: set[int]) -> None:
+    """For each backend `d` and `g`, as the contract wants them, and `map`, a trained one."""
+    square, wide = (64, 64), (64, 104)
+    for opset in sorted(opsets):
+        for target in ("onnxruntime", "openvino"):
+            for name, checkpoint, sizes, seed in (
+                ("d", "tiny/depth-d", (square, wide), 0),
+                ("g", "tiny/normal-g", (square,), 7),
+                ("map", "tiny/disparity-d", ((256, 256),), 0),
+            ):
+                output = _bundles(opset) / target / name
+                if output.exists():
+                    continue
+                print(f"building {output.relative_to(ROOT)}")
+                with Progress(sys.stderr):
+                    build(
+                        BuildSettings(
+                            checkpoint=checkpoint,
+                            resolutions=sizes,
+                            target=target,
+                            opset=opset,
+                            seed=seed,
+                            output=output,
+                        )
+                    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
