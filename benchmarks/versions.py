@@ -112,7 +112,9 @@ def main() -> int:
             }
         )
         seconds = time.perf_counter() - start
-        print(f"[{number}/{len(lines)}] {line.name} opset {line.opset}: {outcome} ({seconds:.0f} s)")
+        print(
+            f"[{number}/{len(lines)}] {line.name} opset {line.opset}: {outcome} ({seconds:.0f} s)"
+        )
     print(f"rows: {write_rows('versions', rows, dirty=arguments.dirty).name}")
     return 0 if all(row["as_expected"] for row in rows) else 1
 
@@ -131,7 +133,17 @@ def _run(line: Line) -> tuple[str, bool]:
 def _contract(line: Line, python: Path) -> tuple[str, bool]:
     """The contract's tests of this backend."""
     done = _call(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", CONTRACT, "-k", f"[{line.backend}]"],
+        [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            CONTRACT,
+            "-k",
+            f"[{line.backend}]",
+        ],
         {BUNDLES: str(_bundles(line.opset))},
     )
     summary = re.findall(r"\d+ (?:passed|failed|skipped|error)\w*", done.stdout.splitlines()[-1])
