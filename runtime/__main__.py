@@ -8,17 +8,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
+from runtime.batch import find_pictures, predict_all
+from runtime.console import prepare, release, say, show
 from runtime.engine import LotusEngine
-from runtime.errors import ImageError, LotusError, OutputError
-from runtime.image import IMAGE_SUFFIXES
+from runtime.errors import LotusError
 from runtime.manifest import EngineInfo, Manifest
-from runtime.prediction import saved_paths
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # Adds one subparser, whose default `run` is a function from the parsed arguments to the exit
@@ -35,42 +33,85 @@ def run(commands: Sequence[AddCommand], argv: list[str] | None = None) -> int:
     """Run one of these commands with `argv` (None: the command line's).
 
     Returns the exit status: 0 done, 1 an error (or an image that could not be used), 2 wrong
-    usage.
+    usage, 130 interrupted. An error is said in words, and with its traceback where LOTUS_EDGE_DEBUG
+    is set.
     """
-    parser = argparse.ArgumentParser(prog="lotus-edge", description="Predict with Lotus bundles.")
+    prepare()
+    parser: argparse.ArgumentParser = _Parser(
+        prog="lotus-edge", description="Predict with Lotus bundles."
+    )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for add_command in commands:
         add_command(subparsers)
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         status: int = arguments.run(arguments)
-    except LotusError as error:
-        _say(f"error: {error}")
+    except (LotusError, OSError, MemoryError) as error:
+        if os.environ.get("LOTUS_EDGE_DEBUG"):
+            raise
+        say(f"error: {str(error) or 'not enough memory'}")
         return 1
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        # Or the flush at exit complains again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    finally:
+        release()
     return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Writes as the commands do, also where nobody listens."""
+
+    def print_help(self, file: object = None) -> None:
+        show(self.format_help().rstrip())
+
+    def error(self, message: str) -> NoReturn:
+        say(self.format_usage().rstrip(), f"{self.prog}: error: {message}")
+        raise SystemExit(2)
 
 
 def add_predict(commands: Commands) -> None:
     """`predict BUNDLE IMAGE... --output DIR`."""
-    predict = commands.add_parser("predict", help="predict for images or folders of images")
-    predict.add_argument("bundle", type=Path)
+    predict = commands.add_parser(
+        "predict",
+        help="predict for images or folders of images",
+        description="Predict for images, or folders of them. The last line counts what was done, "
+        "skipped and failed; the exit status is 0 if nothing failed.",
+    )
+    predict.add_argument("bundle", type=_path)
     predict.add_argument(
         "images",
-        type=Path,
+        type=_path,
         nargs="+",
         metavar="IMAGE",
         help="an image, or a folder (with subfolders)",
     )
-    predict.add_argument("--output", type=Path, required=True, metavar="DIR")
+    predict.add_argument("--output", type=_path, required=True, metavar="DIR")
     predict.add_argument("--backend", help="default: the bundle's target")
-    predict.add_argument("--seed", type=int, help="noise seed of mode G; default: the bundle's")
+    predict.add_argument(
+        "--seed", type=_natural, help="noise seed of mode G; default: the bundle's"
+    )
+    predict.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in DIR that are not results of lotus-edge, or of another picture",
+    )
+    predict.add_argument(
+        "--max-pixels", type=_positive, metavar="N", help="refuse images of more pixels"
+    )
+    predict.add_argument(
+        "--strict",
+        action="store_true",
+        default=None,
+        help="refuse images that can be read only in part",
+    )
+    predict.add_argument(
+        "--no-icc",
+        dest="icc",
+        action="store_false",
+        default=None,
+        help="ignore colour profiles in images, as the reference does",
+    )
     predict.set_defaults(run=_predict)
 
 
@@ -79,7 +120,7 @@ def add_verify(commands: Commands) -> None:
     verify = commands.add_parser(
         "verify", help="check the files and run the golden sample on this machine"
     )
-    verify.add_argument("bundle", type=Path)
+    verify.add_argument("bundle", type=_path)
     verify.add_argument("--backend", help="default: the bundle's target")
     verify.set_defaults(run=_verify)
 
@@ -87,7 +128,7 @@ def add_verify(commands: Commands) -> None:
 def add_info(commands: Commands) -> None:
     """`info BUNDLE`."""
     info = commands.add_parser("info", help="what a bundle says about itself")
-    info.add_argument("bundle", type=Path)
+    info.add_argument("bundle", type=_path)
     info.set_defaults(run=_info)
 
 
@@ -95,37 +136,29 @@ COMMANDS: tuple[AddCommand, ...] = (add_predict, add_verify, add_info)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    images = _with_stems(list(_expand(arguments.images, arguments.output)), arguments.output)
-    bad: list[str] = []
-    try:
-        with LotusEngine(arguments.bundle, arguments.backend) as engine:
-            for number, (path, stem) in enumerate(images, start=1):
-                start = time.perf_counter()
-                try:
-                    saved = engine(path, seed=arguments.seed).save(stem.parent, stem.name)
-                    outcome = f"{time.perf_counter() - start:.2f} s -> {saved[-1]}"
-                except ImageError as error:
-                    bad.append(str(error))
-                    outcome = f"FAILED: {error}"
-                _say(f"[{number}/{len(images)}] {path}  {outcome}")
-    finally:
-        if bad:
-            _say(
-                f"{len(bad)} of {len(images)} images could not be used:",
-                *(f"  {reason}" for reason in bad),
-            )
-    return 1 if bad else 0
+    # What is not given stays out: the engine has the defaults.
+    options = {
+        name: value
+        for name in ("seed", "max_pixels", "strict", "icc")
+        if (value := getattr(arguments, name)) is not None
+    }
+    found = find_pictures(arguments.images, arguments.output)
+    with LotusEngine(arguments.bundle, arguments.backend) as engine:
+        failed = predict_all(
+            engine, found, arguments.output, overwrite=arguments.overwrite, options=options
+        )
+    return 1 if failed else 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     with LotusEngine(arguments.bundle, arguments.backend) as engine:
         result = engine.verify()
     for bucket, error in result.errors.items():
-        _print(
+        show(
             f"{bucket}: differs from the PyTorch reference by {error} "
             f"(tolerance {result.tolerance:g}, {result.backend})"
         )
-    _print(f"{arguments.bundle}: files and golden are right on this machine")
+    show(f"{arguments.bundle}: files and golden are right on this machine")
     return 0
 
 
@@ -157,7 +190,7 @@ def _info(arguments: argparse.Namespace) -> int:
         "built": f"{manifest.created} by `{manifest.command}`",
     }
     for key, value in rows.items():
-        _print(f"{key:<18}{value}")
+        show(f"{key:<18}{value}")
     return 0
 
 
@@ -167,66 +200,23 @@ def _engine_in_words(built: EngineInfo | None) -> str:
     return f"{built.flavour} {built.version}, for {built.compute_capability or 'any device'}"
 
 
-def _expand(paths: list[Path], output: Path) -> Iterator[tuple[Path, Path]]:
-    """Pairs (image, name without suffix, relative to the output folder). Folders are walked;
-    `output` is left out.
-    """
-    for path in paths:
-        if not path.is_dir():
-            yield path, Path(path.stem)
-            continue
-        if path.resolve() == output.resolve():
-            raise OutputError(
-                f"--output {output} is the folder of the images; name another, or a folder inside "
-                "it"
-            )
-        # An earlier run's results are not images to predict.
-        inside = path.resolve() in output.resolve().parents
-        for image in sorted(path.rglob("*")):
-            if inside and image.resolve().is_relative_to(output.resolve()):
-                continue
-            if image.suffix.lower() in IMAGE_SUFFIXES and image.is_file():
-                yield image, image.relative_to(path).with_suffix("")
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
 
 
-def _with_stems(images: list[tuple[Path, Path]], output: Path) -> list[tuple[Path, Path]]:
-    """Pairs (image, path to save to, without ending) under which no result overwrites another, or
-    an image.
-
-    `a.jpg` beside `a.png` become `a-jpg` and `a-png`. Raises: ImageError without images,
-    OutputError.
-    """
-    if not images:
-        raise ImageError("no images found in what was given")
-    count = Counter(name for _, name in images)
-    stems = [
-        (
-            path,
-            output
-            / (name if count[name] == 1 else name.with_name(f"{name.name}-{path.suffix[1:]}")),
-        )
-        for path, name in images
-    ]
-    owners = {path.resolve(): f"the image {path}" for path, _ in stems}
-    for path, stem in stems:
-        for target in saved_paths(stem):
-            if owner := owners.get(target.resolve()):
-                raise OutputError(
-                    f"the result of {path} would overwrite {owner}; choose another --output "
-                    "folder, or predict into separate folders"
-                )
-            owners[target.resolve()] = f"that of {path} ({target})"
-    return stems
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected 0, 1, 2, ..., found {text!r}")
+    return int(text)
 
 
-def _say(*lines: str) -> None:
-    """Progress and errors go to stderr."""
-    for line in lines:
-        sys.stderr.write(f"{line}\n")
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+def _positive(text: str) -> int:
+    number = _natural(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1, 2, 3, ..., found {text!r}")
+    return number
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from runtime.errors import DamagedBundleError, OutputError, UnsafePathError
+from runtime.errors import DamagedBundleError, UnsafePathError
+from runtime.writing import write_together
 
 _LONGEST_PATH = 255  # characters
 
@@ -115,13 +115,5 @@ def check_content(folder: Path, file: File) -> None:
 
 def write_atomic(path: Path, content: bytes) -> Path:
     """Write the file, and the folder above it, whole or not at all. Raises: OutputError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_together({path: content})
     return path

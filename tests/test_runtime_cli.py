@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, write_null_bundle
 from PIL import Image
 
+from runtime import LotusEngine, Prediction
 from runtime.__main__ import main
 from runtime.manifest import Checkpoint, Manifest
 
@@ -47,8 +48,8 @@ def test_folder_goes_on_after_a_bad_image_and_names_it(
     )
     shown = capsys.readouterr().err
     assert "[3/3]" in shown
-    assert "1 of 3 images could not be used" in shown
-    assert shown.strip().splitlines()[-1].strip().startswith(str(tmp_path / "in" / "2.jpg"))
+    assert shown.splitlines()[-1] == "2 done, 1 failed"
+    assert shown.splitlines()[-2].startswith(f"  {tmp_path / 'in' / '2.jpg'}")
     assert (tmp_path / "out" / "1.png").is_file()
     assert (tmp_path / "out" / "sub" / "3.png").is_file()
 
@@ -66,18 +67,6 @@ def test_a_second_run_does_not_predict_its_own_output(null_bundle: Path, tmp_pat
     assert len(list((tmp_path / "in" / "out").rglob("*"))) == 3
 
 
-def test_no_result_overwrites_another(null_bundle: Path, tmp_path: Path) -> None:
-    picture(tmp_path / "in" / "a.png")
-    picture(tmp_path / "in" / "a.jpg")
-    assert (
-        main(["predict", str(null_bundle), str(tmp_path / "in"), "--output", str(tmp_path / "out")])
-        == 0
-    )
-    assert {path.name for path in (tmp_path / "out").glob("*.npy")} == {"a-png.npy", "a-jpg.npy"}
-    twice = [str(tmp_path / "in" / "a.png"), str(picture(tmp_path / "other" / "a.png"))]
-    assert main(["predict", str(null_bundle), *twice, "--output", str(tmp_path / "out2")]) == 1
-
-
 def test_an_image_is_never_overwritten_by_its_own_result(null_bundle: Path, tmp_path: Path) -> None:
     for arguments in ([str(tmp_path / "in")], [str(picture(tmp_path / "in" / "a.png"))]):
         before = (picture(tmp_path / "in" / "a.png")).read_bytes()
@@ -86,32 +75,6 @@ def test_an_image_is_never_overwritten_by_its_own_result(null_bundle: Path, tmp_
         )
         assert (tmp_path / "in" / "a.png").read_bytes() == before
         assert len(list((tmp_path / "in").iterdir())) == 1
-
-
-def test_endings_are_part_of_what_may_clash(null_bundle: Path, tmp_path: Path) -> None:
-    images = [str(picture(tmp_path / "in" / name)) for name in ("a.png", "a-16bit.jpg")]
-    assert main(["predict", str(null_bundle), *images, "--output", str(tmp_path / "out")]) == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_failed_images_are_named_even_if_the_run_ends_early(
-    null_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "1.png").write_bytes(b"no image")
-    (tmp_path / "out").write_text("a file where the folder should be")
-    images = [str(tmp_path / "1.png"), str(picture(tmp_path / "2.png"))]
-    assert main(["predict", str(null_bundle), *images, "--output", str(tmp_path / "out")]) == 1
-    shown = capsys.readouterr().err
-    assert "1 of 2 images could not be used" in shown
-    assert "error: cannot write" in shown
-
-
-def test_closed_pipe_is_no_traceback(null_bundle: Path) -> None:
-    command = f"{sys.executable} -m runtime info {null_bundle} | true"
-    assert (
-        subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, check=True).stderr
-        == b""
-    )
 
 
 def test_verify_and_info(null_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +109,7 @@ def test_info_names_what_stands_in_for_a_half_of_the_autoencoder(
         ["predict", "nowhere", "x.png", "--output", "o"],
         ["predict", "BUNDLE", "EMPTY", "--output", "o"],
         ["verify", "BUNDLE", "--backend", "tflite"],
+        ["predict", "BUNDLE", "x.png", "--output", "BUNDLE/manifest.json"],
     ],
 )
 def test_errors_are_one_line_and_status_1(
@@ -153,10 +117,101 @@ def test_errors_are_one_line_and_status_1(
 ) -> None:
     (tmp_path / "empty").mkdir()
     places = {"BUNDLE": str(null_bundle), "EMPTY": str(tmp_path / "empty")}
-    assert main([places.get(argument, argument) for argument in arguments]) == 1
+    for place, path in places.items():
+        arguments = [argument.replace(place, path) for argument in arguments]
+    assert main(arguments) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["predict"],
+        ["predict", "b", "x.png"],
+        ["predict", "b", "", "--output", "o"],
+        ["predict", "b", "x.png", "--output", ""],
+        ["predict", "b", "x.png", "--output", "o", "--seed", "-1"],
+        ["predict", "b", "x.png", "--output", "o", "--max-pixels", "0"],
+        ["predict", "b", "x.png", "--output", "o", "--max-pixels", "many"],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("usage: lotus-edge")
+    assert "error: " in shown.splitlines()[-1]
+
+
+def test_the_null_backend_is_not_offered(
+    null_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(null_bundle), "--backend", "tflite"]) == 1
+    shown = capsys.readouterr().err
+    assert "'onnxruntime'" in shown
+    assert "null" not in shown
+    for words in (["--help"], ["predict", "--help"], ["verify", "--help"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    assert "null" not in capsys.readouterr().out
+
+
+class Asked(Exception):
+    """A bug of ours, say."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (MemoryError(), 1, "error: not enough memory"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Asked(), None, None),
+    ],
+)
+def test_exceptions_of_others_end_in_words_and_bugs_do_not(
+    raised: BaseException,
+    status: int | None,
+    said: str | None,
+    null_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(engine: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(LotusEngine, "verify", fail)
+    if status is None:
+        with pytest.raises(Asked):
+            main(["verify", str(null_bundle)])
+        return
+    assert main(["verify", str(null_bundle)]) == status
+    assert capsys.readouterr().err == f"{said}\n"
+    if status == 1:
+        monkeypatch.setenv("LOTUS_EDGE_DEBUG", "1")
+        with pytest.raises(type(raised)):
+            main(["verify", str(null_bundle)])
+
+
+def test_options_reach_the_engine_only_when_they_are_given(
+    null_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, object]] = []
+
+    def answer(engine: object, path: Path, **options: object) -> Prediction:
+        given.append(options)
+        return Prediction(task="disparity", values=np.zeros((4, 4), np.float32))
+
+    monkeypatch.setattr(LotusEngine, "__call__", answer)
+    words = ["predict", str(null_bundle), str(picture(tmp_path / "a.png")), "--output"]
+    assert main([*words, str(tmp_path / "o")]) == 0
+    more = ["--max-pixels", "9", "--strict", "--no-icc", "--seed", "7"]
+    assert main([*words, str(tmp_path / "p"), *more]) == 0
+    assert given == [{}, {"max_pixels": 9, "strict": True, "icc": False, "seed": 7}]
 
 
 def test_as_a_module(null_bundle: Path) -> None:

@@ -51,7 +51,7 @@ def test_prediction_with_the_export_packages_out_of_reach(
     import runtime.__main__
     with LotusEngine({str(null_bundle)!r}) as engine:
         engine.verify()
-        engine(np.zeros((10, 10, 3), np.uint8)).save({str(tmp_path / "out")!r})
+        engine(np.zeros((10, 10, 3), np.uint8)).save({str(tmp_path / "out" / "a")!r})
     assert not set(sys.modules) & {set(EXPORT_ONLY)!r}
     """
     done = child(code, banned=(*EXPORT_ONLY, "export", "benchmarks", "tiny", "matplotlib", "scipy"))

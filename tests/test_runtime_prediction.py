@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 from PIL import Image
 
 from runtime.errors import OutputError
+from runtime.marker import made_by_us, marks
 from runtime.prediction import Prediction
 from runtime.tasks import spectral_table
 
@@ -64,6 +63,7 @@ def test_16_bit_normals_hold_16_bits(tmp_path: Path) -> None:
 
     values = np.random.default_rng(0).uniform(-1, 1, (4, 6, 3)).astype(np.float32)
     deep = Prediction(task="normal", values=values).save(tmp_path)[1]
+    assert deep == tmp_path / "prediction-16bit.png"
     with Image.open(deep) as image:
         high = np.asarray(image.convert("RGB"), dtype=int)
     expected = np.rint((values.astype(float) + 1) / 2 * 65535).astype(int)
@@ -81,20 +81,114 @@ def test_16_bit_normals_hold_16_bits(tmp_path: Path) -> None:
 def test_unwritable_folder_is_our_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
-        Prediction(task="depth", values=RAMP).save(tmp_path / "file")
+        Prediction(task="depth", values=RAMP).save(tmp_path / "file" / "below")
 
 
-def test_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
-    """A limit on file size stands for the full disk: the write fails half-way with an OSError, as
-    ENOSPC does.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(OutputError, match="cannot write"):
-            Prediction(task="depth", values=np.zeros((100, 100), np.float32)).save(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("path", "name", "stem"),
+    [
+        ("room", None, "room"),
+        ("new/room", None, "new/room"),
+        ("new/a.b", None, "new/a.b"),
+        ("room.npy", None, "room"),
+        ("room.png", None, "room"),
+        ("room-16bit.png", None, "room"),
+        (".png", None, ".png"),
+        ("room.jpg", None, "room.jpg"),
+        ("new/", None, "new/prediction"),
+        ("there", None, "there/prediction"),
+        ("", None, "prediction"),
+        (".", None, "prediction"),
+        ("new", "room.png", "new/room.png"),
+        ("there", "room", "there/room"),
+    ],
+)
+def test_what_the_files_are_called(
+    path: str, name: str | None, stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    saved = Prediction(task="depth", values=RAMP).save(path, name)
+    assert [str(file) for file in saved] == [f"{stem}.npy", f"{stem}-16bit.png", f"{stem}.png"]
+    assert sorted(file for file in Path().rglob("*") if file.is_file()) == sorted(saved)
+
+
+def test_both_pngs_carry_the_mark_and_the_task(tmp_path: Path) -> None:
+    for task, values in (("disparity", RAMP), ("normal", np.zeros((4, 6, 3), np.float32))):
+        for path in Prediction(task=task, values=values).save(tmp_path / task)[1:]:
+            assert made_by_us(path)
+            assert marks(path) == {"Software": "lotus-edge", "Lotus-Task": task}
+            with Image.open(path) as image:  # Pillow reads them too, and checks the checksums
+                image.load()
+                assert image.text == marks(path)
+
+
+def test_results_of_ours_are_replaced_and_files_of_others_are_not(tmp_path: Path) -> None:
+    prediction = Prediction(task="depth", values=RAMP)
+    prediction.save(tmp_path / "room")
+    array = Prediction(task="depth", values=RAMP / 2).save(tmp_path / "room")[0]
+    assert np.load(array).max() == 0.5
+    for ending in (".npy", "-16bit.png", ".png"):
+        photo = tmp_path / f"photo{ending}"
+        Image.new("RGB", (4, 4), "red").save(photo, format="PNG")
+        before = photo.read_bytes()
+        with pytest.raises(OutputError, match="not a result of lotus-edge"):
+            prediction.save(tmp_path / "photo")
+        assert [*tmp_path.glob("photo*")] == [photo]
+        assert photo.read_bytes() == before
+        assert len(prediction.save(tmp_path / "photo", overwrite=True)) == 3
+        for path in tmp_path.glob("photo*"):
+            path.unlink()
+
+
+def test_a_result_of_another_task_stays(tmp_path: Path) -> None:
+    Prediction(task="depth", values=RAMP).save(tmp_path / "room")
+    with pytest.raises(OutputError, match="it is the depth of a picture"):
+        Prediction(task="disparity", values=RAMP).save(tmp_path / "room")
+    Prediction(task="disparity", values=RAMP).save(tmp_path / "room", overwrite=True)
+    assert marks(tmp_path / "room.png")["Lotus-Task"] == "disparity"
+
+
+def test_an_array_alone_and_a_link_are_not_ours(tmp_path: Path) -> None:
+    prediction = Prediction(task="depth", values=RAMP)
+    prediction.save(tmp_path / "old" / "room")
+    (tmp_path / "room.npy").write_bytes((tmp_path / "old" / "room.npy").read_bytes())
+    with pytest.raises(OutputError, match=r"room\.npy exists, and it is not a result"):
+        prediction.save(tmp_path / "room")
+    for target in (tmp_path / "old" / "room.png", tmp_path / "nowhere"):
+        link = tmp_path / "linked.png"
+        link.symlink_to(target)
+        with pytest.raises(OutputError, match=r"linked\.png exists, and it is not a result"):
+            prediction.save(tmp_path / "linked")
+        link.unlink()
+
+
+def test_overwriting_a_link_replaces_the_link_alone(tmp_path: Path) -> None:
+    (tmp_path / "photo").write_text("precious")
+    (tmp_path / "room.png").symlink_to(tmp_path / "photo")
+    Prediction(task="depth", values=RAMP).save(tmp_path / "room", overwrite=True)
+    assert (tmp_path / "photo").read_text() == "precious"
+    assert made_by_us(tmp_path / "room.png")
+    assert not (tmp_path / "room.png").is_symlink()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_in_the_way_is_our_error_and_nothing_is_written(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    (tmp_path / "room.npy").mkdir()
+    with pytest.raises(OutputError, match="a folder of this name"):
+        Prediction(task="depth", values=RAMP).save(tmp_path / "room", overwrite=overwrite)
+    assert [*tmp_path.iterdir()] == [tmp_path / "room.npy"]
+
+
+@pytest.mark.parametrize("name", ["x" * 247, "é" * 124, "nul\0", "half \ud800"])
+def test_names_that_no_file_can_have_are_our_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        Prediction(task="depth", values=RAMP).save(tmp_path / name)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("name", ["x" * 245, "é" * 122])
+def test_the_longest_names_that_a_file_can_have_work(tmp_path: Path, name: str) -> None:
+    assert len(Prediction(task="depth", values=RAMP).save(tmp_path / name)) == 3

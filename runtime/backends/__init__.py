@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from runtime.backends.session import Backend, Session
@@ -69,13 +70,14 @@ def find_backend(name: str) -> Backend:
     """
     if not isinstance(name, str) or name not in BACKENDS:
         raise BackendMissingError(
-            f"unknown backend {name!r}; known: {sorted(BACKENDS)}; installed: {installed()}"
+            f"unknown backend {name!r}; known: {_offered(BACKENDS)}; "
+            f"installed: {_offered(installed())}"
         )
     backend = BACKENDS[name]
     if not _is_installed(backend):
         raise BackendMissingError(
             f"backend {name!r} needs the package {backend.package!r}, which is not installed "
-            f"({backend.how_to_install}); installed backends: {installed()}"
+            f"({backend.how_to_install}); installed backends: {_offered(installed())}"
         )
     return backend
 
@@ -101,6 +103,11 @@ def open_session(
         folder, manifest, bucket, backend, model_folder=model_folder
     )
     return session
+
+
+def _offered(names: Iterable[str]) -> list[str]:
+    """Those that a user may want; the null backend, which has no package, is for tests."""
+    return sorted(name for name in names if BACKENDS[name].package)
 
 
 def _is_installed(backend: Backend) -> bool:

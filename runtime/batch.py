@@ -1,0 +1,311 @@
+"""Many pictures: which ones, what their results are called, and going on where one cannot be done.
+
+What concerns one picture is that picture's outcome. What concerns the bundle or its backend ends
+the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.console import one_line, say
+from runtime.engine import LotusEngine
+from runtime.errors import ImageError, OutputError
+from runtime.image import IMAGE_SUFFIXES
+from runtime.marker import made_by_us
+from runtime.prediction import TASK, check_free, result_marks, save_together, saved_paths
+
+# Why files in a folder are left out.
+_RESULT = "results of an earlier run"
+_IN_OUTPUT = "in the --output folder"
+_LINK = "links to folders: name those folders"
+# Pictures that Pillow does not open by itself, and what to do.
+_HOW_TO_OPEN = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "`pip install pillow-heif`"),
+    ".jxl": "`pip install pillow-jxl-plugin`",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture to predict for. `name` is that of its result, without ending and output folder.
+
+    `problem` says why it cannot be done, where that is known beforehand.
+    """
+
+    path: Path
+    name: Path
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What some paths hold: pictures, and the number of files left out for each reason."""
+
+    pictures: list[Picture]
+    skipped: Counter[str]
+
+
+def find_pictures(paths: Sequence[Path], output: Path) -> Found:
+    """The pictures among these files, and in these folders with their subfolders.
+
+    A file that is named is tried, whatever its ending. In a folder the endings decide: of those
+    that are no picture's nothing is said. Results of an earlier run are left out, wherever they
+    lie, and so is the output folder. Links to folders are not followed.
+
+    Raises: ImageError without pictures, OutputError if `output` is one of the folders.
+    """
+    pictures: list[Picture] = []
+    skipped: Counter[str] = Counter()
+    for path in paths:
+        is_folder = os.path.isdir(path)  # noqa: PTH112  (False, no error, for any odd name)
+        for item in _walk(path, output) if is_folder else _named(path):
+            if isinstance(item, Picture):
+                pictures.append(item)
+            else:
+                skipped[item] += 1
+    if not pictures:
+        left_out = f" ({_in_words(skipped)} left out)" if skipped else ""
+        raise ImageError(f"no images found in what was given{left_out}")
+    return Found(pictures=pictures, skipped=skipped)
+
+
+def predict_all(
+    engine: LotusEngine,
+    found: Found,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    options: Mapping[str, Any],
+) -> int:
+    """Predict for each picture, write the results below `output`, and say on stderr what came out.
+
+    `options` are those of a call of the engine. The last line counts what was done, skipped and
+    failed, also when an error ends the batch. Returns the number of pictures that failed.
+
+    Raises: OutputError if nothing can be written there, BackendError, BundleError.
+    """
+    _make_folder(output)
+    plan = _Plan.make(found.pictures, output, engine.manifest.tasks)
+    failed: list[str] = []
+    tried = 0
+    try:
+        for picture in plan.pictures:
+            start = time.perf_counter()
+            try:
+                written = _predict_one(engine, picture, plan, overwrite, options)
+                outcome = f"{time.perf_counter() - start:.2f} s -> {', '.join(map(str, written))}"
+            except (ImageError, OutputError) as error:
+                failed.append(str(error))
+                outcome = f"FAILED: {error}"
+            tried += 1
+            say(one_line(f"[{tried}/{len(plan.pictures)}] {picture.path}  {outcome}"))
+    finally:
+        if failed and len(plan.pictures) > 1:
+            say("failed:", *(f"  {one_line(reason)}" for reason in failed))
+        left = len(plan.pictures) - tried
+        say(_summary(tried - len(failed), found.skipped, len(failed), left))
+    return len(failed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """The pictures with the final names of their results; whether these end with the task."""
+
+    pictures: list[Picture]
+    output: Path
+    tasks: list[str]
+    with_task: bool = False
+
+    @classmethod
+    def make(cls, pictures: list[Picture], output: Path, tasks: list[str]) -> _Plan:
+        """Names under which no result replaces another, an image, or another task's result.
+
+        `a.jpg` beside `a.png` become `a-jpg` and `a-png`. The task is part of all names where a
+        bundle has several, or where one would be that of an earlier result of another task. What
+        collides all the same gets a problem, all but the first.
+        """
+        plan = cls(pictures=_apart(pictures), output=output, tasks=tasks)
+        if len(tasks) > 1 or plan._meets_another_task():
+            plan = dataclasses.replace(plan, with_task=True)
+        return dataclasses.replace(plan, pictures=[*plan._checked()])
+
+    def stems(self, picture: Picture) -> dict[str, Path]:
+        """The result of each task: its path without ending."""
+        stem = self.output / picture.name
+        return {
+            task: stem.with_name(f"{stem.name}-{task}") if self.with_task else stem
+            for task in self.tasks
+        }
+
+    def _meets_another_task(self) -> bool:
+        return any(
+            result_marks(stem).get(TASK, task) != task
+            for picture in self.pictures
+            if not picture.problem
+            for task, stem in self.stems(picture).items()
+        )
+
+    def _checked(self) -> Iterator[Picture]:
+        owners: dict[str, str] = {}
+        for picture in self.pictures:
+            # Where the picture lies, and where it is named: that may be a link to it.
+            owners[_same(os.path.realpath(picture.path))] = f"the image {picture.path}"
+            owners[_same(_place(picture.path))] = f"the image {picture.path}"
+        for picture in self.pictures:
+            if picture.problem:
+                yield picture
+                continue
+            targets = [path for stem in self.stems(picture).values() for path in saved_paths(stem)]
+            keys = [_same(_place(path)) for path in targets]
+            owner = next((owners[key] for key in keys if key in owners), None)
+            if owner is None:
+                owners |= dict.fromkeys(keys, f"that of {picture.path}")
+                yield picture
+                continue
+            yield dataclasses.replace(
+                picture,
+                problem=f"the result of {picture.path} would overwrite {owner}; predict it into "
+                "another --output folder",
+            )
+
+
+def _predict_one(
+    engine: LotusEngine,
+    picture: Picture,
+    plan: _Plan,
+    overwrite: bool,
+    options: Mapping[str, Any],
+) -> list[Path]:
+    """The colour PNGs that were written. Raises: ImageError, OutputError."""
+    if picture.problem:
+        raise ImageError(picture.problem)
+    stems, known_by = plan.stems(picture), _fingerprint(picture.path)
+    for task, stem in stems.items():  # before the work
+        check_free(stem, task, overwrite=overwrite, picture=known_by)
+    try:
+        prediction = engine(picture.path, **options)
+        save_together({stems[prediction.task]: prediction}, overwrite=overwrite, picture=known_by)
+    except MemoryError as error:
+        raise ImageError(f"{picture.path}: not enough memory ({error})") from error
+    return [saved_paths(stem)[-1] for stem in stems.values()]
+
+
+def _fingerprint(path: Path) -> str:
+    """By what a picture is known again: the beginning of its SHA-256; empty if it is no file."""
+    digest = hashlib.sha256()
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return ""  # reading the picture says why
+    return digest.hexdigest()[:16]
+
+
+def _named(path: Path) -> Iterator[Picture | str]:
+    yield _RESULT if made_by_us(path) else Picture(path=path, name=Path(path.stem))
+
+
+def _walk(folder: Path, output: Path) -> Iterator[Picture | str]:
+    """The pictures in a folder, in the order of their names, and why others are left out."""
+    root, results = (Path(os.path.realpath(path)) for path in (folder, output))
+    if root == results:
+        raise OutputError(
+            f"--output {output} is the folder of the images; name another, or a folder inside it"
+        )
+    unlisted: list[OSError] = []
+    for here, folders, names in os.walk(folder, onerror=unlisted.append):
+        folders.sort()
+        yield from (_LINK for name in folders if Path(here, name).is_symlink())
+        real = Path(os.path.realpath(here))
+        in_output = results.is_relative_to(root) and real.is_relative_to(results)
+        for path in (Path(here, name) for name in sorted(names)):
+            if reason := _why_not(path, in_output):
+                yield reason
+            elif reason is None:
+                yield Picture(path=path, name=path.relative_to(folder).with_suffix(""))
+    for error in unlisted:
+        path = Path(error.filename)
+        reason = f"{path}: the folder cannot be listed: {error.strerror}"
+        yield Picture(path=path, name=Path(), problem=reason)
+
+
+def _why_not(path: Path, in_output: bool) -> str | None:
+    """Why a file in a folder is left out; None for a picture, empty for what is none."""
+    suffix = path.suffix.lower()
+    if path.name.startswith("._"):  # what macOS writes beside a file on foreign disks
+        return ""
+    if suffix not in IMAGE_SUFFIXES:
+        how = _HOW_TO_OPEN.get(suffix)
+        return f"{suffix}: {how}" if how else ""
+    if made_by_us(path):
+        return _RESULT
+    return _IN_OUTPUT if in_output else None
+
+
+def _apart(pictures: list[Picture]) -> list[Picture]:
+    """Each picture once, and with its ending in the name of the result where names are equal."""
+    once = {(os.path.realpath(picture.path), picture.name): picture for picture in pictures}
+    count = Counter(_same(picture.name) for picture in once.values() if not picture.problem)
+    return [
+        picture
+        if count[_same(picture.name)] < 2 or not picture.path.suffix
+        else dataclasses.replace(
+            picture,
+            name=picture.name.with_name(f"{picture.name.name}-{picture.path.suffix[1:]}"),
+        )
+        for picture in once.values()
+    ]
+
+
+def _place(path: Path) -> Path:
+    """Where a file of this name lies or would lie, the links of its folder followed."""
+    return Path(os.path.realpath(path.parent), path.name)
+
+
+def _same(path: str | Path) -> str:
+    """Equal for names that some file system does not tell apart: by case, or by how an accent is
+    written.
+    """
+    composed = unicodedata.normalize("NFC", str(path))
+    return unicodedata.normalize("NFC", composed.casefold())
+
+
+def _make_folder(output: Path) -> None:
+    """Raises: OutputError where results cannot be written, before any work is done."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OutputError(f"cannot write into {output}: it is a file; name a folder") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write into {output}: {reason}") from error
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write into {output}: no permission; name another folder")
+
+
+def _summary(done: int, skipped: Counter[str], failed: int, left: int) -> str:
+    parts = [f"{done} done"]
+    if skipped:
+        parts.append(f"{skipped.total()} skipped ({_in_words(skipped)})")
+    parts += [f"{failed} failed"] * bool(failed) + [f"{left} not tried"] * bool(left)
+    return ", ".join(parts)
+
+
+def _in_words(skipped: Counter[str]) -> str:
+    """The reasons, with a number for each where there are several."""
+    if len(skipped) == 1:
+        return next(iter(skipped))
+    return "; ".join(f"{count} {reason}" for reason, count in skipped.most_common())

@@ -1,0 +1,103 @@
+"""Write files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import platform
+import re
+import secrets
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from runtime.errors import OutputError
+
+# Short, so that it is no longer than a name may be where the file's own name is not. The machine's
+# name is in it because process numbers mean nothing on another one that shares the folder.
+_PARTIAL = re.compile(r"\.lotus-([0-9a-f]{4})-(\d+)-[0-9a-f]{6}\.partial")
+# What a file system answers that has no such call.
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def write_together(
+    contents: Mapping[Path, bytes], check: Callable[[], None] = lambda: None
+) -> None:
+    """Write these files, and the folders above them: all or none, and each whole or not at all.
+
+    They appear one after the other in the order given; where one cannot, those before it are taken
+    away again, unless they replaced a file. What is on the disk survives a power cut. A link in
+    the place of a file is replaced, not followed. `check` is called when all is written and nothing
+    is in place yet; what it raises goes on.
+
+    Raises: OutputError.
+    """
+    partials: list[Path] = []
+    placed: list[Path] = []
+    path, done = Path(), False
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path.parent)
+            partials.append(path.parent / _partial_name())
+            _write_new(partials[-1], content)
+        check()
+        for path, partial in zip(contents, partials, strict=True):
+            fresh = not os.path.lexists(path)
+            partial.replace(path)
+            if fresh:
+                placed.append(path)
+        done = True
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {path}: {reason}") from error
+    finally:
+        for leftover in () if done else (*partials, *placed):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        try:
+            os.fsync(stream.fileno())
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise
+
+
+def _partial_name() -> str:
+    return f".lotus-{_machine()}-{os.getpid()}-{secrets.token_hex(3)}.partial"
+
+
+@functools.cache
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode('utf-8', 'replace')) & 0xFFFF:04x}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left in this folder; once in a process for each folder."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _PARTIAL.fullmatch(entry.name)
+            if match and match[1] == _machine() and not _runs(int(match[2])):
+                with contextlib.suppress(OSError):
+                    Path(entry.path).unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number runs; on Windows, where a look could end it, True."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
