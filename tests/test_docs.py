@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import pickle
@@ -217,8 +218,13 @@ def frozen_option(t: Try) -> None:
         raise LotusError(t.capsys.readouterr().err) from stopped
 
 
+def photo(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return shutil.copy(ROOT / "tiny" / "samples" / "room.png", path)
+
+
 def in_place(t: Try) -> None:
-    shutil.copy(ROOT / "tiny" / "samples" / "room.png", t.folder)
+    photo(t.folder / "a.png")
     t.command("predict", t.bundle, t.folder, "--output", t.folder)
 
 
@@ -276,6 +282,49 @@ def pickled(t: Try) -> None:
         pickle.dumps(engine)
 
 
+def not_ours(t: Try) -> None:
+    photo(t.folder / "out" / "a.png")
+    t.command("predict", t.bundle, photo(t.folder / "a.png"), "--output", t.folder / "out")
+
+
+def of_another_picture(t: Try) -> None:
+    words = ("predict", t.bundle, photo(t.folder / "a.png"), "--output", t.folder / "out")
+    lotus_edge([*map(str, words)])
+    Image.fromarray(RGB).save(t.folder / "a.png")
+    t.command(*words)
+
+
+def of_another_task(t: Try) -> None:
+    t.predict().save(t.folder / "a")
+    Prediction(task="depth", values=np.zeros((4, 4), np.float32)).save(t.folder / "a")
+
+
+def one_name(t: Try) -> None:
+    photos = (photo(t.folder / "a.png"), photo(t.folder / "b" / "A.png"))
+    t.command("predict", t.bundle, *photos, "--output", t.folder / "out")
+
+
+def not_listed(t: Try) -> None:
+    photo(t.folder / "a.png")
+    (t.folder / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    t.patch.setattr(os, "scandir", scandir)
+    t.command("predict", t.bundle, t.folder, "--output", t.folder / "out")
+
+
+def full_stdout(t: Try) -> None:
+    stream = io.StringIO()
+    t.patch.setattr(stream, "flush", lambda: os.write(-1, b""))
+    t.patch.setattr(sys, "stdout", stream)
+    t.command("info", t.bundle)
+
+
 ROWS: dict[str, Callable[[Try], object]] = {
     "there is no folder": lambda t: t.open(t.folder / "nothing"),
     "a bundle is a folder": lambda t: t.open(t.bundle / "model-64x96.onnx"),
@@ -309,6 +358,15 @@ ROWS: dict[str, Callable[[Try], object]] = {
     "this bundle takes no noise": lambda t: t.predict(noise=np.zeros((1, 4, 8, 12), np.float32)),
     "a seed is a non-negative integer": negative_seed,
     "cannot write": cannot_write,
+    "not a result of lotus-edge": not_ours,
+    "it is the result of another picture": of_another_picture,
+    "of a picture, and this is its": of_another_task,
+    "would overwrite": one_name,
+    "the folder cannot be listed": not_listed,
+    "File name too long": lambda t: t.command(
+        "predict", t.bundle, photo(t.folder / f"{'x' * 250}.png"), "--output", t.folder / "out"
+    ),
+    "cannot write to standard output": full_stdout,
     "no images found in what was given": lambda t: t.command(
         "predict", t.bundle, t.folder, "--output", t.folder / "out"
     ),
