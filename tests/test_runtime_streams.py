@@ -139,7 +139,7 @@ def test_a_console_without_the_letters_shows_escapes(
     done = subprocess.run(
         [*map(str, command), "--output", str(tmp_path / "o")],
         cwd=ROOT,
-        env=os.environ | {"PYTHONIOENCODING": encoding},
+        env=os.environ | {"PYTHONIOENCODING": f"{encoding}:strict"},
         capture_output=True,
         check=False,
     )
