@@ -16,12 +16,14 @@ from runtime.batch import find_pictures, predict_all
 from runtime.console import prepare, release, say, show
 from runtime.engine import LotusEngine
 from runtime.errors import LotusError
+from runtime.hub import find_bundle
 from runtime.manifest import EngineInfo, Manifest
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # Adds one subparser, whose default `run` is a function from the parsed arguments to the exit
 # status.
 AddCommand: TypeAlias = Callable[[Commands], None]
+_BUNDLE = "a folder, or the id of a bundle on the Hugging Face hub"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +80,7 @@ def add_predict(commands: Commands) -> None:
         description="Predict for images, or folders of them. The last line counts what was done, "
         "skipped and failed; the exit status is 0 if nothing failed.",
     )
-    predict.add_argument("bundle", type=_path)
+    predict.add_argument("bundle", type=_named, help=_BUNDLE)
     predict.add_argument(
         "images",
         type=_path,
@@ -120,7 +122,7 @@ def add_verify(commands: Commands) -> None:
     verify = commands.add_parser(
         "verify", help="check the files and run the golden sample on this machine"
     )
-    verify.add_argument("bundle", type=_path)
+    verify.add_argument("bundle", type=_named, help=_BUNDLE)
     verify.add_argument("--backend", help="default: the bundle's target")
     verify.set_defaults(run=_verify)
 
@@ -128,7 +130,7 @@ def add_verify(commands: Commands) -> None:
 def add_info(commands: Commands) -> None:
     """`info BUNDLE`."""
     info = commands.add_parser("info", help="what a bundle says about itself")
-    info.add_argument("bundle", type=_path)
+    info.add_argument("bundle", type=_named, help=_BUNDLE)
     info.set_defaults(run=_info)
 
 
@@ -163,7 +165,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    manifest = Manifest.load(arguments.bundle)
+    manifest = Manifest.load(find_bundle(arguments.bundle))
     golden, files = manifest.golden, manifest.files
     measured = [f"{run.max_abs_error:.2e} ({run.backend})" for run in golden.measured]
     weights = {
@@ -200,10 +202,14 @@ def _engine_in_words(built: EngineInfo | None) -> str:
     return f"{built.flavour} {built.version}, for {built.compute_capability or 'any device'}"
 
 
-def _path(text: str) -> Path:
+def _named(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
-    return Path(text)
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_named(text))
 
 
 def _natural(text: str) -> int:

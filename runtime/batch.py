@@ -28,11 +28,7 @@ from runtime.prediction import TASK, check_free, result_marks, save_together, sa
 _RESULT = "results of an earlier run"
 _IN_OUTPUT = "in the --output folder"
 _LINK = "links to folders: name those folders"
-# Pictures that Pillow does not open by itself, and what to do.
-_HOW_TO_OPEN = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), "`pip install pillow-heif`"),
-    ".jxl": "`pip install pillow-jxl-plugin`",
-}
+_PLUGINS = dict.fromkeys((".heic", ".heif", ".hif"), "`pip install pillow-heif`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +88,8 @@ def predict_all(
     `options` are those of a call of the engine. The last line counts what was done, skipped and
     failed, also when an error ends the batch. Returns the number of pictures that failed.
 
-    Raises: OutputError if nothing can be written there, BackendError, BundleError.
+    Raises: OutputError if nothing can be written there, BackendError, BundleError,
+    VerificationError.
     """
     _make_folder(output)
     plan = _Plan.make(found.pictures, output, engine.manifest.tasks)
@@ -248,8 +245,7 @@ def _why_not(path: Path, in_output: bool) -> str | None:
     if path.name.startswith("._"):  # what macOS writes beside a file on foreign disks
         return ""
     if suffix not in IMAGE_SUFFIXES:
-        how = _HOW_TO_OPEN.get(suffix)
-        return f"{suffix}: {how}" if how else ""
+        return f"{suffix}: {_PLUGINS[suffix]}" if suffix in _PLUGINS else ""
     if made_by_us(path):
         return _RESULT
     return _IN_OUTPUT if in_output else None

@@ -56,7 +56,10 @@ def _finite(text: str) -> float:
 
 def _no_manifest(folder: Path) -> str:
     if folder.is_file():
-        return f"{folder} is a file; a bundle is a folder: pass {folder.absolute().parent}."
+        return (
+            f"{folder} is a file; a bundle is a folder: pass {folder.absolute().parent} (an "
+            "archive must be unpacked first)."
+        )
     if not folder.is_dir():
         return f"there is no folder {folder}."
     return (

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import io
 import json
 import os
 import pickle
@@ -24,6 +23,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_null_bundle
 from PIL import Image
+from troubleshooting_results import RESULTS
 
 import runtime.layout
 from runtime import LotusEngine, Prediction
@@ -175,11 +175,6 @@ def negative_seed(t: Try) -> None:
     t.predict(bundle=write_null_bundle(t.folder / "g", mode="g"), seed=-1)
 
 
-def cannot_write(t: Try) -> None:
-    (t.folder / "file").write_text("")
-    t.predict().save(t.folder / "file" / "below")
-
-
 def no_download(t: Try) -> None:
     import huggingface_hub
 
@@ -216,16 +211,6 @@ def frozen_option(t: Try) -> None:
         t.build("--from-bundle", str(t.bundle), "--precision", "fp16")
     except SystemExit as stopped:
         raise LotusError(t.capsys.readouterr().err) from stopped
-
-
-def photo(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return shutil.copy(ROOT / "tiny" / "samples" / "room.png", path)
-
-
-def in_place(t: Try) -> None:
-    photo(t.folder / "a.png")
-    t.command("predict", t.bundle, t.folder, "--output", t.folder)
 
 
 def no_regular_file(t: Try) -> None:
@@ -282,49 +267,6 @@ def pickled(t: Try) -> None:
         pickle.dumps(engine)
 
 
-def not_ours(t: Try) -> None:
-    photo(t.folder / "out" / "a.png")
-    t.command("predict", t.bundle, photo(t.folder / "a.png"), "--output", t.folder / "out")
-
-
-def of_another_picture(t: Try) -> None:
-    words = ("predict", t.bundle, photo(t.folder / "a.png"), "--output", t.folder / "out")
-    lotus_edge([*map(str, words)])
-    Image.fromarray(RGB).save(t.folder / "a.png")
-    t.command(*words)
-
-
-def of_another_task(t: Try) -> None:
-    t.predict().save(t.folder / "a")
-    Prediction(task="depth", values=np.zeros((4, 4), np.float32)).save(t.folder / "a")
-
-
-def one_name(t: Try) -> None:
-    photos = (photo(t.folder / "a.png"), photo(t.folder / "b" / "A.png"))
-    t.command("predict", t.bundle, *photos, "--output", t.folder / "out")
-
-
-def not_listed(t: Try) -> None:
-    photo(t.folder / "a.png")
-    (t.folder / "closed").mkdir()
-    real = os.scandir
-
-    def scandir(path: Any) -> Any:
-        if Path(path).name == "closed":
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    t.patch.setattr(os, "scandir", scandir)
-    t.command("predict", t.bundle, t.folder, "--output", t.folder / "out")
-
-
-def full_stdout(t: Try) -> None:
-    stream = io.StringIO()
-    t.patch.setattr(stream, "flush", lambda: os.write(-1, b""))
-    t.patch.setattr(sys, "stdout", stream)
-    t.command("info", t.bundle)
-
-
 ROWS: dict[str, Callable[[Try], object]] = {
     "there is no folder": lambda t: t.open(t.folder / "nothing"),
     "a bundle is a folder": lambda t: t.open(t.bundle / "model-64x96.onnx"),
@@ -357,20 +299,7 @@ ROWS: dict[str, Callable[[Try], object]] = {
     "resize must be 'bilinear', 'nearest' or None": lambda t: t.predict(resize="cubic"),
     "this bundle takes no noise": lambda t: t.predict(noise=np.zeros((1, 4, 8, 12), np.float32)),
     "a seed is a non-negative integer": negative_seed,
-    "cannot write": cannot_write,
-    "not a result of lotus-edge": not_ours,
-    "it is the result of another picture": of_another_picture,
-    "of a picture, and this is its": of_another_task,
-    "would overwrite": one_name,
-    "the folder cannot be listed": not_listed,
-    "File name too long": lambda t: t.command(
-        "predict", t.bundle, photo(t.folder / f"{'x' * 250}.png"), "--output", t.folder / "out"
-    ),
-    "cannot write to standard output": full_stdout,
-    "no images found in what was given": lambda t: t.command(
-        "predict", t.bundle, t.folder, "--output", t.folder / "out"
-    ),
-    "is the folder of the images": in_place,
+    **RESULTS,
     "cannot be read from its weights; pass --task": lambda t: t.build(str(t.folder)),
     "is known to predict": lambda t: t.build("tiny/depth-d", "--task", "normal"),
     "Pass a diffusers folder": lambda t: t.build("./nowhere", "--task", "depth"),

@@ -160,6 +160,23 @@ def test_the_null_backend_is_not_offered(
     assert "null" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["predict", "verify", "info"])
+def test_a_bundle_may_be_an_id_on_the_hub(
+    command: str, null_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def find_bundle(bundle: object) -> Path:
+        asked.append(bundle)
+        return null_bundle
+
+    for module in ("runtime.engine", "runtime.__main__"):
+        monkeypatch.setattr(f"{module}.find_bundle", find_bundle)
+    words = [str(picture(tmp_path / "a.png")), "--output", str(tmp_path / "o")]
+    assert main([command, "user/bundle@main", *words * (command == "predict")]) == 0
+    assert asked == ["user/bundle@main"]  # as text: a path would not be looked up there
+
+
 class Asked(Exception):
     """A bug of ours, say."""
 
