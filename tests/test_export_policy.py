@@ -22,6 +22,7 @@ from export.quantize.layers import RESIDUAL, Layer, Range
 from export.quantize.policy import VERSION, LayerChoice, Policy, Step
 from export.settings import BuildSettings
 from runtime.manifest import Bucket, Manifest
+from runtime.prediction import Prediction
 
 RANGE = Range(low=-1.0, high=1.0)
 
@@ -77,6 +78,12 @@ def test_groups_of_another_network_are_refused(tmp_path: Path) -> None:
     layers = [Layer(name="a", group="a", multiply_adds=1)]
     with pytest.raises(BuildError, match=r"up_blocks\.0.*blocks.*single layers"):
         _take_over(path, lambda ranges: 0.0, layers, {})
+
+
+def test_calibration_leaves_out_results_of_predictions(tmp_path: Path, photo: np.ndarray) -> None:
+    Image.fromarray(photo).save(tmp_path / "room.jpg")
+    Prediction(task="depth", values=np.zeros((4, 4), np.float32)).save(tmp_path / "room")
+    assert len(Calibration(count=9, folder=tmp_path)) == 1
 
 
 def test_calibration_reads_a_folder(tmp_path: Path, photo: np.ndarray, checkpoint_d: Path) -> None:

@@ -16,6 +16,7 @@ from export.errors import BuildError
 from runtime.engine import draw_noise
 from runtime.image import IMAGE_SUFFIXES, fit_to_bucket, load
 from runtime.manifest import Bucket
+from runtime.marker import made_by_us
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +28,8 @@ _SCENE_STYLE = "mixed"
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """At most `count` images: the first of `folder` by name or, without one, scenes of the tiny
-    renderer.
+    """At most `count` images: the first of `folder` by name, results of predictions aside, or,
+    without a folder, scenes of the tiny renderer.
 
     Images are read when they are needed and never kept.
     """
@@ -90,6 +91,8 @@ class Calibration:
         if not self.folder.is_dir():
             raise BuildError(f"no folder {self.folder} to calibrate with")
         images = sorted(
-            path for path in self.folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
+            path
+            for path in self.folder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not made_by_us(path)
         )
         return images[: self.count]
