@@ -182,11 +182,14 @@ def no_download(t: Try) -> None:
         raise OSError("no network")
 
     t.patch.setattr(huggingface_hub, "snapshot_download", refuse)
+    t.patch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     t.build("nobody/nothing", "--task", "depth")
 
 
 def half_folder(t: Try) -> None:
     (t.folder / "unet").mkdir()
+    (t.folder / "unet" / "config.json").write_text("{}")
+    (t.folder / "unet" / "diffusion_pytorch_model.bin").write_text("pickled")
     t.build(str(t.folder), "--task", "depth")
 
 
@@ -300,9 +303,12 @@ ROWS: dict[str, Callable[[Try], object]] = {
     "this bundle takes no noise": lambda t: t.predict(noise=np.zeros((1, 4, 8, 12), np.float32)),
     "a seed is a non-negative integer": negative_seed,
     **RESULTS,
-    "cannot be read from its weights; pass --task": lambda t: t.build(str(t.folder)),
+    "cannot be read from its weights; pass --task": lambda t: t.build(
+        str(ROOT / "tiny" / "checkpoints" / "depth-d")
+    ),
     "is known to predict": lambda t: t.build("tiny/depth-d", "--task", "normal"),
     "Pass a diffusers folder": lambda t: t.build("./nowhere", "--task", "depth"),
+    "Wanted is a diffusers folder": lambda t: t.build(str(t.bundle), "--task", "depth"),
     "Pickled .bin weights are not read": half_folder,
     "cannot download": no_download,
     "no embedded checkpoint": lambda t: t.build("tiny/depth", "--task", "depth"),

@@ -168,7 +168,7 @@ def test_errors_are_one_message_and_status_1(tmp_path: Path) -> None:
     done = run("./no-such-folder", "--task", "depth", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert "error: no folder './no-such-folder'" in done.stderr
+    assert "error: no such folder: './no-such-folder'" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

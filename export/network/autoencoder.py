@@ -23,12 +23,8 @@ from export.network.checkpoint import (
     check_folder,
     public_id,
 )
-from export.network.hub import (
-    CheckpointSource,
-    download,
-    find_folder,
-    read_config,
-)
+from export.network.hub import CheckpointSource, download, find_folder, read_config
+from export.network.weights import NETWORK
 from export.progress import say
 
 if TYPE_CHECKING:
@@ -43,7 +39,8 @@ _TAESD = CheckpointSource(
         "folder of an AutoencoderTiny (config.json and safetensors), a hub id such as "
         "madebyollin/taesd"
     ),
-    files=("config.json", "diffusion_pytorch_model*.safetensors"),
+    files=("config.json",),
+    parts=(("", NETWORK),),
     marker="config.json",
     usage="CHECKPOINT --vae ./{folder}",
     offline_names=("tiny/taesd", _RANDOM),

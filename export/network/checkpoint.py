@@ -15,13 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from export.errors import CheckpointError
 from export.families import Family, find_family, known_ids, resolve_task
-from export.network.hub import (
-    CheckpointSource,
-    count_parameters,
-    download,
-    find_folder,
-    read_config,
-)
+from export.network.hub import CheckpointSource, download, find_folder, read_config
+from export.network.weights import NETWORK, TEXT_ENCODER, count_parameters, find_weights
 from export.progress import say
 from runtime.manifest import Latent
 from runtime.tasks import Task
@@ -65,10 +60,8 @@ DIFFUSERS_FOLDER = CheckpointSource(
         "diffusers folder (with unet/ and vae/), a hub id such as "
         "jingheya/lotus-depth-d-v2-0-disparity"
     ),
-    files=(
-        *("*.json", "*.txt", "unet/*.safetensors", "vae/*.safetensors"),
-        *("text_encoder/*.safetensors", PROMPT_FILE),
-    ),
+    files=("*.json", "*.txt", PROMPT_FILE),
+    parts=(("unet", NETWORK), ("vae", NETWORK), ("text_encoder", TEXT_ENCODER)),
     marker="unet/config.json",
     usage="./{folder} --task {task}",
     offline_names=tuple(sorted(n for n in known_ids() if n.startswith(("tiny/", "random/")))),
@@ -117,8 +110,18 @@ class Description:
 
 
 def public_id(name: str) -> str:
-    """The name of a checkpoint without the folders of the building machine."""
-    return Path(name).resolve().name if Path(name).is_dir() else name
+    """The name of a checkpoint without the folders of the building machine.
+
+    A snapshot in the hub's cache, `models--OWNER--NAME/snapshots/HASH`, has the name of its
+    repository.
+    """
+    if not Path(name).is_dir():
+        return name
+    folder = Path(name).resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return folder.name
 
 
 def describe(name: str, *, task: str | None = None) -> Description:
@@ -127,7 +130,8 @@ def describe(name: str, *, task: str | None = None) -> Description:
 
     Raises: CheckpointError for a name, a task or a network that is unknown.
     """
-    resolved = resolve_task(name, task)
+    if name in known_ids():
+        resolve_task(name, task)  # another task than the known one is refused before a download
     if name in RANDOM_UNETS:
         unet, vae = RANDOM_UNETS[name], _VAE_CONFIG
         folder, parameters = None, _RANDOM_PARAMETERS
@@ -143,7 +147,7 @@ def describe(name: str, *, task: str | None = None) -> Description:
     return Description(
         id=name,
         family=find_family(name, unet, vae),
-        task=resolved,
+        task=resolve_task(name, task),
         folder=folder,
         unet=unet,
         vae=vae,
@@ -294,13 +298,14 @@ def load(description: Description, *, seed: int = 0) -> Checkpoint:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a module's folder without config or safetensors. Raises: CheckpointError."""
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    """Refuse a module's folder without config or whole weights. Raises: CheckpointError."""
+    if not (folder / "config.json").is_file():
         files = sorted(path.name for path in folder.glob("*")) or "nothing"
         raise CheckpointError(
-            f"{folder} needs config.json and *.safetensors (a diffusers folder); found {files}. "
-            "Pickled .bin weights are not read."
+            f"{folder} needs config.json and safetensors (a module's folder of diffusers); found "
+            f"{files}"
         )
+    find_weights(folder)
 
 
 def _vae_folder(folder: Path) -> Path:

@@ -2,93 +2,145 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-import math
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from export.errors import CheckpointError
+from export.network.weights import choose_weights
+from export.network.what_it_is import what_it_is
 from export.progress import say
 
 TINY = Path(__file__).resolve().parents[2] / "tiny" / "checkpoints"
+_HUB_SECONDS = 5.0  # the hub's own client tries for two minutes where nothing answers
+_CONFIGS = ("*config.json",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
     """What a name on the command line may stand for.
 
-    `description` is for a user. `files` are what is downloaded of a repository on the hub.
-    `marker` is the file that marks an embedded folder. `usage` is the rest of a command line that
-    takes a folder of it (with {folder} and {task}). `offline_names` need no network, and `tasks`
-    are those of known ids.
+    `description` is for a user. Of a repository on the hub `files` are downloaded (patterns), and
+    of each of `parts`, a folder and the begin of its file names, one set of weights. `marker` is
+    the file that marks a folder of this kind. `usage` is the rest of a command line that takes one
+    (with {folder} and {task}). `offline_names` need no network, and `tasks` are those of known ids.
     """
 
     description: str
     files: tuple[str, ...]
+    parts: tuple[tuple[str, str], ...]
     marker: str
     usage: str
     offline_names: tuple[str, ...]
     tasks: Mapping[str, str]
 
+    def wanted(self, names: Iterable[str]) -> Iterator[str]:
+        """What is downloaded of a repository with these files: one variant of each part, no
+        pickles."""
+        names = sorted(names)
+        yield from (name for name in names if any(fnmatch(name, p) for p in self.files))
+        for folder, stem in self.parts:
+            inside = {
+                path.name: str(path)
+                for path in map(PurePosixPath, names)
+                if path.parent == PurePosixPath(folder)
+            }
+            chosen = choose_weights(inside, stem)
+            yield from (inside[name] for name in (chosen.names if chosen else ()))
+
 
 def find_folder(name: str, source: CheckpointSource) -> Path | None:
-    """The local folder of a checkpoint, or None where `name` is an id on the hub.
+    """The local folder of a checkpoint, or None where `name` may be an id on the hub.
 
-    Raises: CheckpointError for a name that is neither.
+    Raises: CheckpointError for a name that is neither, and for a path that is something else.
     """
-    if name.startswith("tiny/"):
-        folder = TINY / name.removeprefix("tiny/")
-        if not folder.is_dir():
-            embedded = sorted(
-                f"tiny/{folder.name}"
-                for folder in TINY.glob("*")
-                if (folder / source.marker).is_file()
-            )
-            raise CheckpointError(f"no embedded checkpoint {name!r}; there is {embedded}")
-        return folder
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
+    embedded = name.startswith("tiny/")
+    path = TINY / name.removeprefix("tiny/") if embedded else Path(name)
+    if path.is_dir() and (path / source.marker).is_file():
+        return path
+    if path.exists() and not embedded:
+        raise CheckpointError(
+            f"{name!r} is {what_it_is(path, source.marker)}. Wanted is a {source.description}"
+        )
+    suggestion = did_you_mean(name, source)
+    if embedded:
+        known = sorted(
+            f"tiny/{marker.relative_to(TINY).parts[0]}"
+            for marker in TINY.glob(f"*/{source.marker}")
+        )
+        raise CheckpointError(f"no embedded checkpoint {name!r}; there is {known}{suggestion}")
     if name.startswith("random/"):
         known = [other for other in source.offline_names if other.startswith("random/")]
-        raise CheckpointError(f"unknown {name!r}; known: {known}")
+        raise CheckpointError(f"unknown {name!r}; known: {known}{suggestion}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"no folder {name!r}. Pass a {source.description}, or one of "
+            f"no such folder: {name!r}.{suggestion} Pass a {source.description}, or one of "
             f"{list(source.offline_names)}"
         )
     return None
 
 
+def did_you_mean(name: str, source: CheckpointSource) -> str:
+    """A sentence with the known names that `name` resembles, whole or without their owner."""
+    known = sorted({*source.offline_names, *source.tasks})
+    resembling = {end: whole for whole in known for end in (whole, whole.rpartition("/")[2])}
+    close = difflib.get_close_matches(name, resembling, n=3, cutoff=0.8)
+    found = list(dict.fromkeys(resembling[end] for end in close))
+    return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
 def download(name: str, source: CheckpointSource, *, configs_only: bool = False) -> Path:
-    """The folder of a repository on the hub: safetensors and configs, or `configs_only`.
+    """The folder of a repository on the hub: configs and one set of weights, or `configs_only`.
 
-    Raises: CheckpointError, with what to do without network.
+    Where the hub does not answer, what lies in its local cache. Raises: CheckpointError, with what
+    to do without network.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
-    patterns = ["*config.json"] if configs_only else list(source.files)
-    say(
-        f"downloading {'the configs of ' if configs_only else ''}{name} "
-        "(or reading it from the local cache)"
-    )
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=5))
+    what = "the configs of " if configs_only else ""
+    say(f"downloading {what}{name} (or reading it from the local cache)")
     # The hub's client raises OSError, ValueError, httpx and hub types of its own for one and the
     # same missing network.
+    try:
+        info = HfApi().model_info(name, timeout=_HUB_SECONDS)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        folder = Path(name).name
-        usage = source.usage.format(folder=folder, task=source.tasks.get(name, "TASK"))
+        try:
+            return Path(snapshot_download(name, allow_patterns=_CONFIGS, local_files_only=True))
+        except Exception:
+            raise _not_fetched(name, source, error) from error
+    names = [file.rfilename for file in info.siblings or ()]
+    if source.marker not in names:
         raise CheckpointError(
-            f"cannot download {name!r}: {type(error).__name__}: {reason}\n"
-            f"Without network: on a machine that has it, run "
-            f"`hf download {name} --local-dir {folder}`, copy the folder here and pass its path: "
-            f"`python export/build_engine.py {usage}`"
-        ) from error
+            f"{name!r} on the hub has no {source.marker}: it holds {sorted(names)[:8]}. Wanted is "
+            f"a {source.description}"
+        )
+    wanted = list(_CONFIGS) if configs_only else list(source.wanted(names))
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=_HUB_SECONDS))
+    except Exception as error:
+        raise _not_fetched(name, source, error) from error
+
+
+def _not_fetched(name: str, source: CheckpointSource, error: Exception) -> CheckpointError:
+    """What to say of a name that is no local folder and did not come from the hub."""
+    reason = str(error).splitlines()[0] if str(error) else ""
+    folder = Path(name).name
+    usage = source.usage.format(folder=folder, task=source.tasks.get(name, "TASK"))
+    advice = did_you_mean(name, source) if name not in source.tasks else ""
+    return CheckpointError(
+        f"no such folder: {name!r}, and cannot download it as an id on the hub: "
+        f"{type(error).__name__}: {reason}\n"
+        + (
+            advice.strip()
+            or f"A folder is named by its path from here, such as ./{folder}. For an id without "
+            f"network: on a machine that has it, run `hf download {name} --local-dir {folder}`, "
+            f"copy the folder here and pass its path: `python export/build_engine.py {usage}`"
+        )
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -104,19 +156,3 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{config} holds {type(content).__name__}, not an object")
     return content
-
-
-def count_parameters(folder: Path) -> int:
-    """Numbers in the safetensors files of a module's folder, by their headers; 0 where none lie
-    there or where a header cannot be read (loading says why)."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        try:
-            with path.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(min(length, path.stat().st_size)))
-            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-            total += sum(math.prod(shape) for shape in shapes)
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
-            return 0
-    return total

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,24 @@ from safetensors.torch import load_file
 
 from export.errors import CheckpointError
 from export.network.checkpoint import PROMPT_FILE, Modules, check_folder
+from export.network.hub import read_config
+from export.network.weights import NETWORK, TEXT_ENCODER, find_weights
+from export.progress import say
 
 # diffusers, transformers, safetensors and json each raise their own types for a damaged folder.
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
+# Autoencoders saved by early releases of diffusers name their attention so.
+_NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION = re.compile(r"(?<=\.)(?:query|key|value|proj_attn)(?=\.(?:weight|bias)$)")
 
 
 def load_modules(folder: Path, vae_folder: Path) -> Modules:
     """UNet, autoencoder and empty prompt of a diffusers folder. Raises: CheckpointError."""
+    prompt = _load_prompt(folder)
     return Modules(
         unet=load_network(UNet2DConditionModel, folder / "unet").eval().requires_grad_(False),
         vae=load_network(AutoencoderKL, vae_folder).eval().requires_grad_(False),
-        prompt=_load_prompt(folder),
+        prompt=prompt,
     )
 
 
@@ -46,27 +54,62 @@ def load_network(network: Any, folder: Path) -> Any:
     Raises: CheckpointError.
     """
     check_folder(folder)
-    weights = sorted(folder.glob("*.safetensors"))
-    variant = "fp16" if all(".fp16." in path.name for path in weights) else None
+    tensors = _load_tensors(folder, NETWORK)
     try:
-        module, report = network.from_pretrained(
-            folder,
-            variant=variant,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-            local_files_only=True,
-        )
+        with torch.device("meta"):  # the weights come next: no memory and no time for random ones
+            module = network.from_config(read_config(folder))
+        report = module.load_state_dict(tensors, strict=False, assign=True)
     except _LOADING_ERRORS as error:
-        raise CheckpointError(f"cannot load {folder}: {error}") from error
-    if report["missing_keys"]:
-        raise CheckpointError(
-            f"{folder} lacks {len(report['missing_keys'])} tensors of its architecture, the first "
-            f"is {sorted(report['missing_keys'])[0]!r}: the weights are incomplete or of another "
-            "model"
-        )
+        raise CheckpointError(f"cannot load {folder}: {_first_lines(error)}") from error
+    _check_report(folder, report.missing_keys, report.unexpected_keys)
     return module
+
+
+def _load_tensors(folder: Path, stem: str) -> dict[str, torch.Tensor]:
+    """The weights of a module's folder by name, floating ones as fp32 in memory of their own.
+
+    Raises: CheckpointError, also for NaN and infinite values.
+    """
+    weights = find_weights(folder, stem)
+    if weights.remark is not None:
+        say(weights.remark)
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weights.files:
+        try:
+            content = load_file(path)
+        except _LOADING_ERRORS as error:
+            raise CheckpointError(f"cannot load {path}: {error}") from error
+        for name, value in content.items():
+            if not value.isfinite().all():
+                raise CheckpointError(
+                    f"{path} holds NaN or infinite values, in {name!r}: the training diverged, or "
+                    "the values were too large for half precision"
+                )
+            kind = torch.float32 if value.is_floating_point() else value.dtype
+            new_name = _OLD_ATTENTION.sub(lambda found: _NEW_NAMES[found[0]], name)
+            tensors[new_name] = value.to(kind, copy=True)
+    return tensors
+
+
+def _check_report(folder: Path, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Refuse weights that lack a tensor, and name what is not used. Raises: CheckpointError."""
+    lacking, unused = sorted(missing), sorted(unexpected)
+    if lacking:
+        raise CheckpointError(
+            f"{folder} lacks {len(lacking)} tensors of its architecture, the first is "
+            f"{lacking[0]!r}: the weights are incomplete or of another model"
+        )
+    if unused:
+        say(
+            f"{folder} holds {len(unused)} tensors that its config has no place for, the first is "
+            f"{unused[0]!r}: they are not used"
+        )
+
+
+def _first_lines(error: BaseException) -> str:
+    """An error without the hundreds of lines that PyTorch writes of tensors of another shape."""
+    lines = str(error).splitlines()
+    return "\n".join([*lines[:3], *(["..."] if len(lines) > 3 else [])])
 
 
 def _load_prompt(folder: Path) -> torch.Tensor:
@@ -88,18 +131,21 @@ def _load_prompt(folder: Path) -> torch.Tensor:
         raise CheckpointError(
             f"{folder} has neither {PROMPT_FILE} nor text_encoder/ and tokenizer/"
         )
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+    tensors = _load_tensors(folder / "text_encoder", TEXT_ENCODER)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder",
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-        ).eval()
+        config = CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True)
+        encoder, report = CLIPTextModel.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+        )
     except _LOADING_ERRORS as error:
-        raise CheckpointError(f"cannot load the text encoder of {folder}: {error}") from error
+        raise CheckpointError(
+            f"cannot load the text encoder of {folder}: {_first_lines(error)}"
+        ) from error
+    _check_report(folder / "text_encoder", report["missing_keys"], report["unexpected_keys"])
+    encoder.eval()
     tokens = tokenizer("", padding="do_not_pad", return_tensors="pt")
     mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
     with torch.inference_mode():
