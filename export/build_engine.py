@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         "--from-bundle",
         type=Path,
         metavar="BUNDLE",
-        help="build the engine of --target from this bundle",
+        help="build the engine of --target from this bundle; it is completed in place where it "
+        "lacks just that, and otherwise stays as it is: the engine comes into BUNDLE-TARGET",
     )
     return parser
 
@@ -180,7 +181,7 @@ def _build(arguments: argparse.Namespace, command: str) -> str:
 
 
 def _finish(arguments: argparse.Namespace, command: str) -> str:
-    """The path of the finished bundle."""
+    """The path of the bundle with the engine."""
     from export.bundle.finalize import finish_on_device
 
     bundle = finish_on_device(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from export.bundle.write import staged
+from export.bundle.write import check_destination, staged
 from export.errors import BuildError
 from export.progress import say
 from export.targets import TARGETS, Target
@@ -53,23 +53,26 @@ def finalize(stage: Path, description: Manifest, *, engine_required: bool = Fals
 def finish_on_device(
     source: Path, *, target_name: str, output: Path | None, overwrite: bool, command: str
 ) -> Path:
-    """Build the engine of a target from the graph in the bundle `source`; in place unless `output`
-    is given.
+    """Build the engine of a target from the graph in the bundle `source`, and return the bundle
+    that holds it.
+
+    A bundle of this target that lacks its engine is completed in place. Any other stays as it is:
+    the engine comes into a new bundle, `output` or `<source>-<target>` beside it.
 
     Raises: BundleError, BuildError, BackendMissingError when the target's package is not installed.
     """
     manifest = Manifest.load(source)
     target = TARGETS[target_name]
     recipe = _check_source(source, manifest, target).recipe(manifest.precision)
+    destination, in_place = _where(source, manifest, target, output, overwrite)
+    check_destination(destination, overwrite=overwrite or in_place)
     say("checking the files of the bundle")
     manifest.check_contents(source)
-    destination = source if output is None else output
     engines = {bucket.engine for bucket in manifest.buckets}
     carried = [file for file in manifest.files if file.path not in engines]
     # Each engine holds the weights again.
     needed = sum(file.bytes for file in carried) * len(manifest.buckets)
-    replace = overwrite or output is None
-    with staged(destination, overwrite=replace, needed_bytes=needed) as stage:
+    with staged(destination, overwrite=overwrite or in_place, needed_bytes=needed) as stage:
         for file in carried:
             _link_or_copy(source / file.path, stage / file.path)
         largest, mean = recipe.tolerance
@@ -83,6 +86,29 @@ def finish_on_device(
         )
         finalize(stage, description, engine_required=True)
     return destination
+
+
+def _where(
+    source: Path, manifest: Manifest, target: Target, output: Path | None, overwrite: bool
+) -> tuple[Path, bool]:
+    """Where the engine goes, and whether that completes `source` itself.
+
+    Raises: BuildError for a place that would change a working bundle unasked.
+    """
+    unfinished = manifest.target == target.name and not all(b.engine for b in manifest.buckets)
+    named = source if source.name not in ("", "..") else source.resolve()
+    beside = named.with_name(f"{named.name}-{target.name}")
+    destination = output or (source if unfinished else beside)
+    here, there = source.resolve(), destination.resolve()
+    if here in there.parents:
+        raise BuildError(f"{destination} lies inside the bundle {source}; pass another --output")
+    if here == there and not unfinished and not overwrite:
+        raise BuildError(
+            f"{source} is a finished bundle for {manifest.target}, and building the "
+            f"{target.name} engine there would replace it. Leave --output out (it is then "
+            f"{beside}), or pass --overwrite"
+        )
+    return destination, here == there and unfinished
 
 
 def _check_source(source: Path, manifest: Manifest, target: Target) -> Target:
@@ -134,9 +160,9 @@ def _build_engines(
             if required:
                 raise
             say(
-                f"no engine built here: {error}\nThe bundle carries the graph; finish it on the "
-                "device: python export/build_engine.py --from-bundle BUNDLE --target "
-                f"{target.name}"
+                f"no engine built here: {error}\nThe bundle carries the graph; on the device, "
+                f"`python export/build_engine.py --from-bundle BUNDLE --target {target.name}` "
+                "completes it in place"
             )
             return buckets, None
         finished.append(dataclasses.replace(bucket, engine=name))
@@ -200,9 +226,12 @@ def _emulated(stage: Path, bucket: Bucket) -> Iterator[Bucket]:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link where the file system can: the weights are gigabytes and do not change."""
+    """Hard-link where the file system can: the weights are gigabytes and do not change.
+
+    Of a symbolic link, as in the hub's cache, the file itself is taken.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)

@@ -6,13 +6,12 @@ Imports no torch: a Jetson finishes a bundle with NumPy and TensorRT alone.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from export.bundle.replace import clear_up, new_stage, take_place, turn
 from export.errors import BuildError
 from runtime.errors import BundleError
 from runtime.manifest import MANIFEST, OLDEST_SCHEMA, SCHEMA, Manifest
@@ -24,35 +23,31 @@ def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iter
     error.
 
     After an error, or a signal that raises, nothing is left and an old bundle stays as it was.
+    After a kill or a power cut the old or the new bundle is there, or comes back with the next
+    build of that name, which also deletes what the killed one left.
     Raises: BuildError when `destination` exists (and is not an old bundle to overwrite) or the disk
     is full.
     """
     destination = destination.resolve()
-    check_destination(destination, overwrite=overwrite)
-    stage: Path | None = None
     try:
+        clear_up(destination)
+        check_destination(destination, overwrite=overwrite)
         destination.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(destination.parent).free
         if free < needed_bytes:
             raise BuildError(
                 f"the disk of {destination.parent} has {free / 1e9:.2f} GB free; this bundle needs "
-                "about "
-                f"{needed_bytes / 1e9:.2f} GB. Free some, or pass --output on another disk."
+                f"about {needed_bytes / 1e9:.2f} GB. Free some, or pass --output on another disk."
             )
-        stage = Path(
-            tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent)
-        )
-        stage.chmod(0o755)
-        yield stage
-        check_destination(destination, overwrite=overwrite)  # another build may have come first
-        _take_place(stage, destination)
+        with new_stage(destination) as stage:
+            yield stage
+            with turn(destination.parent):
+                check_destination(destination, overwrite=overwrite)  # another may have come first
+                take_place(stage, destination)
     except OSError as error:
         raise BuildError(
             f"cannot write the bundle {destination}: {error}. Nothing of it was left behind."
         ) from error
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
@@ -98,20 +93,3 @@ def _files_of_another_release(folder: Path) -> set[str]:
         return set() if readable else {str(file["path"]) for file in body["files"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
-
-
-def _take_place(stage: Path, destination: Path) -> None:
-    """Rename `stage` to `destination`; an old bundle there is moved aside first and put back if
-    that fails.
-    """
-    if not destination.exists():
-        stage.rename(destination)
-        return
-    aside = destination.with_name(f".{destination.name}.old-{os.getpid()}")
-    destination.rename(aside)
-    try:
-        stage.rename(destination)
-    except BaseException:
-        aside.rename(destination)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -136,7 +136,7 @@ def _not_fetched(name: str, source: CheckpointSource, error: Exception) -> Check
         f"{type(error).__name__}: {reason}\n"
         + (
             advice.strip()
-            or f"A folder is named by its path from here, such as ./{folder}. For an id without "
+            or f"A folder is named by its path from here, such as ./{name}. For an id without "
             f"network: on a machine that has it, run `hf download {name} --local-dir {folder}`, "
             f"copy the folder here and pass its path: `python export/build_engine.py {usage}`"
         )
