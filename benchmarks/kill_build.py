@@ -1,0 +1,253 @@
+"""Kill builds at random moments, and check what is left.
+
+    python -m benchmarks.kill_build --count 100
+
+Half of the kills come at a random second. The others are aimed: at a file operation (open, rename,
+remove, link, sync) on the bundle or beside it, just before it or within 0.3 s after, and half
+of these with renames in place of an exchange. Whatever the moment, there must be no bundle, the old
+one, or the new one that verifies; and the next build must leave nothing else. Unix only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.bundle import replace
+from export.bundle.write import staged
+from runtime import LotusEngine
+from runtime.manifest import MANIFEST, Manifest
+
+_EVENTS = {
+    *("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.chmod"),
+    *("shutil.rmtree", "os.fsync", "ctypes.dlsym"),
+}
+_DELAYS = 0.001, 0.3  # seconds after an operation; the golden runs for about as long
+_KILLED = -signal.SIGKILL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """When a build is killed: `seconds` after its start, or `delay` seconds after its file
+    operation number `operation`. `exchange` is False where the system cannot exchange paths.
+    """
+
+    seconds: float | None = None
+    operation: int | None = None
+    delay: float = 0.0
+    exchange: bool = True
+
+    @property
+    def label(self) -> str:
+        """The row of the table it belongs to."""
+        if self.operation is None:
+            return "at a random second"
+        moment = "before a file operation" if self.delay == 0 else "just after a file operation"
+        return moment if self.exchange else f"{moment}, without exchange"
+
+
+def watch_operations(folder: Path, act: Callable[[int, str], None]) -> None:
+    """From now on call `act(number, event)` before each file operation of this process below
+    `folder`. Cannot be undone: for a process that ends with it.
+    """
+    sync, number = os.fsync, 0
+
+    def announced(descriptor: int) -> None:
+        sys.audit("os.fsync", descriptor)
+        sync(descriptor)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal number
+        if event not in _EVENTS or not _concerns(event, arguments, str(folder)):
+            return
+        number += 1
+        act(number - 1, event)
+
+    os.fsync = announced
+    sys.addaudithook(hook)
+
+
+def _concerns(event: str, arguments: tuple[Any, ...], folder: str) -> bool:
+    if event == "ctypes.dlsym":  # just before the exchange
+        return "renameat2" in arguments
+    paths = [str(a) for a in arguments if isinstance(a, str | os.PathLike)]
+    return event == "os.fsync" or any(path.startswith(folder) for path in paths)
+
+
+def in_child(work: Callable[[], None], *, kill_after: float | None = None) -> int:
+    """Run `work` in a child and return its exit status, negative for a signal.
+
+    `kill_after`: kill it after so many seconds.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException as error:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run_killed(build: Callable[[], None], folder: Path, aim: Aim) -> int:
+    """Run `build`, which writes below `folder`, in a child that is killed as `aim` says."""
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def act(number: int, event: str) -> None:
+        if number == aim.operation and aim.delay == 0:
+            kill()
+        elif number == aim.operation:
+            threading.Timer(aim.delay, kill).start()
+
+    def work() -> None:
+        if not aim.exchange:
+            replace.exchange = lambda first, second: False  # type: ignore[assignment]
+        if aim.operation is not None:
+            watch_operations(folder, act)
+        build()
+
+    return in_child(work, kill_after=aim.seconds)
+
+
+def count_operations(build: Callable[[], None], folder: Path) -> int:
+    """How many file operations below `folder` a build has; it is run for that, in a child."""
+    listing = folder.with_name(f"{folder.name}.operations")
+
+    def work() -> None:
+        seen: list[str] = []
+        watch_operations(folder, lambda number, event: seen.append(event))
+        build()
+        listing.write_text("\n".join(seen))
+
+    if in_child(work) != 0:
+        raise SystemExit("the build fails without being killed")
+    count = len(listing.read_text().splitlines())
+    listing.unlink()
+    return count
+
+
+def state(output: Path, verify: Callable[[Path], None]) -> str:
+    """ "absent", or the command in the manifest of the bundle at `output`, verified.
+
+    Raises: LotusError where something else lies there.
+    """
+    if not output.exists():
+        return "absent"
+    verify(output)
+    return Manifest.load(output).command
+
+
+def next_build(output: Path, old: Path) -> list[str]:
+    """Put the old bundle at `output` as the next build would; what lies beside it then."""
+    with staged(output, overwrite=True) as stage:
+        for path in old.iterdir():
+            shutil.copy(path, stage / path.name)
+    return sorted(set(os.listdir(output.parent)) - {output.name})
+
+
+def _build(output: Path, command: str) -> None:
+    from export.pipeline import build
+    from export.settings import BuildSettings
+
+    build(
+        BuildSettings(
+            checkpoint="tiny/disparity-d",
+            resolutions=((64, 64),),
+            output=output,
+            overwrite=True,
+            command=command,
+        )
+    )
+
+
+def _verify(output: Path) -> None:
+    """In a child: what forks must have no threads."""
+
+    def work() -> None:
+        with LotusEngine(output) as engine:
+            engine.verify()
+
+    if in_child(work) != 0:
+        raise RuntimeError(f"{output} lies there and does not verify")
+
+
+def _aims(count: int, seconds: float, operations: int, seed: int) -> Iterator[Aim]:
+    draw = random.Random(seed)
+    for number in range(count):
+        if number % 2:
+            yield Aim(seconds=draw.uniform(0, seconds))
+        else:
+            delay = draw.choice((0.0, math.exp(draw.uniform(*map(math.log, _DELAYS)))))
+            operation = draw.randrange(operations)
+            yield Aim(operation=operation, delay=delay, exchange=draw.random() < 0.5)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command. Exit status: 0 where each kill left what it may, else 1."""
+    parser = argparse.ArgumentParser(prog="kill_build", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    import export.pipeline  # noqa: F401  # once, for all children
+
+    table: Counter[tuple[str, str]] = Counter()
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "engines")
+        output, old = folder / "bundle", Path(scratch, "old")
+        start = time.monotonic()
+        operations = count_operations(lambda: _build(output, "old"), folder)
+        seconds = time.monotonic() - start
+        shutil.copytree(output, old)
+        print(f"a build takes {seconds:.1f} s and {operations} file operations", flush=True)
+        for number, aim in enumerate(_aims(arguments.count, seconds, operations, arguments.seed)):
+            before = "old" if number % 4 < 2 else "absent"
+            if before == "absent":
+                shutil.rmtree(output)
+            status = run_killed(lambda: _build(output, "new"), folder, aim)
+            try:
+                found = state(output, _verify)
+                if found not in (before, "new"):
+                    faults.append(f"{aim}: {before} became {found}")
+            except Exception as error:
+                found = "broken"
+                faults.append(f"{aim}: {error}")
+            moment = aim.label if status == _KILLED else "not killed: done before"
+            table[moment, f"{before} -> {found}"] += 1
+            in_child(lambda: next_build(output, old))
+            left = sorted(set(os.listdir(folder)) - {output.name})
+            if left or (output / MANIFEST).read_bytes() != (old / MANIFEST).read_bytes():
+                faults.append(f"{aim}: the next build leaves {left}")
+            print(f"{number + 1}/{arguments.count} {moment}: {before} -> {found}", flush=True)
+    for (moment, change), times in sorted(table.items()):
+        print(f"| {moment} | {change} | {times} |")
+    print(*faults, f"{len(faults)} faults in {arguments.count} kills", sep="\n")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
