@@ -94,7 +94,7 @@ class Preprocess:
 
     def apply(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 [H,W,3] to the network's float32 [1,3,H,W]."""
-        planes = rgb.transpose(2, 0, 1)[None].astype(np.float32)
+        planes: NDArray[np.float32] = rgb.transpose(2, 0, 1)[None].astype(np.float32)
         planes *= np.float32(self.scale)
         planes += np.float32(self.offset)
         return planes
