@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import sys
 
+from runtime.extras import explain_missing_packages
+
+if __name__ == "__main__":
+    explain_missing_packages()
+
 from runtime.__main__ import COMMANDS as RUNTIME_COMMANDS
 from runtime.__main__ import AddCommand, run
 

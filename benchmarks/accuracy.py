@@ -23,6 +23,7 @@ from benchmarks.datasets import Dataset, DatasetError, Sample, open_folder, synt
 from benchmarks.ground_truth import GROUND_TRUTHS, GroundTruth
 from benchmarks.rows import parse_arguments, write_rows
 from runtime import LotusEngine, LotusError, Prediction
+from runtime.extras import require
 from runtime.tasks import Task
 
 
@@ -92,6 +93,8 @@ def _open_data(data: str, bundle: Path, task: Task) -> Dataset:
     """The data set, of the kind that measures the task. Raises: DatasetError."""
     if task.truth is None:
         raise DatasetError(f"{bundle} predicts {task.name}, which no ground truth here measures")
+    if data == "synthetic":
+        require("torch")  # for the constant map, which comes last
     dataset = synthetic(task.truth) if data == "synthetic" else open_folder(Path(data))
     if dataset.kind != task.truth:
         raise DatasetError(

@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 
 from benchmarks.rows import ROOT, parse_arguments, write_rows
+from runtime.extras import require
+
+_BACKENDS = ("onnxruntime", "openvino")
 
 
 def main() -> int:
@@ -25,6 +28,7 @@ def main() -> int:
     parser.add_argument("--image", type=Path, default=Path("tiny/samples/room.png"))
     parser.add_argument("--runs", type=int, default=7)
     arguments = parse_arguments(parser)
+    require(*_BACKENDS)
     probe = (
         "import time, numpy, numpy.random, PIL.Image, PIL.ImageOps; s = time.perf_counter(); "
         "from runtime import LotusEngine; print(time.perf_counter() - s)"
@@ -35,7 +39,7 @@ def main() -> int:
             [_printed_seconds(probe) for _ in range(arguments.runs + 1)],
         )
     ]
-    for backend in ("onnxruntime", "openvino"):
+    for backend in _BACKENDS:
         seconds = [
             _predict(arguments.bundle, arguments.image, backend) for _ in range(arguments.runs + 1)
         ]

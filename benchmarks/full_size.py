@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import ROOT, parse_arguments, write_rows
+from runtime.extras import require
 from runtime.manifest import Manifest
 
 _LIMIT_GB = 16.0
@@ -41,6 +42,7 @@ def main() -> int:
         "--name", default="full-size", help="of the bundles and rows, before target and precision"
     )
     arguments = parse_arguments(parser)
+    require("torch")
     rows = []
     for target in arguments.target:
         own = list(_measure(target, arguments))

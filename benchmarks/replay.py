@@ -33,6 +33,7 @@ import numpy as np
 
 from benchmarks import rows
 from export.versions import tool_versions
+from runtime.extras import require
 
 LIST = Path(__file__).with_name("replay.json")
 ROOT = LIST.parents[1]
@@ -84,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     names = arguments.entries or list(ENTRIES)
     if unknown := set(names) - set(ENTRIES):
         parser.error(f"unknown entries {sorted(unknown)}; known: {', '.join(ENTRIES)}")
+    require("torch")
     made_on, known = read_list()
     failed = []
     with ThreadPoolExecutor(arguments.jobs) as pool:

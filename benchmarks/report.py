@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.plots import plot_latency, plot_policies, plot_scaling, plot_stages
 from benchmarks.rows import RESULTS, ROOT
 from benchmarks.tables import TABLES, Body, measured_rows
+from runtime.extras import require
 
 DOCUMENTS = (
     ROOT / "README.md",
@@ -45,6 +46,7 @@ def main() -> int:
                 f"{path.name} differs from its rows: python -m benchmarks.report", file=sys.stderr
             )
         return 1 if stale else 0
+    require("matplotlib")
     for path in stale_documents():
         path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
         print(path)

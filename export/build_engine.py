@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
+if __name__ == "__main__" and not __package__:
     # As a script, Python puts export/ first on sys.path; the project's packages lie one level up.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -23,6 +23,7 @@ from export.settings import BuildSettings
 from export.targets import TARGETS
 from export.targets.target import PRECISIONS
 from runtime.errors import LotusError
+from runtime.extras import explain_missing_packages, require
 from runtime.tasks import TASKS
 
 _ON_DEVICE = ("checkpoint", "target", "output", "overwrite", "command")
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if (arguments.checkpoint is None) == (arguments.from_bundle is None):
         parser.error("name a CHECKPOINT, or --from-bundle BUNDLE")
-    command = shlex.join(["python", "export/build_engine.py", *map(without_folders, words)])
+    command = " ".join(("python export/build_engine.py", shlex.join(map(without_folders, words))))
     if arguments.from_bundle:
         _refuse_build_options(parser, arguments)
     try:
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     """Every option but the last few stands for the field of BuildSettings of its name."""
     parser = argparse.ArgumentParser(
-        prog="build_engine.py", description="Turn a Lotus checkpoint into a bundle."
+        prog="python export/build_engine.py", description="Turn a Lotus checkpoint into a bundle."
     )
     add = parser.add_argument
     add(
@@ -169,6 +170,8 @@ def _build(arguments: argparse.Namespace, command: str) -> str:
     """The new bundle's path, or with --dry-run the plan."""
     from export.plan import make_plan
 
+    if not arguments.dry_run:
+        require("torch")  # before anything is downloaded
     fields = {field.name for field in dataclasses.fields(BuildSettings)} - {"command"}
     request = {name: value for name, value in vars(arguments).items() if name in fields}
     plan = make_plan(BuildSettings(**request, command=command))
@@ -223,6 +226,7 @@ def command() -> int:
     """The command as a process: a termination becomes an exception, so that a half-built folder is
     removed.
     """
+    explain_missing_packages()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return main()
 

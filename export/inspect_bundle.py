@@ -13,9 +13,13 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # As a script, Python puts export/ first on sys.path, where this file would hide the standard
-    # library's `inspect`.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    if not __package__:
+        # As a script, Python puts export/ first on sys.path; the project's packages lie one level
+        # up.
+        sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from runtime.extras import explain_missing_packages
+
+    explain_missing_packages()
 
 import argparse
 import json
@@ -47,7 +51,8 @@ class _Row:
 def main(argv: list[str] | None = None) -> int:
     """Print one table for each bundle and bucket. Status 1 when a bundle cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="inspect.py", description=__doc__.splitlines()[0] if __doc__ else None
+        prog="python export/inspect_bundle.py",
+        description=__doc__.splitlines()[0] if __doc__ else None,
     )
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
     parser.add_argument(

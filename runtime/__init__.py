@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["LotusEngine", "LotusError", "Prediction", "Verification"]
 
 _HOME = {
-    "LotusEngine": "runtime.engine",
-    "LotusError": "runtime.errors",
-    "Prediction": "runtime.prediction",
-    "Verification": "runtime.golden",
+    "LotusEngine": ".engine",
+    "LotusError": ".errors",
+    "Prediction": ".prediction",
+    "Verification": ".golden",
 }
 
 
@@ -30,5 +30,5 @@ def __getattr__(name: str) -> Any:
     # Loaded on first use: a Jetson that only finishes a bundle (NumPy + TensorRT) needs
     # runtime.manifest, not Pillow.
     if name not in _HOME:
-        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name], __package__), name)

@@ -12,6 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from runtime.extras import explain_missing_packages
+
+if __name__ == "__main__":
+    explain_missing_packages()
+
 from runtime.batch import find_pictures, predict_all
 from runtime.console import prepare, release, say, show
 from runtime.engine import LotusEngine

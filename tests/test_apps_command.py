@@ -59,6 +59,7 @@ def test_a_command_is_a_function_in_the_table(capsys: pytest.CaptureFixture[str]
 def test_as_a_module_and_as_the_installed_command(null_bundle: Path) -> None:
     tomllib = pytest.importorskip("tomllib", reason="in Python since 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"]["lotus-edge"] == "apps.__main__:main"
-    command = [sys.executable, "-m", "apps", "verify", str(null_bundle)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    assert project["scripts"]["lotus-edge"] == "lotus_edge.__main__:main"
+    for module in ("apps", "lotus_edge"):
+        command = [sys.executable, "-m", module, "verify", str(null_bundle)]
+        assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0

@@ -16,6 +16,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":
+    from runtime.extras import explain_missing_packages
+
+    explain_missing_packages()
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiny.scene import STYLES, Material, Scene, Solid, make_scene
+from .scene import STYLES, Material, Scene, Solid, make_scene
 
 LOTUS_AXES = np.array([1, -1, -1], np.float32)
 """Multiplies camera-frame normals into the axes of the predicted normal maps."""

@@ -25,6 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from runtime.extras import explain_missing_packages
+
+    explain_missing_packages()
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -45,7 +45,7 @@ def write_golden(checkpoint: Checkpoint, plan: Plan, stage: Path) -> None:
             say(
                 f"the small autoencoder moves the {task.name} of the golden by "
                 f"{difference.mean():.2e} in the mean, {difference.max():.2e} at most; what it "
-                "costs in accuracy: python -m benchmarks.accuracy"
+                "costs in accuracy: in a clone, python -m benchmarks.accuracy"
             )
     np.savez_compressed(stage / GOLDEN, **arrays)  # type: ignore[arg-type]
 

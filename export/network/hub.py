@@ -10,12 +10,12 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from export.embedded import embedded_checkpoints
 from export.errors import CheckpointError
 from export.network.weights import choose_weights
 from export.network.what_it_is import what_it_is
 from export.progress import say
 
-TINY = Path(__file__).resolve().parents[2] / "tiny" / "checkpoints"
 _HUB_SECONDS = 5.0  # the hub's own client tries for two minutes where nothing answers
 _CONFIGS = ("*config.json",)
 
@@ -59,7 +59,7 @@ def find_folder(name: str, source: CheckpointSource) -> Path | None:
     Raises: CheckpointError for a name that is neither, and for a path that is something else.
     """
     embedded = name.startswith("tiny/")
-    path = TINY / name.removeprefix("tiny/") if embedded else Path(name)
+    path = embedded_checkpoints() / name.removeprefix("tiny/") if embedded else Path(name)
     if path.is_dir() and (path / source.marker).is_file():
         return path
     if path.exists() and not embedded:
@@ -69,8 +69,8 @@ def find_folder(name: str, source: CheckpointSource) -> Path | None:
     suggestion = did_you_mean(name, source)
     if embedded:
         known = sorted(
-            f"tiny/{marker.relative_to(TINY).parts[0]}"
-            for marker in TINY.glob(f"*/{source.marker}")
+            f"tiny/{marker.relative_to(embedded_checkpoints()).parts[0]}"
+            for marker in embedded_checkpoints().glob(f"*/{source.marker}")
         )
         raise CheckpointError(f"no embedded checkpoint {name!r}; there is {known}{suggestion}")
     if name.startswith("random/"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from export.embedded import embedded_checkpoints, rendered_scenes
 from export.errors import BuildError
 from runtime.engine import draw_noise
 from runtime.image import IMAGE_SUFFIXES, fit_to_bucket, load
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from export.plan import Plan
-
-_SCENE_STYLE = "mixed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,9 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise BuildError(f"calibration needs at least one image, found {self.count}")
-        if self.folder is not None and not self._files():
+        if self.folder is None:
+            embedded_checkpoints()  # the renderer lies beside them
+        elif not self._files():
             raise BuildError(
                 f"{self.folder} holds no images to calibrate with "
                 f"({' '.join(sorted(IMAGE_SUFFIXES))})"
@@ -80,11 +81,7 @@ class Calibration:
     def _images(self, bucket: Bucket) -> Iterable[NDArray[np.uint8]]:
         if self.folder is not None:
             return (fit_to_bucket(load(path), bucket)[0] for path in self._files())
-        from tiny.render import render
-        from tiny.scene import TRAIN_FIRST_SEED
-
-        seeds = range(TRAIN_FIRST_SEED, TRAIN_FIRST_SEED + self.count)
-        return (render(seed, bucket.height, bucket.width, _SCENE_STYLE).image for seed in seeds)
+        return rendered_scenes(self.count, bucket.height, bucket.width)
 
     def _files(self) -> list[Path]:
         assert self.folder is not None

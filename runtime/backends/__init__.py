@@ -98,7 +98,7 @@ def open_session(
     and DamagedBundleError when the backend refuses the bucket's model.
     """
     backend = find_backend(name)
-    module = importlib.import_module(f"runtime.backends.{backend.module}")
+    module = importlib.import_module(f".{backend.module}", __package__)
     session: Session = module.BackendSession(
         folder, manifest, bucket, backend, model_folder=model_folder
     )

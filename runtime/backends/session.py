@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BackendError, BackendMissingError, DamagedBundleError
+from runtime.extras import how_to_install
 from runtime.manifest import Bucket, Manifest
 
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]
@@ -40,7 +41,7 @@ class Backend:
     @property
     def how_to_install(self) -> str:
         """The command that installs the vendor's package, with the hint."""
-        return f"`pip install 'lotus-edge[{self.extra}]'`{self.hint and f'; {self.hint}'}"
+        return f"{how_to_install(self.extra)}{self.hint and f'; {self.hint}'}"
 
 
 class Session(ABC):
