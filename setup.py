@@ -19,7 +19,7 @@ RENAMED = MOVED | {"tiny": "lotus_edge_tiny"}
 """What a clone's packages are called where they are installed; `tiny` is a wheel of its own."""
 
 TYPED = {
-    'in the clone: `pip install -e ".[': '`pip install "lotus-edge[',
+    '`pip install -e ".[{extra}]"` in the clone': '`pip install "lotus-edge[{extra}]"`',
     "python -m runtime": "lotus-edge",
     "python export/build_engine.py": "lotus-edge-build",
     "python export/inspect_bundle.py": "python -m lotus_edge.export.inspect_bundle",

@@ -23,8 +23,8 @@ def embedded_checkpoints() -> Path:
         import tiny
     except ModuleNotFoundError as error:
         raise CheckpointError(
-            f"the toy networks are a package of their own, and {error.name!r} is not installed: "
-            "`pip install lotus-edge-tiny`, or work in a clone, which has it"
+            "the toy networks and rendered scenes are a package of their own, which is not "
+            "installed: `pip install lotus-edge-tiny`, or from a clone `pip install ./tiny`"
         ) from error
     return Path(tiny.__path__[0]) / "checkpoints"
 

@@ -27,13 +27,13 @@ EXTRAS = {
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""
 
-_ALONE = {"numpy": "numpy", "PIL": "pillow", "lotus_edge_tiny": "lotus-edge-tiny"}
+_ALONE = {"numpy": "numpy", "PIL": "pillow"}
 """Packages to be installed by themselves, with the names that they are installed by."""
 
 
 def how_to_install(extra: str) -> str:
     """What to type to get an extra of this project."""
-    return f'in the clone: `pip install -e ".[{extra}]"`'  # a wheel says another, see setup.py
+    return f'`pip install -e ".[{extra}]"` in the clone'  # in a wheel another: setup.py
 
 
 def how_to_get(package: str) -> str | None:
@@ -46,7 +46,7 @@ def how_to_get(package: str) -> str | None:
     extra = next((extra for extra, names in EXTRAS.items() if name in names), None)
     if extra is None:
         return None
-    return f"this needs the extra `{extra}` (there is no package {name!r}); {how_to_install(extra)}"
+    return f"this needs the extra `{extra}` (there is no package {name!r}): {how_to_install(extra)}"
 
 
 def require(*packages: str) -> None:

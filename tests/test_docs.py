@@ -30,6 +30,7 @@ from runtime import LotusEngine, Prediction
 from runtime.__main__ import main as lotus_edge
 from runtime.backends.null import BackendSession
 from runtime.errors import LotusError
+from runtime.extras import how_to_get
 from runtime.manifest import Bucket, EngineInfo, Manifest, describe_file
 
 RGB = np.full((64, 96, 3), 127, dtype=np.uint8)
@@ -270,6 +271,15 @@ def pickled(t: Try) -> None:
         pickle.dumps(engine)
 
 
+def no_extra(t: Try) -> None:
+    raise LotusError(how_to_get("torch"))  # tests/test_missing_extras.py runs the commands
+
+
+def no_tiny(t: Try) -> None:
+    t.patch.setitem(sys.modules, "tiny", None)
+    t.build("tiny/depth-d", "--dry-run")
+
+
 ROWS: dict[str, Callable[[Try], object]] = {
     "there is no folder": lambda t: t.open(t.folder / "nothing"),
     "a bundle is a folder": lambda t: t.open(t.bundle / "model-64x96.onnx"),
@@ -311,6 +321,8 @@ ROWS: dict[str, Callable[[Try], object]] = {
     "Wanted is a diffusers folder": lambda t: t.build(str(t.bundle), "--task", "depth"),
     "Pickled .bin weights are not read": half_folder,
     "cannot download": no_download,
+    "this needs the extra": no_extra,
+    "are a package of their own, which is not installed": no_tiny,
     "no embedded checkpoint": lambda t: t.build("tiny/depth", "--task", "depth"),
     "is not a multiple of 8 pixels": lambda t: t.build("tiny/depth-d", "--resolution", "500x500"),
     "has no precision": lambda t: t.build(

@@ -108,6 +108,12 @@ def test_the_table_agrees_with_the_project_file() -> None:
             assert called.get(name, name.replace("_", "-")) in listed, (extra, name)
 
 
+def test_no_message_names_an_extra_in_words_of_its_own() -> None:
+    """`how_to_install` is right in a clone and installed."""
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    assert [str(path) for path in files if "lotus-edge[" in path.read_text()] == []
+
+
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
 def test_a_command_without_any_extra_ends_in_a_sentence(
     entry: Path, null_bundle: Path, tmp_path: Path
@@ -124,8 +130,8 @@ def test_a_command_without_any_extra_ends_in_a_sentence(
         assert done.returncode == 1, done.stderr
         last = done.stderr.splitlines()[-1]
         assert re.fullmatch(
-            r"error: this needs the extra `(\w+)` \(there is no package '\w+'\); "
-            r'in the clone: `pip install -e "\.\[\1\]"`',
+            r"error: this needs the extra `(\w+)` \(there is no package '\w+'\): "
+            r'`pip install -e "\.\[\1\]"` in the clone',
             last,
         ), done.stderr
 

@@ -160,7 +160,7 @@ def test_unknown_and_missing_backends(null_bundle: Path, monkeypatch: pytest.Mon
         LotusEngine(null_bundle, backend="tflite")
     missing = dataclasses.replace(BACKENDS["openvino"], package="no_such_package_here")
     monkeypatch.setitem(BACKENDS, "openvino", missing)
-    with pytest.raises(BackendMissingError, match=r"pip install 'lotus-edge\[openvino\]'"):
+    with pytest.raises(BackendMissingError, match=r'pip install -e "\.\[openvino\]"'):
         LotusEngine(null_bundle, backend="openvino")
 
 
@@ -194,7 +194,7 @@ def test_backend_that_is_installed_but_does_not_load(
     monkeypatch.setitem(BACKENDS, backend, broken)
     with (
         LotusEngine(null_bundle, backend=backend) as engine,
-        pytest.raises(BackendMissingError, match=rf"wrong glibc.*lotus-edge\[{extra}\]"),
+        pytest.raises(BackendMissingError, match=rf"wrong glibc.*\.\[{extra}\]"),
     ):
         engine(RGB)
 

@@ -103,14 +103,14 @@ def test_another_version_is_refused_before_the_driver_is_asked(rtx, tmp_path):
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # import then raises ModuleNotFoundError
-    with pytest.raises(BackendMissingError, match=r"'tensorrt'.*lotus-edge\[gpu\].*JetPack"):
+    with pytest.raises(BackendMissingError, match=r"'tensorrt'.*\.\[gpu\].*JetPack"):
         backend.load_vendor("tensorrt")
 
 
 def test_missing_cuda_bindings_are_named_with_the_extra(monkeypatch):
     for name in ("cuda.bindings.runtime", "cuda.cudart"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BackendMissingError, match=r"'cuda-bindings'.*lotus-edge\[rtx\].*JetPack 6"):
+    with pytest.raises(BackendMissingError, match=r"'cuda-bindings'.*\.\[rtx\].*JetPack 6"):
         backend.Cuda("tensorrt-rtx")
 
 

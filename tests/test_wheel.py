@@ -211,7 +211,7 @@ def test_build_says_what_it_needs(installed: Installed, crowded: Path) -> None:
     done = installed.run("lotus-edge-build", "random/lotus-d", cwd=crowded)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: this needs the extra `export` (there is no package 'torch'); "
+        "error: this needs the extra `export` (there is no package 'torch'): "
         '`pip install "lotus-edge[export]"`\n'
     )
     done = installed.run("lotus-edge-build", "tiny/disparity-d", "--dry-run", cwd=crowded)
@@ -335,7 +335,7 @@ def test_pip_installs_it(wheel: Path, null_bundle: Path, crowded: Path, tmp_path
         (
             build_bundle,
             1,
-            "needs the extra `export` (there is no package 'torch'); `pip install \"",
+            "needs the extra `export` (there is no package 'torch'): `pip install \"",
         ),
     ):
         done = subprocess.run(command, cwd=crowded, capture_output=True, text=True, check=False)

@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime.backends.session import Arrays, Session, Shapes, import_vendor
 from runtime.errors import BackendError
+from runtime.extras import how_to_install
 
 _ERRORS_ONLY = 3  # log severity
 _MOST_FOLDED = "1000000"  # bytes
@@ -60,7 +61,8 @@ class BackendSession(Session):
         if provider not in ort.get_available_providers():
             raise BackendError(
                 f"this onnxruntime has no {provider}; it has {ort.get_available_providers()}. "
-                "`pip install 'lotus-edge[gpu]'` brings CUDA; backend='onnxruntime' uses the CPU."
+                f"CUDA comes with the extra `gpu`, {how_to_install('gpu')}; "
+                "backend='onnxruntime' uses the CPU."
             )
         if provider == _CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any

@@ -30,6 +30,7 @@ from runtime.errors import (
     ForeignEngineError,
     UnfinishedBundleError,
 )
+from runtime.extras import how_to_install
 from runtime.manifest import EngineInfo
 
 
@@ -368,6 +369,5 @@ def _load_cudart(name: str) -> Any:
             continue
     raise BackendMissingError(
         f"{name} needs the Python package 'cuda-bindings', which is not installed: "
-        f"`pip install 'lotus-edge[{BACKENDS[name].extra}]'`, on JetPack 6 `pip install "
-        "'cuda-python<13'`"
+        f"{how_to_install(BACKENDS[name].extra)}; on JetPack 6 `pip install 'cuda-python<13'`"
     )
