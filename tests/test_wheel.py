@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -342,3 +343,18 @@ def test_pip_installs_it(wheel: Path, null_bundle: Path, crowded: Path, tmp_path
         assert done.returncode == status, done.stderr
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_what_the_build_rewrites(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    rewrite = runpy.run_path(str(ROOT / "setup.py"))["installed_source"]
+    assert rewrite("from runtime.x import a\n") == "from lotus_edge.runtime.x import a\n"
+    assert rewrite("if True:\n    import export\n") == (
+        "if True:\n    import lotus_edge.export as export\n"
+    )
+    assert rewrite("import apps.x as y\n") == "import lotus_edge.apps.x as y\n"
+    assert rewrite("from tiny.x import a") == "from lotus_edge_tiny.x import a"
+    for same in ("from torch.export import a\n", "from .runtime import a\n", "'from runtime'\n"):
+        assert rewrite(same) == same
+    with pytest.raises(ValueError, match="from"):
+        rewrite("import runtime.x\n")
