@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ def make_manifest(
 
 
 def open_session(
-    folder: Path, manifest: Manifest, name: str | None = None
+    folder: Path, manifest: Manifest, name: str | None = None, *, parallel: int = 1
 ) -> backend.BackendSession:
     entry = BACKENDS[name or manifest.target]
-    return backend.BackendSession(folder, manifest, manifest.buckets[0], entry)
+    return backend.BackendSession(folder, manifest, manifest.buckets[0], entry, parallel=parallel)
 
 
 def gpu_missing() -> str | None:
@@ -85,7 +86,8 @@ class FakeCudart:
         self.calls: list[str] = []
         self.alive: dict[Any, str] = {}
         self.fail: dict[str, int] = {}  # function -> how many calls still succeed
-        self.capturing: list[Any] | None = None
+        self._capture = threading.local()  # captures are those of a thread
+        self._lock = threading.RLock()
         self._memory: dict[int, Any] = {}
         self._next = 1000
 
@@ -95,17 +97,28 @@ class FakeCudart:
             return found
 
         def call(*arguments: Any) -> Any:
-            self.calls.append(name)
-            if name in self.fail:
-                self.fail[name] -= 1
-                if self.fail[name] < 0:
-                    return (
-                        2,
-                        *([None] if name.startswith(("cudaMalloc", "cudaStreamCreate")) else []),
-                    )
-            return found(*arguments)
+            with self._lock:
+                return self._call(name, found, arguments)
 
         return call
+
+    def _call(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Any:
+        self.calls.append(name)
+        if name in self.fail:
+            self.fail[name] -= 1
+            if self.fail[name] < 0:
+                makes = name.startswith(("cudaMalloc", "cudaStreamCreate"))
+                return (2, *([None] if makes else []))
+        return function(*arguments)
+
+    @property
+    def capturing(self) -> list[Any] | None:
+        """What this thread's capture has recorded; None outside one."""
+        return getattr(self._capture, "work", None)
+
+    @capturing.setter
+    def capturing(self, work: list[Any] | None) -> None:
+        self._capture.work = work
 
     def cudaGetErrorName(self, status: int) -> tuple[int, bytes]:
         return 0, b"cudaErrorFake"
@@ -222,6 +235,7 @@ class FakeVendor:
         self.executes = True
         self.context_possible = True
         self.config: Any = None
+        self.contexts: list[FakeContext] = []
         self.events: list[str] = []
 
     def Runtime(self, logger: Any) -> Any:
@@ -257,6 +271,7 @@ class FakeContext:
     def __init__(self, vendor: FakeVendor, logger: Any) -> None:
         self.vendor, self.logger = vendor, logger
         self.addresses: dict[str, int] = {}
+        vendor.contexts.append(self)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert self.vendor.cudart.alive[address] == "cudaFree"

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,22 @@ def closed(t: Try) -> None:
     engine(RGB)
 
 
+def old_library(t: Try) -> None:
+    from runtime.backends import session
+
+    t.patch.setattr(importlib.util, "find_spec", lambda name: name)
+    library = types.SimpleNamespace(__version__="2026.2.1")
+    t.patch.setattr(session, "import_vendor", lambda backend: library)
+    with t.open(backend="openvino") as engine:
+        engine(RGB)
+
+
+def smaller(t: Try) -> None:
+    answer = {"disparity": np.zeros((1, 1, 32, 96), np.float32)}
+    t.patch.setattr(BackendSession, "_run", lambda self, runner, inputs: answer)
+    t.predict()
+
+
 def damaged(t: Try) -> None:
     path = t.bundle / "model-64x96.onnx"
     path.write_bytes(b"x" * path.stat().st_size)
@@ -156,7 +173,7 @@ def not_finite(t: Try) -> None:
     from runtime.backends import null
 
     answer = np.full((1, 1, 64, 96), np.nan, np.float32)
-    t.patch.setattr(null.BackendSession, "_run", lambda self, inputs: {"disparity": answer})
+    t.patch.setattr(null.BackendSession, "_run", lambda self, runner, inputs: {"disparity": answer})
     t.predict()
 
 
@@ -302,6 +319,8 @@ ROWS: dict[str, Callable[[Try], object]] = {
     "engine for bucket": unfinished,
     "asked to run it is": foreign,
     "is closed; open the bundle again": closed,
+    "cannot open or answers wrong a graph of ONNX opset": old_library,
+    "the manifest says": smaller,
     "is damaged: SHA-256 is": damaged,
     "answers the golden sample wrong on this machine": wrong_golden,
     "holds NaN or infinite values": not_finite,

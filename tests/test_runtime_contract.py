@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pickle
 import shutil
-from contextlib import AbstractContextManager
+import signal
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +20,8 @@ from conftest import build_bundle, write_null_bundle
 
 from export.targets import TARGETS
 from runtime import LotusEngine
-from runtime.backends import BACKENDS, Session, installed
+from runtime.backends import BACKENDS, Session, installed, open_session
+from runtime.backends.session import Arrays
 from runtime.engine import draw_noise
 from runtime.errors import (
     BackendError,
@@ -102,6 +110,32 @@ def first(engine: LotusEngine) -> AbstractContextManager[Session]:
     return engine._sessions.lease(engine.manifest.buckets[0])
 
 
+def open_square(bundles: Bundles, parallel: int = 1) -> Session:
+    """The first bucket of the bundle of mode D."""
+    manifest = Manifest.load(bundles.d)
+    return open_session(
+        bundles.backend, bundles.d, manifest, manifest.buckets[0], parallel=parallel
+    )
+
+
+def noisy(session: Session, seed: int) -> Arrays:
+    """A picture of noise as the network takes it."""
+    shape = session.input_shapes["image"]
+    return {"image": np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)}
+
+
+def wait_for(child: int) -> int:
+    """The exit status of a forked child; one that hangs is killed and fails the test."""
+    for _ in range(200):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the child hangs")
+
+
 @pytest.mark.slow
 class TestContract:
     """What a backend must do, whichever it is."""
@@ -163,6 +197,81 @@ class TestContract:
             pytest.raises(BackendError, match=r"input of bucket .* holds NaN"),
         ):
             session({"image": np.full(session.input_shapes["image"], np.nan, np.float32)})
+
+    @pytest.mark.parametrize("parallel", [1, 3])
+    def test_threads_get_the_answers_of_their_own_inputs(
+        self, bundles: Bundles, parallel: int
+    ) -> None:
+        """Bit by bit: every backend adds in the same order each time."""
+        with open_square(bundles, parallel) as session:
+            feeds = [noisy(session, seed) for seed in range(8)]
+            alone = [session(inputs) for inputs in feeds]
+            start = threading.Barrier(8)
+
+            def repeat(index: int) -> list[Arrays]:
+                start.wait(timeout=60)
+                return [session(feeds[index]) for _ in range(4)]
+
+            with ThreadPoolExecutor(8) as threads:
+                together = list(threads.map(repeat, range(8)))
+        assert not np.array_equal(alone[0]["depth"], alone[1]["depth"])
+        for expected, answers in zip(alone, together, strict=True):
+            for answer in answers:
+                np.testing.assert_array_equal(answer["depth"], expected["depth"])
+
+    def test_closing_waits_for_the_runs_in_flight_and_refuses_the_rest(
+        self, bundles: Bundles
+    ) -> None:
+        session = open_square(bundles, parallel=2)
+        inputs = noisy(session, 0)
+        expected, answered = session(inputs)["depth"], threading.Semaphore(0)
+
+        def until_closed() -> str:
+            while True:
+                try:
+                    answer = session(inputs)["depth"]
+                except BackendError as error:
+                    return str(error)
+                np.testing.assert_array_equal(answer, expected)
+                answered.release()
+
+        with ThreadPoolExecutor(4) as threads:
+            ends = [threads.submit(until_closed) for _ in range(4)]
+            for _ in range(4):
+                assert answered.acquire(timeout=60)
+            session.close()
+            session.close()
+        assert all("is closed; open the bundle again" in end.result() for end in ends)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+    def test_a_forked_child_is_told_to_open_its_own(self, bundles: Bundles) -> None:
+        """Told, and not left hanging: neither by a call nor by closing and dropping the session."""
+        session = open_square(bundles)
+        inputs = noisy(session, 0)
+        expected = session(inputs)["depth"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
+            child = os.fork()
+        if child == 0:
+            status = 1
+            with suppress(BaseException):
+                try:
+                    session(inputs)
+                except BackendError as error:
+                    session.close()
+                    del session
+                    status = 0 if "open the bundle after the fork" in str(error) else 2
+            os._exit(status)
+        assert wait_for(child) == 0
+        np.testing.assert_array_equal(session(inputs)["depth"], expected)
+        session.close()
+
+    def test_pickling_is_refused(self, bundles: Bundles) -> None:
+        with (
+            open_square(bundles) as session,
+            pytest.raises(BackendError, match="open it in each process"),
+        ):
+            pickle.dumps(session)
 
     def test_damaged_model(self, bundles: Bundles, photo: np.ndarray, tmp_path: Path) -> None:
         if bundles.backend == "null":

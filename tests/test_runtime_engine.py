@@ -170,7 +170,9 @@ def test_nan_from_a_network_is_an_error_not_a_picture(
     from runtime.backends.null import BackendSession
 
     monkeypatch.setattr(
-        BackendSession, "_run", lambda self, inputs: {"disparity": inputs["image"][:, :1] * np.nan}
+        BackendSession,
+        "_run",
+        lambda self, runner, inputs: {"disparity": inputs["image"][:, :1] * np.nan},
     )
     with (
         LotusEngine(null_bundle) as engine,

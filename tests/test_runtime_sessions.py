@@ -77,10 +77,10 @@ def test_closing_waits_for_predictions_under_way(
 ) -> None:
     running, answered = threading.Event(), BackendSession._run
 
-    def slow(session: BackendSession, inputs: Arrays) -> Arrays:
+    def slow(session: BackendSession, runner: None, inputs: Arrays) -> Arrays:
         running.set()
         time.sleep(0.3)
-        return answered(session, inputs)
+        return answered(session, runner, inputs)
 
     monkeypatch.setattr(BackendSession, "_run", slow)
     engine = LotusEngine(null_bundle)

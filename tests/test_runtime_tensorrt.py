@@ -7,8 +7,10 @@ test_runtime_tensorrt_gpu.py.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,41 @@ def test_fake_answers_are_copies_and_inputs_may_have_any_layout(fakes, tmp_path)
         np.testing.assert_allclose(
             session({"image": given})["disparity"], expected, rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_fake_threads_have_contexts_streams_and_buffers_of_their_own(fakes, tmp_path, flavour):
+    vendor, cudart = fakes
+    manifest = make_manifest(flavour, "10.3.0", capability="8.7")
+    with open_session(tmp_path, manifest, parallel=3) as session:
+        meet, run = threading.Barrier(3, timeout=30), session._run
+
+        def together(runner, inputs):
+            meet.wait()  # three at once, each with its own runner
+            return run(runner, inputs)
+
+        session._run = together
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(lambda seed: assert_mean(session, seed), range(24)))
+    assert len(vendor.contexts) == 3
+    addresses = [address for context in vendor.contexts for address in context.addresses.values()]
+    assert len(set(addresses)) == 6
+    assert cudart.calls.count("cudaStreamCreate") == 3
+
+
+def test_fake_runner_that_cannot_be_made_frees_what_it_had(fakes, tmp_path):
+    """The second of two runs at once finds no memory on the device; the first goes on."""
+    _, cudart = fakes
+    manifest = make_manifest("tensorrt", "10.3.0", capability="8.7")
+    with open_session(tmp_path, manifest, parallel=2) as session:
+        assert_mean(session, 0)
+        alive = dict(cudart.alive)
+        with session._runners.borrow(session._new_runner), ThreadPoolExecutor(1) as threads:
+            cudart.fail["cudaMalloc"] = 1
+            failed = threads.submit(session, image(1)).exception()
+        assert isinstance(failed, BackendError)
+        assert cudart.alive == alive
+        assert_mean(session, 2)
 
 
 def test_fake_close_is_safe_twice_and_a_closed_session_refuses(fakes, tmp_path):
@@ -211,7 +248,7 @@ def test_fake_engine_with_other_tensors_is_refused(fakes, tmp_path):
         open_session(tmp_path, manifest)
     fakes[0].shapes = dict(SHAPES)
     fakes[0].dtypes["disparity"] = "half"
-    with pytest.raises(DamagedBundleError, match=r"'disparity'.*half.*float32"):
+    with pytest.raises(DamagedBundleError, match=r"disparity half.*disparity float32"):
         open_session(tmp_path, manifest)
 
 

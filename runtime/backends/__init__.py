@@ -12,15 +12,38 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runtime.backends.session import Backend, Session
+from runtime.backends.versions import KnownVersions
 from runtime.errors import BackendMissingError
 from runtime.manifest import Bucket, Manifest
 
-__all__ = ["BACKENDS", "Backend", "Session", "find_backend", "installed", "open_session"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "KnownVersions",
+    "Session",
+    "find_backend",
+    "installed",
+    "open_session",
+]
 
 _JETSON = (
     "on a Jetson use JetPack's own package (python3-libnvinfer), in a virtual environment made "
     "with --system-site-packages"
 )
+
+# Each row was tried with the versions about it; see docs/experiments.md, "Bugs and limits of the
+# vendors".
+_ONNXRUNTIME = (KnownVersions(opset=20, oldest="1.23"),)
+_OPENVINO = (
+    KnownVersions(opset=20, oldest="2025.4"),
+    KnownVersions(opset=21, oldest="2026.2"),
+    # 2026.2 opens these too, and answers maps that look right and are not.
+    KnownVersions(opset=23, oldest="2026.3"),
+)
+
+# From 1.29 on it sends what it runs to its maker, from its import on: threads, sockets and a
+# database in the user's cache.
+_NO_TELEMETRY = (("ORT_DISABLE_TELEMETRY", "1"),)
 
 # The option of ONNX Runtime is the execution provider.
 BACKENDS = {
@@ -30,28 +53,49 @@ BACKENDS = {
             name="onnxruntime",
             module="onnxruntime",
             package="onnxruntime",
+            product="ONNX Runtime",
             extra="cpu",
             option="CPUExecutionProvider",
+            known=_ONNXRUNTIME,
+            environment=_NO_TELEMETRY,
         ),
         Backend(
             name="onnxruntime-cuda",
             module="onnxruntime",
             package="onnxruntime",
+            product="ONNX Runtime",
             extra="gpu",
             on_gpu=True,
             option="CUDAExecutionProvider",
+            known=_ONNXRUNTIME,
+            environment=_NO_TELEMETRY,
         ),
-        Backend(name="openvino", module="openvino", package="openvino", extra="openvino"),
+        Backend(
+            name="openvino",
+            module="openvino",
+            package="openvino",
+            product="OpenVINO",
+            extra="openvino",
+            known=_OPENVINO,
+        ),
         Backend(
             name="tensorrt",
             module="tensorrt",
             package="tensorrt",
+            product="TensorRT",
             extra="gpu",
             hint=_JETSON,
             on_gpu=True,
+            replays=True,
         ),
         Backend(
-            name="tensorrt-rtx", module="tensorrt", package="tensorrt_rtx", extra="rtx", on_gpu=True
+            name="tensorrt-rtx",
+            module="tensorrt",
+            package="tensorrt_rtx",
+            product="TensorRT-RTX",
+            extra="rtx",
+            on_gpu=True,
+            replays=True,
         ),
         Backend(name="null", module="null"),
     )
@@ -89,18 +133,21 @@ def open_session(
     bucket: Bucket,
     *,
     model_folder: Path | None = None,
+    parallel: int = 1,
 ) -> Session:
     """Open one bucket of the bundle in `folder` with the backend of this name.
 
     The vendor reads the bucket's files in `model_folder`, where they do not lie in `folder`.
+    Threads may run the session at once; `parallel` runs are in flight then, and others wait.
 
     Raises: BackendMissingError as `find_backend`, or when the package does not load; BackendError
-    and DamagedBundleError when the backend refuses the bucket's model.
+    and DamagedBundleError when the backend refuses the bucket's model, or its version is known to
+    be wrong.
     """
     backend = find_backend(name)
     module = importlib.import_module(f".{backend.module}", __package__)
     session: Session = module.BackendSession(
-        folder, manifest, bucket, backend, model_folder=model_folder
+        folder, manifest, bucket, backend, model_folder=model_folder, parallel=parallel
     )
     return session
 

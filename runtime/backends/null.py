@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.session import Arrays, Session, Shapes
+from runtime.backends.session import Arrays, Session, Tensor, Tensors
 from runtime.tasks import TASKS, Task
 
 
@@ -18,10 +18,11 @@ class BackendSession(Session):
     image by its mean first.
     """
 
-    def _open(self) -> Shapes:
-        return self.input_shapes | self.output_shapes
+    def _open(self) -> Tensors:
+        shapes = self.input_shapes | self.output_shapes
+        return {name: Tensor("float32", shape) for name, shape in shapes.items()}
 
-    def _run(self, inputs: Arrays) -> Arrays:
+    def _run(self, runner: None, inputs: Arrays) -> Arrays:
         image = inputs["image"]
         if "noise" in inputs:
             image = np.clip(image + inputs["noise"].mean(), -1, 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.session import Arrays, Session, Shapes, import_vendor
+from runtime.backends.session import Arrays, Session, Tensor, Tensors
 from runtime.errors import BackendError
 from runtime.extras import how_to_install
 
@@ -48,15 +48,21 @@ def session_options(ort: Any, *, own_graph: bool = False) -> Any:
     return options
 
 
+# What ONNX Runtime calls the types of ours.
+_TYPES = {"tensor(float)": "float32"}
+
+
 class BackendSession(Session):
     """Runs `bucket.graph`. Threads: ONNX Runtime's default, one for each physical core; sequential
     execution.
+
+    Its sessions are safe for threads, so that a run needs nothing for itself.
     """
 
     _session: Any = None
 
-    def _open(self) -> Shapes:
-        self._ort = ort = import_vendor(self.backend)
+    def _open(self) -> Tensors:
+        self._ort = ort = self._import()
         provider = self.backend.option
         if provider not in ort.get_available_providers():
             raise BackendError(
@@ -71,15 +77,9 @@ class BackendSession(Session):
         if provider == _CUDA:
             # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=[(provider, _PROVIDER_OPTIONS[provider])]
-            )
-        except Exception as error:  # ONNX Runtime's errors share no base but Exception
-            raise BackendError(
-                f"ONNX Runtime {ort.__version__} cannot open {path}: {error}\n"
-                "`python -m runtime verify` tells whether the file is damaged."
-            ) from error
+        self._session = ort.InferenceSession(
+            str(path), options, providers=[(provider, _PROVIDER_OPTIONS[provider])]
+        )
         # ONNX Runtime falls back to the CPU with a log line when a provider's libraries are
         # missing; we do not.
         if self._session.get_providers()[0] != provider:
@@ -89,18 +89,15 @@ class BackendSession(Session):
                 "the CPU"
             )
         return {
-            node.name: tuple(node.shape)
+            node.name: Tensor(_TYPES.get(node.type, node.type), tuple(node.shape))
             for node in (*self._session.get_inputs(), *self._session.get_outputs())
         }
 
-    def _run(self, inputs: Arrays) -> Arrays:
+    def _run(self, runner: None, inputs: Arrays) -> Arrays:
         names = list(self.output_shapes)
-        try:
-            if self.backend.option == _CUDA:
-                return self._run_bound(inputs)
-            return dict(zip(names, self._session.run(names, inputs), strict=True))
-        except Exception as error:  # as above
-            raise BackendError(f"ONNX Runtime failed on bucket {self.bucket}: {error}") from error
+        if self.backend.option == _CUDA:
+            return self._run_bound(inputs)
+        return dict(zip(names, self._session.run(names, inputs), strict=True))
 
     def _run_bound(self, inputs: Arrays) -> Arrays:
         """Copy once to the device and once back; outputs are allocated on the device."""

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.backends.session import Arrays, Session, Shapes, import_vendor
+from runtime.backends.session import Arrays, Session, Tensor, Tensors
 from runtime.errors import BackendError
 
 # Without a hint OpenVINO computes fp32 graphs in bf16 on CPUs that have it, and the golden would
 # fail. With the hint bf16, a CPU that lacks it computes in fp32. In int8 bundles it holds for what
 # is not quantised.
 _PRECISION_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
-
-
+# What OpenVINO calls the types of ours.
+_TYPES = {"f32": "float32"}
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention")
 _FEWEST_ROWS = 16
+_MADV_PAGEOUT = 21  # of Linux 5.4; older ones refuse it and nothing happens
 
 
-def hints(model: Any, precision: str) -> dict[str, str]:
-    """What an openvino.Model of a bundle of this precision is compiled with."""
+def hints(model: Any, precision: str, parallel: int = 1) -> dict[str, str]:
+    """What an openvino.Model of a bundle of this precision is compiled with, for `parallel` runs at
+    once.
+    """
     # OpenVINO 2026.4 crashes (SIGSEGV) where its snippets fuse product, activation, product over
     # fewer than 16 rows. Elsewhere they are faster, and attention in them does not store its
     # scores.
@@ -33,6 +36,8 @@ def hints(model: Any, precision: str) -> dict[str, str]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _PRECISION_HINT[precision],
         "SNIPPETS_MODE": "DISABLE" if small else "ENABLE",
+        # Runs beyond the number of streams would take turns.
+        **({"NUM_STREAMS": str(parallel)} if parallel > 1 else {}),
     }
 
 
@@ -41,51 +46,58 @@ class BackendSession(Session):
 
     _compiled: Any = None
 
-    def _open(self) -> Shapes:
-        openvino = import_vendor(self.backend)
-        path = self.model_folder / self.bucket.graph
+    def _open(self) -> Tensors:
         if self.manifest.precision not in _PRECISION_HINT:
             raise BackendError(
                 f"backend 'openvino' runs precisions {sorted(_PRECISION_HINT)}, the bundle is "
                 f"{self.manifest.precision}"
             )
-        try:
-            core = openvino.Core()
-            model = core.read_model(str(path))
-            self._compiled = core.compile_model(model, "CPU", hints(model, self.manifest.precision))
-        # OpenVINO raises RuntimeError and, from its frontends, types of its own.
-        except Exception as error:
-            raise BackendError(
-                f"OpenVINO {openvino.__version__} cannot open {path}: {error}\n"
-                "`python -m runtime verify` tells whether the file is damaged."
-            ) from error
-        _give_back_pages(self.folder)
+        core = self._import().Core()
+        model = core.read_model(str(self.model_folder / self.bucket.graph))
+        settings = hints(model, self.manifest.precision, self.parallel)
+        self._compiled = core.compile_model(model, "CPU", settings)
+        _give_back_pages({self.model_folder / file.path for file in self.manifest.files})
         ports = (*self._compiled.inputs, *self._compiled.outputs)
-        return {port.any_name: tuple(port.shape) for port in ports}
+        return {self._name(port): _tensor(port) for port in ports}
 
-    def _run(self, inputs: Arrays) -> Arrays:
-        try:
-            result = self._compiled(inputs)
-            return {name: np.array(result[name], dtype=np.float32) for name in self.output_shapes}
-        except Exception as error:  # as above
-            raise BackendError(f"OpenVINO failed on bucket {self.bucket}: {error}") from error
+    def _name(self, port: Any) -> str:
+        """The one that the manifest knows: where an operator falls away, a tensor has two names."""
+        names = sorted(port.names)
+        known = [name for name in names if name in self.input_shapes | self.output_shapes]
+        return str([*known, *names][0])
+
+    def _new_runner(self) -> Any:
+        return self._compiled.create_infer_request()
+
+    def _run(self, runner: Any, inputs: Arrays) -> Arrays:
+        # A shared input would stay bound to the request: the next one could be copied into it.
+        result = runner.infer(inputs, share_inputs=False, share_outputs=True)
+        return {name: np.array(result[name]) for name in self.output_shapes}
 
     def _close(self) -> None:
         self._compiled = None
 
 
-def _give_back_pages(folder: Path) -> None:
-    """Take the pages of mapped files in `folder` out of this process's memory, on Linux.
+def _tensor(port: Any) -> Tensor:
+    name = port.element_type.get_type_name()
+    edges = (str(edge) if edge.is_dynamic else edge.get_length() for edge in port.partial_shape)
+    return Tensor(_TYPES.get(name, name), tuple(edges))
+
+
+def _give_back_pages(files: Iterable[Path]) -> None:
+    """Ask Linux to take the pages of mapped files out of memory.
 
     OpenVINO maps the weights and keeps the map beside its packed copy; what it does read again
-    comes from the file.
+    comes from the file. The list of maps may be out of date when it is used, since other threads
+    map too. So the advice must be one that loses nothing wherever it hits: MADV_DONTNEED would
+    empty memory that has taken the place of a map.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return
-    libc, inside = ctypes.CDLL(None), f"{folder.resolve()}/"
+    libc, paths = ctypes.CDLL(None), {str(file.resolve()) for file in files}
     for line in maps.read_text().splitlines():
         span, rights, *_, path = [*line.split(maxsplit=5), ""][:6]
-        if rights.startswith("r--") and path.startswith(inside):
+        if rights.startswith("r--") and path in paths:
             start, end = (int(edge, 16) for edge in span.split("-"))
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)

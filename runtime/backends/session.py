@@ -1,23 +1,34 @@
-"""What every backend has in common: one opened bucket, inputs and outputs checked in one place."""
+"""What every backend has in common: one opened bucket, its inputs and outputs checked in one place,
+and several threads kept apart.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
+import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, BackendMissingError, DamagedBundleError
+from runtime.backends.pool import Pool
+from runtime.backends.versions import KnownVersions, too_old, version_of
+from runtime.errors import BackendError, BackendMissingError, DamagedBundleError, LotusError
 from runtime.extras import how_to_install
 from runtime.manifest import Bucket, Manifest
 
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
+
+_MOST_LINES, _MOST_CHARACTERS = 20, 2000  # of a vendor's message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +36,24 @@ class Backend:
     """One entry of the table of backends (`BACKENDS` in runtime/backends/__init__.py).
 
     `module` is our file in runtime/backends. `package` is the vendor's Python package ("" where
-    none is needed), `extra` the extra of lotus-edge that installs it, `hint` what else to know
-    about installing it. `option` is what the module needs to tell its backends apart. `on_gpu`:
-    it runs on an NVIDIA GPU.
+    none is needed), `product` its name in messages, `extra` the extra of lotus-edge that installs
+    it, `hint` what else to know about installing it. `option` is what the module needs to tell its
+    backends apart. `on_gpu`: it runs on an NVIDIA GPU. `known` says from which version on the
+    package is right. With `replays` a run records what later runs replay. `environment` are
+    variables that are set before the package is imported; one that is set already stays.
     """
 
     name: str
     module: str
     package: str = ""
+    product: str = ""
     extra: str = ""
     option: str = ""
     hint: str = ""
     on_gpu: bool = False
+    known: tuple[KnownVersions, ...] = ()
+    replays: bool = False
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def how_to_install(self) -> str:
@@ -44,15 +61,43 @@ class Backend:
         return f"{how_to_install(self.extra)}{self.hint and f'; {self.hint}'}"
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """Type and shape of one input or output; both may be what a vendor calls them."""
+
+    dtype: str
+    shape: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+Tensors: TypeAlias = dict[str, Tensor]
+
+
 class Session(ABC):
     """One bucket of a bundle, opened by one backend. `open_session` makes one.
 
-    A backend fills three hooks: `_open` (load the file, return the shapes the vendor reports,
-    inputs and outputs in one dict), `_run` (float32 arrays in, float32 arrays out, both by tensor
-    name) and `_close`. `model_folder` is where the vendor finds the bucket's files while it opens
-    them, `folder` the bundle. `backend` is the entry in `BACKENDS` by which the session was opened.
-    Vendor errors leave the hooks as BackendError, with the vendor's words.
+    A backend fills three hooks and one more where it needs it:
+
+    - `_open` loads the file and returns the tensors that the vendor reports, inputs and outputs in
+      one dict. It gets the vendor's package from `_import`.
+    - `_new_runner` makes what one run needs for itself (a request, a context with its buffers); the
+      default is nothing.
+    - `_run` takes a runner and float32 arrays, and returns arrays that no later run changes, both
+      by tensor name.
+    - `_close` releases everything.
+
+    What a vendor raises in a hook leaves the session as BackendError, with the vendor's words.
+    `model_folder` is where the vendor finds the bucket's files while it opens them, `folder` the
+    bundle. `backend` is the entry in `BACKENDS` by which the session was opened, `version` that of
+    the vendor's package ("" where there is none).
+
+    Threads may call a session at once: up to `parallel` runs are in flight, each with a runner of
+    its own, and further calls wait. A session cannot be pickled, nor used in a forked child.
     """
+
+    version = ""
 
     def __init__(
         self,
@@ -62,53 +107,69 @@ class Session(ABC):
         backend: Backend,
         *,
         model_folder: Path | None = None,
+        parallel: int = 1,
     ) -> None:
+        if parallel < 1:
+            raise BackendError(f"parallel is the number of runs at once, found {parallel}")
         self.folder = folder
         self.model_folder = folder if model_folder is None else model_folder
         self.manifest = manifest
         self.bucket = bucket
         self.backend = backend
+        self.parallel = parallel
         self.input_shapes: Shapes = manifest.input_shapes(bucket)
         self.output_shapes: Shapes = manifest.output_shapes(bucket)
-        expected = self.input_shapes | self.output_shapes
+        self._process = os.getpid()
+        _opened.add(self)
+        self._runners: Pool[Any] = Pool(
+            limit=parallel, owner=f"the session of bucket {bucket} in {folder}"
+        )
+        expected = _float32(self.input_shapes | self.output_shapes)
         try:
-            shapes = self._open()
-            if shapes != expected:
-                raise DamagedBundleError(
-                    f"the model of bucket {bucket} in {folder} has tensors {shapes}, the manifest "
-                    f"says {expected}. Copy or build the bundle again."
-                )
+            with self._vendor_errors("open"):
+                found = self._open()
+                if found != expected:
+                    raise DamagedBundleError(
+                        f"the model of bucket {bucket} in {folder} has tensors {_words(found)}, "
+                        f"the manifest says {_words(expected)}. Copy or build the bundle again."
+                    )
+                with self._runners.borrow(self._new_runner):
+                    pass  # one is made now, so that a failure is one of opening
         except BaseException:
             self.close()
             raise
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Run once. Raises: BackendError for wrong or non-finite inputs, a failing vendor or a
-        non-finite answer.
+        """Run once. Waits for a free runner.
+
+        Raises: BackendError for wrong or non-finite inputs, a failing vendor, a non-finite answer,
+        a closed session and a forked child; DamagedBundleError for an answer of another type or
+        shape than the manifest says.
         """
-        shapes = {name: array.shape for name, array in inputs.items()}
-        if shapes != self.input_shapes or any(
-            array.dtype != np.float32 for array in inputs.values()
-        ):
+        self._check_process()
+        given = _tensors(inputs)
+        if given != _float32(self.input_shapes):
             raise BackendError(
-                f"bucket {self.bucket} takes float32 {self.input_shapes}, found {shapes}"
+                f"bucket {self.bucket} takes float32 {self.input_shapes}, found {_words(given)}"
             )
         if not all(
             np.isfinite(array).all() for array in inputs.values()
         ):  # OpenVINO's clamp turns NaN into a number
             raise BackendError(f"an input of bucket {self.bucket} holds NaN or infinite values")
-        outputs = self._run(inputs)
-        for name, array in outputs.items():
-            if not np.isfinite(array).all():
-                raise BackendError(
-                    f"the output {name!r} of bucket {self.bucket} holds NaN or infinite values: "
-                    "this engine or device cannot run this bundle in "
-                    f"{self.manifest.precision}. Run `python -m runtime verify` on it."
-                )
+        with self._vendor_errors("run"), self._runners.borrow(self._new_runner) as runner:
+            outputs = self._run(runner, inputs)
+        self._check_outputs(outputs)
         return outputs
 
     def close(self) -> None:
-        """Release what the vendor holds; safe to call twice."""
+        """Wait for the runs in flight, then release what the vendor holds. Safe to call twice, and
+        without effect in a forked child: what the vendor holds belongs to the parent.
+
+        Raises: BackendError from a handler of a signal that interrupts a run of the same thread.
+        """
+        if self._process != os.getpid():
+            return
+        self._runners.close()
         self._close()
 
     def __enter__(self) -> Session:
@@ -122,14 +183,94 @@ class Session(ABC):
     ) -> None:
         self.close()
 
-    @abstractmethod
-    def _open(self) -> Shapes: ...
+    def __reduce__(self) -> NoReturn:
+        raise BackendError(
+            f"an opened bundle ({self.folder}) cannot be pickled or copied; pass its path, and "
+            "open it in each process"
+        )
+
+    def _import(self) -> Any:
+        """The vendor's package, with its version noted.
+
+        Raises: BackendMissingError; BackendError for a version that is known to be wrong for this
+        bundle.
+        """
+        vendor = import_vendor(self.backend)
+        self.version = version_of(vendor)
+        if needed := too_old(self.version, self.backend.known, self.manifest.opset):
+            raise BackendError(
+                f"{self.backend.product} {self.version} is installed, which cannot open or answers "
+                f"wrong a graph of ONNX opset {self.manifest.opset} as in {self.folder}: it "
+                f"{needed}"
+            )
+        return vendor
 
     @abstractmethod
-    def _run(self, inputs: Arrays) -> Arrays: ...
+    def _open(self) -> Tensors: ...
+
+    def _new_runner(self) -> Any:
+        return None
+
+    @abstractmethod
+    def _run(self, runner: Any, inputs: Arrays) -> Arrays: ...
 
     @abstractmethod
     def _close(self) -> None: ...
+
+    @contextmanager
+    def _vendor_errors(self, task: str) -> Iterator[None]:
+        """Turn what a vendor raises into BackendError. Vendors' types have no base but Exception in
+        common.
+        """
+        try:
+            yield
+        except LotusError:
+            raise
+        except Exception as error:
+            vendor = f"{self.backend.product or self.backend.name} {self.version}".strip()
+            path = self.folder / (self.bucket.engine or self.bucket.graph)
+            raise BackendError(
+                f"{vendor} cannot {task} {path}: {excerpt(str(error) or type(error).__name__)}\n"
+                "`python -m runtime verify` tells whether the bundle is whole and right here."
+            ) from error
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise BackendError(
+                f"{self.folder} was opened before the process was forked, and threads of the "
+                "vendor do not live on in the child; open the bundle after the fork, or start "
+                "processes with multiprocessing's 'spawn'"
+            )
+
+    def _check_outputs(self, outputs: Arrays) -> None:
+        found, expected = _tensors(outputs), _float32(self.output_shapes)
+        if found != expected:
+            raise DamagedBundleError(
+                f"the model of bucket {self.bucket} in {self.folder} answered {_words(found)}, the "
+                f"manifest says {_words(expected)}. Copy or build the bundle again."
+            )
+        for name, array in outputs.items():
+            if not np.isfinite(array).all():
+                raise BackendError(
+                    f"the output {name!r} of bucket {self.bucket} holds NaN or infinite values: "
+                    "this engine or device cannot run this bundle in "
+                    f"{self.manifest.precision}. Run `python -m runtime verify` on it."
+                )
+
+
+_opened: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _never_free() -> None:
+    """Hold the sessions of the parent for as long as a forked child lives: their destructors would
+    wait for threads that the child does not have.
+    """
+    for session in _opened:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_never_free)
 
 
 def import_vendor(backend: Backend) -> Any:
@@ -137,6 +278,8 @@ def import_vendor(backend: Backend) -> Any:
 
     Raises: BackendMissingError when it is not installed or its libraries do not load.
     """
+    for name, value in backend.environment:
+        os.environ.setdefault(name, value)
     try:
         return importlib.import_module(backend.package)
     except (ImportError, OSError) as error:  # the wheels load their shared libraries on import
@@ -144,3 +287,29 @@ def import_vendor(backend: Backend) -> Any:
             f"the Python package {backend.package!r} of backend {backend.name!r} cannot be "
             f"imported: {error}. {backend.how_to_install}"
         ) from error
+
+
+def excerpt(words: str) -> str:
+    """The first lines of a vendor's message, without empty ones; vendors print hundreds."""
+    lines = [line.rstrip() for line in words.splitlines() if line.strip()]
+    text = "\n".join(lines[:_MOST_LINES])[:_MOST_CHARACTERS]
+    left = len(lines) - text.count("\n") - 1
+    return f"{text}\n(and {left} more lines)" if left > 0 else text
+
+
+def _tensors(arrays: Arrays) -> Tensors:
+    """Type and shape of each array; of what is no array, the name of its type."""
+    return {
+        name: Tensor(str(array.dtype), array.shape)
+        if isinstance(array, np.ndarray)
+        else Tensor(type(array).__name__, ())
+        for name, array in arrays.items()
+    }
+
+
+def _float32(shapes: Shapes) -> Tensors:
+    return {name: Tensor("float32", shape) for name, shape in shapes.items()}
+
+
+def _words(tensors: Tensors) -> str:
+    return ", ".join(f"{name} {tensor}" for name, tensor in tensors.items())

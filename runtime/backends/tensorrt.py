@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX: one module for both.
 
 The only file that imports `tensorrt`, `tensorrt_rtx` and `cuda`. Runs `bucket.engine` with the CUDA
-runtime and no torch: pinned and device buffers are allocated once, one plain run, then a CUDA
+runtime and no torch. Pinned and device buffers are allocated once, one plain run, then a CUDA
 graph.
 """
 
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import BACKENDS
-from runtime.backends.session import Arrays, Session, Shapes, import_vendor
+from runtime.backends.session import Arrays, Session, Tensor, Tensors, import_vendor
+from runtime.backends.versions import version_of
 from runtime.errors import (
     BackendError,
     BackendMissingError,
@@ -156,9 +157,26 @@ class _Buffer:
     array: NDArray[np.float32]
 
 
+class _Runner:
+    """What one run has for itself: context, stream, buffers and, from the second run on, the CUDA
+    graph. `resources` releases them in reverse order of allocation.
+    """
+
+    def __init__(self) -> None:
+        self.resources = ExitStack()
+        self.stream: Any = None
+        self.context: Any = None
+        self.buffers: dict[str, _Buffer] = {}
+        self.graph: Any = None
+        self.has_run = False
+
+    def forget_context(self) -> None:
+        """The vendor frees on the last reference."""
+        self.context = None
+
+
 class BackendSession(Session):
-    """Runs `bucket.engine`. Host and device buffers, stream and CUDA graph live as long as the
-    session.
+    """Runs `bucket.engine`. A runner's buffers, stream and CUDA graph live as long as the session.
 
     Inputs are copied also on integrated GPUs: there pinned memory is not cached by the GPU, and the
     first convolution reads its input many times (CUDA for Tegra, "Memory types").
@@ -166,45 +184,55 @@ class BackendSession(Session):
 
     _runtime: Any = None
     _engine: Any = None
-    _context: Any = None
-    _graph: Any = None
-    _has_run = False
 
     @cached_property
     def _resources(self) -> ExitStack:
         return ExitStack()  # releases in reverse order of allocation; closing it twice is safe
 
-    def _open(self) -> Shapes:
-        path = self._check_bundle()
-        self._stream = self._cuda("cudaStreamCreate")
-        self._resources.callback(self._cuda.release, "cudaStreamDestroy", self._stream)
-        self._load_engine(path)
-        shapes = self._describe_tensors()
-        if shapes == self.input_shapes | self.output_shapes:  # otherwise Session refuses the engine
-            self._buffers = {name: self._allocate(name, shape) for name, shape in shapes.items()}
-        return shapes
-
-    def _run(self, inputs: Arrays) -> Arrays:
-        if self._context is None:
-            raise BackendError(
-                f"the session of bucket {self.bucket} is closed; open the bundle again"
+    def _open(self) -> Tensors:
+        self._load_engine(self._check_bundle())
+        engine = self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        types = {self._vendor.DataType.FLOAT: "float32"}
+        return {
+            name: Tensor(
+                types.get(dtype := engine.get_tensor_dtype(name), str(dtype)),
+                tuple(engine.get_tensor_shape(name)),
             )
+            for name in names
+        }
+
+    def _new_runner(self) -> _Runner:
+        runner = _Runner()
+        with ExitStack() as undo:
+            undo.enter_context(runner.resources)
+            runner.stream = self._cuda("cudaStreamCreate")
+            runner.resources.callback(self._cuda.release, "cudaStreamDestroy", runner.stream)
+            runner.resources.callback(runner.forget_context)
+            runner.context = self._new_context()
+            for name, shape in (self.input_shapes | self.output_shapes).items():
+                runner.buffers[name] = self._allocate(runner, name, shape)
+            undo.pop_all()
+        self._resources.push(runner.resources)  # runners go before the engine
+        return runner
+
+    def _run(self, runner: _Runner, inputs: Arrays) -> Arrays:
         for name, array in inputs.items():
-            np.copyto(self._buffers[name].array, array)
+            np.copyto(runner.buffers[name].array, array)
         # The first run is plain: the vendor initialises lazily, which a capture would refuse.
         if (
-            self._has_run
-            and self._graph is None
+            runner.has_run
+            and runner.graph is None
             and not FLAVOURS[self.backend.name].captures_itself
         ):
-            self._graph = self._capture()
-        if self._graph is not None:
-            self._cuda("cudaGraphLaunch", self._graph, self._stream)
+            runner.graph = self._capture(runner)
+        if runner.graph is not None:
+            self._cuda("cudaGraphLaunch", runner.graph, runner.stream)
         else:
-            self._enqueue()
-        self._cuda("cudaStreamSynchronize", self._stream)
-        self._has_run = True
-        return {name: self._buffers[name].array.copy() for name in self.output_shapes}
+            self._enqueue(runner)
+        self._cuda("cudaStreamSynchronize", runner.stream)
+        runner.has_run = True
+        return {name: runner.buffers[name].array.copy() for name in self.output_shapes}
 
     def _close(self) -> None:
         self._resources.close()
@@ -220,8 +248,9 @@ class BackendSession(Session):
         if info.flavour != self.backend.name:
             raise self._foreign(info, self.backend.name)
         self._vendor = load_vendor(self.backend.name)
-        here = f"{self.backend.name} {self._vendor.__version__}"
-        if info.version != self._vendor.__version__:
+        self.version = version_of(self._vendor)
+        here = f"{self.backend.name} {self.version}"
+        if info.version != self.version:
             raise self._foreign(info, here)
         self._cuda = Cuda(self.backend.name)
         if (
@@ -246,9 +275,7 @@ class BackendSession(Session):
         )
 
     def _load_engine(self, path: Path) -> None:
-        """Deserialise and make the context. The file is mapped, not read: on a Jetson the GPU
-        shares this memory.
-        """
+        """Deserialise. The file is mapped, not read: on a Jetson the GPU shares this memory."""
         vendor = self._vendor
         self._log = Log(vendor)
         self._resources.callback(self._forget_engine)
@@ -258,17 +285,7 @@ class BackendSession(Session):
                 path.open("rb") as file,
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
             ):
-                self._engine = engine = runtime.deserialize_cuda_engine(content)
-            if (
-                engine
-                and FLAVOURS[self.backend.name].captures_itself
-                and hasattr(vendor, "CudaGraphStrategy")
-            ):
-                config = engine.create_runtime_config()
-                config.cuda_graph_strategy = vendor.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-                self._context = engine.create_execution_context(config)
-            elif engine:
-                self._context = engine.create_execution_context()
+                self._engine = runtime.deserialize_cuda_engine(content)
         except (OSError, ValueError) as error:  # ValueError: the file is empty
             raise DamagedBundleError(
                 f"cannot read {path}: {error}. Copy or build the bundle again."
@@ -276,83 +293,87 @@ class BackendSession(Session):
         # pybind11 raises these for a C++ exception and for a null object.
         except (RuntimeError, TypeError) as error:
             raise self._failed(f"cannot load {path} ({error})") from error
-        if self._context is None:
-            step = "load" if self._engine is None else "create an execution context for"
-            raise self._failed(f"cannot {step} {path}")
+        if self._engine is None:
+            raise self._failed(f"cannot load {path}")
 
     def _forget_engine(self) -> None:
-        # The vendor frees on the last reference; a context must go before its engine, an engine
-        # before its runtime.
-        self._context = None
+        # The vendor frees on the last reference; an engine must go before its runtime.
         self._engine = None
         self._runtime = None
 
-    def _describe_tensors(self) -> Shapes:
-        engine = self._engine
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        for name in names:
-            if (dtype := engine.get_tensor_dtype(name)) != self._vendor.DataType.FLOAT:
-                raise DamagedBundleError(
-                    f"tensor {name!r} of bucket {self.bucket} in {self.folder} is {dtype}, not "
-                    "float32. Build it again."
-                )
-        return {name: tuple(engine.get_tensor_shape(name)) for name in names}
+    def _new_context(self) -> Any:
+        vendor, engine = self._vendor, self._engine
+        path = self.folder / str(self.bucket.engine)
+        try:
+            if FLAVOURS[self.backend.name].captures_itself and hasattr(vendor, "CudaGraphStrategy"):
+                config = engine.create_runtime_config()
+                config.cuda_graph_strategy = vendor.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+                context = engine.create_execution_context(config)
+            else:
+                context = engine.create_execution_context()
+        except (RuntimeError, TypeError) as error:  # as above
+            raise self._failed(
+                f"cannot create an execution context for {path} ({error})"
+            ) from error
+        if context is None:
+            raise self._failed(f"cannot create an execution context for {path}")
+        return context
 
-    def _allocate(self, name: str, shape: tuple[int, ...]) -> _Buffer:
+    def _allocate(self, runner: _Runner, name: str, shape: tuple[int, ...]) -> _Buffer:
         count = int(np.prod(shape))
         size = count * np.dtype(np.float32).itemsize
         host = int(self._cuda("cudaMallocHost", size))
-        self._resources.callback(self._cuda.release, "cudaFreeHost", host)
+        runner.resources.callback(self._cuda.release, "cudaFreeHost", host)
         device = int(self._cuda("cudaMalloc", size))
-        self._resources.callback(self._cuda.release, "cudaFree", device)
-        if not self._context.set_tensor_address(name, device):
+        runner.resources.callback(self._cuda.release, "cudaFree", device)
+        if not runner.context.set_tensor_address(name, device):
             raise self._failed(f"refused the address of tensor {name!r}")
         array = np.ctypeslib.as_array((ctypes.c_float * count).from_address(host)).reshape(shape)
         return _Buffer(host=host, device=device, size=size, array=array)
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, runner: _Runner) -> None:
         """Queue copy in, execution and copy out on the stream."""
         kinds = self._cuda.module.cudaMemcpyKind
-        for b in (self._buffers[name] for name in self.input_shapes):
+        for b in (runner.buffers[name] for name in self.input_shapes):
             self._cuda(
                 "cudaMemcpyAsync",
                 b.device,
                 b.host,
                 b.size,
                 kinds.cudaMemcpyHostToDevice,
-                self._stream,
+                runner.stream,
             )
-        if not self._context.execute_async_v3(int(self._stream)):
+        if not runner.context.execute_async_v3(int(runner.stream)):
             raise self._failed(f"failed on bucket {self.bucket}")
-        for b in (self._buffers[name] for name in self.output_shapes):
+        for b in (runner.buffers[name] for name in self.output_shapes):
             self._cuda(
                 "cudaMemcpyAsync",
                 b.host,
                 b.device,
                 b.size,
                 kinds.cudaMemcpyDeviceToHost,
-                self._stream,
+                runner.stream,
             )
 
-    def _capture(self) -> Any:
+    def _capture(self, runner: _Runner) -> Any:
         """Record `_enqueue` as a CUDA graph; shapes and addresses never change. Other threads may
         still allocate.
         """
         mode = self._cuda.module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._cuda("cudaStreamBeginCapture", self._stream, mode)
+        self._cuda("cudaStreamBeginCapture", runner.stream, mode)
         try:
-            self._enqueue()
+            self._enqueue(runner)
         except BaseException:
-            _, recorded = self._cuda.release("cudaStreamEndCapture", self._stream)
+            _, recorded = self._cuda.release("cudaStreamEndCapture", runner.stream)
             if recorded is not None:
                 self._cuda.release("cudaGraphDestroy", recorded)
             raise
-        recorded = self._cuda("cudaStreamEndCapture", self._stream)
+        recorded = self._cuda("cudaStreamEndCapture", runner.stream)
         try:
             graph = self._cuda("cudaGraphInstantiate", recorded, 0)
         finally:
             self._cuda.release("cudaGraphDestroy", recorded)
-        self._resources.callback(self._cuda.release, "cudaGraphExecDestroy", graph)
+        runner.resources.callback(self._cuda.release, "cudaGraphExecDestroy", graph)
         return graph
 
     def _failed(self, step: str) -> BackendError:
