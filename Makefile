@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TOOLS := .venv-tools
 PHOTOS ?= tiny/samples
 
-.PHONY: demo test lint docs bench full-size lock audit clean
+.PHONY: demo test lint docs bench soak full-size lock audit clean
 
 # On Windows, without make: `py -m tools.demo`.
 demo:
@@ -30,6 +30,10 @@ bench: demo
 	$(BIN)/python -m benchmarks.parity $(PHOTOS)
 	$(BIN)/python -m benchmarks.cold_start
 	$(BIN)/python -m benchmarks.group_norm
+
+# Memory, descriptors and threads over 5,000 pictures with each CPU backend; half an hour.
+soak: $(READY)
+	$(BIN)/python -m benchmarks.soak
 
 full-size: $(READY)
 	$(BIN)/python -m benchmarks.full_size

@@ -1,0 +1,182 @@
+"""Whether memory, descriptors and threads stay what they are over thousands of different pictures:
+`python -m benchmarks.soak` (`make soak`).
+
+Each backend is a process of its own. Sizes and contents of the pictures are random; they come as
+arrays, Pillow images and JPEG files in turn. Samples before WARM_UP are not judged: the network is
+compiled there, and allocators grow to what the largest pictures need. It fails where the resident
+memory of the last quarter (median) is beyond `--bound` of that of the quarter after the warm-up, or
+where descriptors or threads change after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.rows import ROOT, parse_arguments, write_rows
+
+WARM_UP = 0.1  # of the pictures
+SAMPLES = 400
+SMALLEST, LARGEST = 16, 1024  # pixels along an edge
+BACKENDS = ("onnxruntime", "openvino")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What the process holds at one moment."""
+
+    rss_mb: float
+    descriptors: int
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soak:
+    """One backend's run. `growth` is the last quarter against the quarter after the warm-up;
+    `descriptors` and `threads` are the numbers seen after the warm-up.
+    """
+
+    backend: str
+    pictures: int
+    seconds: float
+    rss_mb: float
+    last_rss_mb: float
+    growth: float
+    descriptors: list[int]
+    threads: list[int]
+
+    def problems(self, bound: float) -> list[str]:
+        """Why it failed, in words; empty where all is flat."""
+        found = []
+        if self.growth > bound:
+            found.append(f"memory grew by {self.growth:.1%}, the bound is {bound:.1%}")
+        for name, seen in (("descriptors", self.descriptors), ("threads", self.threads)):
+            if len(seen) > 1:
+                found.append(f"the number of {name} changed: {seen}")
+        return found
+
+
+def main() -> int:
+    """Run, print a table and save it; status 1 when something is not flat."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, help="default: tiny/disparity-d, built at 64x64")
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), metavar="NAME")
+    parser.add_argument("--count", type=int, default=5000, help="pictures for each backend")
+    parser.add_argument("--bound", type=float, default=0.02, help="of growth; 0.02 is 2 %%")
+    arguments = parse_arguments(parser)
+    if not Path("/proc/self/statm").exists():
+        parser.error("memory, descriptors and threads are read from /proc, as Linux has it")
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = arguments.bundle or _build(Path(folder) / "bundle")
+        runs = [soak(bundle, backend, arguments.count) for backend in arguments.backends]
+    print(f"{'backend':<18}{'pictures':>9}{'RSS, MB':>10}{'last, MB':>10}{'growth':>9}  ", end="")
+    print(f"{'descriptors':<13}{'threads':<9}seconds")
+    for run in runs:
+        print(
+            f"{run.backend:<18}{run.pictures:>9}{run.rss_mb:>10.1f}{run.last_rss_mb:>10.1f}"
+            f"{run.growth:>9.2%}  {run.descriptors!s:<13}{run.threads!s:<9}{run.seconds:.0f}"
+        )
+    print(f"rows: {write_rows('soak', [asdict(run) for run in runs], dirty=arguments.dirty).name}")
+    problems = {run.backend: run.problems(arguments.bound) for run in runs}
+    for backend, found in problems.items():
+        for problem in found:
+            print(f"{backend}: {problem}", file=sys.stderr)
+    return int(any(problems.values()))
+
+
+def soak(bundle: Path, backend: str, count: int) -> Soak:
+    """Predict for `count` pictures in a process of its own."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh) as processes:
+        return processes.submit(_soak_here, bundle, backend, count).result()
+
+
+def judge(backend: str, samples: list[Sample], pictures: int, seconds: float) -> Soak:
+    """What the samples of a run (evenly spaced) say."""
+    steady = samples[round(len(samples) * WARM_UP) :]
+    quarter = max(len(samples) // 4, 1)
+    before, after = (
+        statistics.median(sample.rss_mb for sample in part)
+        for part in (steady[:quarter], steady[-quarter:])
+    )
+    return Soak(
+        backend=backend,
+        pictures=pictures,
+        seconds=round(seconds, 1),
+        rss_mb=round(before, 1),
+        last_rss_mb=round(after, 1),
+        growth=round(after / before - 1, 5),
+        descriptors=sorted({sample.descriptors for sample in steady}),
+        threads=sorted({sample.threads for sample in steady}),
+    )
+
+
+def picture(index: int) -> NDArray[np.uint8]:
+    """RGB uint8 [H,W,3] of a size and content of its own."""
+    random = np.random.default_rng(index)
+    height, width = np.exp(random.uniform(np.log(SMALLEST), np.log(LARGEST), 2)).astype(int)
+    slope = random.uniform(-1, 1, (2, 3))
+    plane = np.linspace(0, slope[0], height)[:, None] + np.linspace(0, slope[1], width)
+    noise = random.standard_normal((height, width, 3), dtype=np.float32) * random.uniform(0, 60)
+    rgb: NDArray[np.uint8] = (128 + 127 * plane + noise).clip(0, 255).astype(np.uint8)
+    return rgb
+
+
+def _soak_here(bundle: Path, backend: str, count: int) -> Soak:
+    from runtime import LotusEngine
+
+    samples, start, step = [], time.monotonic(), max(count // SAMPLES, 1)
+    with tempfile.TemporaryDirectory() as folder, LotusEngine(bundle, backend=backend) as engine:
+        file = Path(folder) / "picture.jpg"
+        for index in range(count):
+            rgb = picture(index)
+            if index % 3 == 0:
+                engine(rgb)
+            elif index % 3 == 1:
+                engine(Image.fromarray(rgb))
+            else:
+                content = io.BytesIO()
+                Image.fromarray(rgb).save(content, "JPEG")
+                file.write_bytes(content.getvalue())
+                engine(file)
+            if index % step == step - 1:
+                samples.append(_sample())
+            if (index + 1) % max(count // 10, 1) == 0:
+                print(f"{backend}: {index + 1} of {count}, {samples[-1]}", file=sys.stderr)
+    return judge(backend, samples, count, time.monotonic() - start)
+
+
+def _sample() -> Sample:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return Sample(
+        rss_mb=pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+        descriptors=len(os.listdir("/proc/self/fd")) - 1,  # that of the list itself
+        threads=len(os.listdir("/proc/self/task")),
+    )
+
+
+def _build(output: Path) -> Path:
+    """The bundle that both backends open."""
+    from export.build_engine import main as build
+
+    checkpoint = str(ROOT / "tiny" / "checkpoints" / "disparity-d")
+    if build([checkpoint, "--resolution", "64x64", "--output", str(output)]) != 0:
+        raise SystemExit("the bundle cannot be built")
+    return output
+
+
+if __name__ == "__main__":
+    sys.exit(main())
