@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TOOLS := .venv-tools
 PHOTOS ?= tiny/samples
 
-.PHONY: demo test lint docs bench soak full-size lock audit clean
+.PHONY: demo test lint docs bench soak versions full-size lock audit clean
 
 # On Windows, without make: `py -m tools.demo`.
 demo:
@@ -34,6 +34,10 @@ bench: demo
 # Memory, descriptors and threads over 5,000 pictures with each CPU backend; half an hour.
 soak: $(READY)
 	$(BIN)/python -m benchmarks.soak
+
+# The contract with the oldest and newest supported versions of each library; a quarter of an hour.
+versions: $(READY)
+	$(BIN)/python -m benchmarks.versions
 
 full-size: $(READY)
 	$(BIN)/python -m benchmarks.full_size
