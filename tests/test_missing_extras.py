@@ -43,6 +43,7 @@ COMPLETE = {
     "benchmarks/latency.py": ["--checkpoint", "tiny/disparity-d", "--resolution=64x64", "--dirty"],
     "benchmarks/parity.py": ["tiny/samples/room.png", "--dirty"],
     "benchmarks/replay.py": [],
+    "benchmarks/soak.py": ["--count", "1", "--dirty"],
     "benchmarks/report.py": [],
 }
 """Arguments with which a command gets as far as it can without any extra. The others ask for one
