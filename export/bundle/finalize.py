@@ -20,6 +20,7 @@ from runtime.backends import BACKENDS, open_session
 from runtime.errors import BackendMissingError, DeviceMissingError, UnfinishedBundleError
 from runtime.golden import GoldenError, check_tolerance, golden_error, worst
 from runtime.manifest import Bucket, EngineInfo, Manifest, Measured, describe_file
+from runtime.proof import remember_proof
 
 
 def finalize(stage: Path, description: Manifest, *, engine_required: bool = False) -> Manifest:
@@ -47,6 +48,9 @@ def finalize(stage: Path, description: Manifest, *, engine_required: bool = Fals
         manifest, golden=dataclasses.replace(manifest.golden, measured=measured)
     )
     manifest.save(stage)
+    if any(run.backend == target.name for run in measured):
+        for bucket in manifest.buckets:  # it need not prove itself again here
+            remember_proof(manifest, bucket, BACKENDS[target.name])
     return manifest
 
 
