@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from export.bundle import replace
+from export.bundle.replace import clear_up
 from export.bundle.write import staged
 from runtime import LotusEngine
 from runtime.manifest import MANIFEST, Manifest
@@ -255,6 +256,8 @@ class Range:
             shutil.rmtree(self._output)
         build = functools.partial(self._build, "new", traces=aim.traces)
         status = run_killed(build, self._folder, aim)
+        if not aim.exchange:  # between two renames there is none: the next build brings it back
+            in_child(functools.partial(clear_up, self._output))
         try:
             found = state(self._output, _verify)
             if found not in (before, "new"):

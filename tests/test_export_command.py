@@ -109,11 +109,14 @@ def test_rtx_engine_is_built_here_and_finished_again_from_its_bundle(
     assert (output / "model-128x160.rtx").stat().st_size > 10_000_000
     assert first.golden.measured[0].backend in ("tensorrt-rtx", "onnxruntime")
     assert main(finish) == 1, "an existing folder is not replaced unasked"
-    assert main(["--from-bundle", str(output), "--target", "tensorrt-rtx"]) == 0, "in place"
-    again = Manifest.load(output)
+    before = (output / "manifest.json").read_bytes()
+    assert main(["--from-bundle", str(output), "--target", "tensorrt-rtx"]) == 0
+    assert (output / "manifest.json").read_bytes() == before, "a finished bundle stays as it is"
+    beside = tmp_path / "rtx-tensorrt-rtx"
+    again = Manifest.load(beside)
     assert again.command.count("--from-bundle") == 2
-    again.check_contents(output)
-    assert os.listdir(tmp_path) == ["rtx"]
+    again.check_contents(beside)
+    assert sorted(os.listdir(tmp_path)) == ["rtx", "rtx-tensorrt-rtx"]
 
 
 @pytest.mark.parametrize(
