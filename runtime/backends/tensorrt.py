@@ -271,7 +271,8 @@ class BackendSession(Session):
     def _how_to_build(self) -> str:
         return (
             f"`python export/build_engine.py --from-bundle {self.folder} "
-            f"--target {self.backend.name}` builds it here."
+            f"--target {self.backend.name}` builds it here and prints the path of the bundle that "
+            "holds it."
         )
 
     def _load_engine(self, path: Path) -> None:
