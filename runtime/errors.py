@@ -59,6 +59,12 @@ class ImageError(LotusError):
     """An input image (or noise tensor) cannot be used."""
 
 
+class ImageWarning(UserWarning):
+    """An input image was used, though something about it is odd: its end is missing, its ICC
+    profile is broken, the value of white had to be guessed. `strict=True` refuses it.
+    """
+
+
 class VerificationError(LotusError):
     """The golden sample's answer differs from the PyTorch reference beyond the bundle's
     tolerance.

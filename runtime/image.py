@@ -4,34 +4,42 @@ size.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from runtime.errors import ImageError
+from runtime.errors import ImageError, ImageWarning
 from runtime.manifest import Bucket
+from runtime.pictures.colour import array_to_rgb, to_rgb
+from runtime.pictures.decode import decode_file, decode_image
+from runtime.pictures.formats import IMAGE_SUFFIXES, why_not_read
 from runtime.tasks import Resize, Task
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Fit",
+    "ImageLike",
+    "choose_bucket",
+    "fit_to_bucket",
+    "load",
+    "restore",
+    "why_not_read",
+]
 
-# What a folder is searched for. Not all that Pillow opens: EPS would start Ghostscript.
-IMAGE_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"),
-        *("ppm", "pgm", "pbm", "pnm", "jp2", "avif", "tga"),
-    )
-)
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
+
+MAX_PIXELS = 200_000_000
+"""Pixels that `load` takes by default: the largest cameras of phones have 200 megapixels. Decoding
+that many takes 1.4 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,43 +54,57 @@ class Fit:
     content_width: int
 
 
-def load(image: ImageLike) -> NDArray[np.uint8]:
-    """Any picture as RGB uint8 [H,W,3]: EXIF rotation applied, grey, palette, CMYK and 16-bit
-    converted, alpha dropped (as the reference does).
+def load(
+    image: ImageLike, *, strict: bool = False, icc: bool = True, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Any picture as RGB uint8 [H,W,3], upright, in sRGB.
 
-    Raises: ImageError for a missing, truncated, foreign, empty, non-finite or over-large picture.
+    `image` is a path, a PIL image, or an array [H,W], [H,W,1], [H,W,3] or [H,W,4] (grey, RGB,
+    RGBA), which is read as a file of the same samples. EXIF rotation is applied, alpha dropped (as
+    the reference does), deep samples scaled to 8 bits (docs/concepts.md has the rule). Of several
+    pictures in a file the first is read. The content of a file says what it is, not its name.
+
+    What is odd but usable gives an ImageWarning: an end that is missing, a profile that cannot be
+    used, a range that had to be guessed. `strict=True` refuses it. `icc=False` ignores embedded
+    profiles, as the reference does. More than `max_pixels` are refused before they are decoded.
+
+    Raises: ImageError for a missing, damaged, foreign, empty, non-finite or over-large picture.
     """
+    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
+        raise ImageError(f"max_pixels is a positive integer, found {max_pixels!r}")
     if isinstance(image, np.ndarray):
-        return _from_array(image)
-    if not isinstance(image, str | os.PathLike | Image.Image):
+        name = "the given array"
+        _check_array(image)
+    elif isinstance(image, Image.Image):
+        name = "the given PIL image"
+    elif isinstance(image, str | os.PathLike):
+        name = str(image)
+    else:
         raise ImageError(
-            f"expected a path, a PIL image or a uint8 array [H,W,3], found {type(image).__name__}"
+            f"expected a path, a PIL image or an array [H,W,3], found {type(image).__name__}"
         )
-    name = "the given PIL image" if isinstance(image, Image.Image) else str(image)
+    notes: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return (
-                _from_pil(image, name)
+        if isinstance(image, np.ndarray):
+            rgb = array_to_rgb(image, notes)
+        else:
+            picture = (
+                decode_image(image, max_pixels=max_pixels)
                 if isinstance(image, Image.Image)
-                else _from_file(Path(image), name)
+                else decode_file(Path(image), strict=strict, max_pixels=max_pixels)
             )
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{name}: refused as a decompression bomb ({error}); pass a smaller copy"
-        ) from error
-    # Pillow's decoders raise many types for damaged data; this is the one place where they become
-    # ours.
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        ArithmeticError,
-        LookupError,
-        MemoryError,
-    ) as error:
+            notes += picture.notes
+            rgb = to_rgb(picture, icc, notes)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
+    except Exception as error:
+        # The one place where what decoders raise for damaged data, of whatever type, becomes ours.
         raise ImageError(f"{name}: cannot be decoded: {error or type(error).__name__}") from error
+    if notes and strict:
+        raise ImageError(f"{name}: {'; '.join(notes)}")
+    if notes:
+        warnings.warn(f"{name}: {'; '.join(notes)}", ImageWarning, stacklevel=2)
+    return rgb
 
 
 def choose_bucket(buckets: Sequence[Bucket], height: int, width: int) -> Bucket:
@@ -130,51 +152,15 @@ def restore(
     return task.resize(output, fit.height, fit.width, resize)
 
 
-def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+def _check_array(array: NDArray[Any]) -> None:
+    if (
+        array.dtype.kind not in "buif"
+        or array.dtype == np.int8
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] not in (1, 3, 4))
+        or 0 in array.shape
+    ):
         raise ImageError(
-            f"expected a non-empty uint8 array [H,W,3] in RGB order, found {array.dtype} "
-            f"{list(array.shape)}"
+            "expected a non-empty array [H,W,3] in RGB order, best of uint8 (or [H,W], [H,W,1], "
+            f"[H,W,4]; or deeper samples), found {array.dtype} {list(array.shape)}"
         )
-    return np.ascontiguousarray(array)
-
-
-def _from_file(path: Path, name: str) -> NDArray[np.uint8]:
-    if not path.is_file():
-        raise ImageError(
-            f"{name}: {'is a folder, not an image' if path.is_dir() else 'no such file'}"
-        )
-    # A stream, not the path: by path Pillow maps uncompressed TIFFs, and shears those that EXIF
-    # turns.
-    with path.open("rb") as stream, Image.open(stream) as opened:
-        return _from_pil(opened, name)
-
-
-def _from_pil(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    if 0 in image.size:
-        raise ImageError(f"{name}: the image is empty ({image.width}x{image.height})")
-    image.load()
-    with contextlib.suppress(
-        SyntaxError, ValueError, LookupError, struct.error
-    ):  # EXIF that says nothing turns nothing
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(np.asarray(image), name)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
-
-
-def _from_deep(plane: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
-    """A single-channel picture of more than 8 bits as RGB uint8: 16-bit integers, or floats in
-    [0,1].
-    """
-    values = plane.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name}: holds NaN or infinite pixels")
-    full = 1.0 if np.issubdtype(plane.dtype, np.floating) else 65535.0
-    if values.min() < 0 or values.max() > full:
-        raise ImageError(
-            f"{name}: pixels lie in [{values.min():g}, {values.max():g}], expected [0, {full:g}] "
-            f"for {plane.dtype}"
-        )
-    grey = np.rint(values * (255.0 / full)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from runtime.errors import ImageError
 from runtime.image import choose_bucket, fit_to_bucket, load, restore
@@ -58,9 +57,10 @@ def test_cmyk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0, 1, 128, 257, 40000, 65535])
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, value: int) -> None:
     deep = np.full((4, 5), value, dtype=np.uint16)
+    deep[0, 0] = 65535  # a picture of 16 bits, not one of fewer: see test_runtime_depth.py
     loaded = load(save(tmp_path, Image.fromarray(deep)))
     assert loaded.shape == (4, 5, 3)
-    assert np.abs(loaded.astype(float) - value / 257).max() <= 0.5
+    assert np.abs(loaded[1:].astype(float) - value / 257).max() <= 0.5
 
 
 def test_float_tiff_in_unit_range_and_nan(tmp_path: Path) -> None:
@@ -92,6 +92,19 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
         8: np.rot90(RGB),
     }[orientation]
     assert np.array_equal(loaded, turned)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_of_several_bands_is_turned_as_pillow_does(
+    tmp_path: Path, orientation: int
+) -> None:
+    """`load` works in bands of 2^18 pixels; the last one here is smaller."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = Image.fromarray(RGB).resize((900, 1001))
+    path = save(tmp_path, large, "large.png", exif=exif, compress_level=1)
+    with Image.open(path) as image:
+        assert np.array_equal(load(path), np.asarray(ImageOps.exif_transpose(image)))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
@@ -137,14 +150,19 @@ def test_missing_folder_empty_truncated_and_foreign_files(tmp_path: Path) -> Non
     for name in ("cut.jpg", "cut.png"):
         path = save(tmp_path, noisy, name)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ImageError, match="cannot be decoded"):
+        with pytest.raises(ImageError, match=r"is cut short: \d+ of 200 rows are missing"):
             load(path)
-    for content in (b"", b"hello", b"\x89PNG\r\n\x1a\n" + b"\0" * 50):
+    for content, message in (
+        (b"", "not a picture of a known format"),
+        (b"hello", "not a picture of a known format"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "cannot be decoded"),
+    ):
         (tmp_path / "odd.png").write_bytes(content)
-        with pytest.raises(ImageError, match="cannot be decoded"):
+        with pytest.raises(ImageError, match=message):
             load(tmp_path / "odd.png")
 
 
+@pytest.mark.filterwarnings("ignore::runtime.errors.ImageWarning")
 def test_every_single_flipped_byte_of_a_jpeg_is_an_image_or_our_error(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.fromarray(RGB).save(stream, "JPEG")
@@ -160,38 +178,21 @@ def test_every_single_flipped_byte_of_a_jpeg_is_an_image_or_our_error(tmp_path: 
     assert outcomes == {np.dtype(np.uint8), "refused"}
 
 
-def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-        )
-
-    for edge in (10_000, 60_000):  # Pillow warns about the first and raises for the second
-        header = edge.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-        body = (
-            chunk(b"IHDR", header)
-            + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
-            + chunk(b"IEND", b"")
-        )
-        (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-        with pytest.raises(ImageError, match="decompression bomb"):
-            load(tmp_path / "bomb.png")
-
-
 @pytest.mark.parametrize(
     "array",
     [
-        RGB.astype(np.float32),
-        RGB[..., 0],
         RGB[..., :2],
         RGB[:0],
-        np.full((4, 4, 3), np.nan),
         RGB[None],
+        RGB.astype(np.int8),
+        RGB.astype(complex),
+        RGB.astype(str),
+        RGB[0, 0],
     ],
-    ids=["float", "grey", "two channels", "empty", "nan", "batch"],
+    ids=["two channels", "empty", "batch", "signed bytes", "complex", "text", "vector"],
 )
 def test_arrays_of_another_kind_are_refused(array: np.ndarray) -> None:
-    with pytest.raises(ImageError, match="expected a non-empty uint8 array"):
+    with pytest.raises(ImageError, match=r"expected a non-empty array \[H,W,3\]"):
         load(array)
 
 

@@ -1,0 +1,284 @@
+"""From a file or a Pillow image to decoded pixels, with limits and without chatter.
+
+No switch of the whole process is touched: not Pillow's `LOAD_TRUNCATED_IMAGES`,
+`MAX_IMAGE_PIXELS` or `MAX_TEXT_CHUNK`, not the filters of `warnings` (`warnings.catch_warnings`
+changes those of all threads). Instead the decoder gets a cleaned container and is opened by its
+class, not with `Image.open`, which would warn by Pillow's own limit on pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from runtime.errors import ImageError
+from runtime.pictures.avif import read_avif
+from runtime.pictures.formats import FORMATS, sniff
+from runtime.pictures.gif import read_gif
+from runtime.pictures.jpeg import read_jpeg
+from runtime.pictures.metadata import orientation
+from runtime.pictures.png import read_png
+from runtime.pictures.pnm import read_pnm
+from runtime.pictures.source import Samples, Source, open_regular
+from runtime.pictures.tiff import described, read_tiff
+
+_READERS: dict[str, Callable[[BinaryIO], Source]] = {
+    "JPEG": read_jpeg,
+    "PNG": read_png,
+    "PPM": read_pnm,
+    "AVIF": read_avif,
+    "GIF": read_gif,
+    "TIFF": read_tiff,
+}
+_MAKE_ROOM = {"WEBP", "AVIF", "HEIF", "GIF"}  # their plugins decode into memory of their own
+_BYTES_PER_PIXEL = 10  # of a file: 16-bit RGBA has 8
+_SMALLEST_LIMIT = 2**26  # bytes of a file, for few pixels
+_SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A decoded picture. `low` has the low bytes of 16-bit colour, where they are needed. `notes`
+    are what a strict reader refuses.
+    """
+
+    image: Image.Image
+    low: Image.Image | None = None
+    orientation: int = 1
+    icc: bytes | None = None
+    samples: Samples = field(default_factory=Samples)
+    notes: list[str] = field(default_factory=list)
+
+
+def decode_file(path: Path, *, strict: bool, max_pixels: int) -> Picture:
+    """The first picture of a file, decoded.
+
+    Raises: ImageError, and whatever a decoder raises.
+    """
+    largest = max(_SMALLEST_LIMIT, _BYTES_PER_PIXEL * max_pixels)
+    with open_regular(path, largest) as file:
+        source = _examined(file, max_pixels)
+        if strict and source.damage:
+            raise ImageError("; ".join(source.damage))
+
+        def opened(stream: BinaryIO, swap: bool = False) -> Any:
+            return _opened(source, stream, max_pixels, swap)
+
+        with _quiet_libtiff() if source.format == "TIFF" else contextlib.nullcontext():
+            image, missing = _loaded(opened, source)
+            low = None
+            # A full range of 16 bits needs no low bytes: the high ones are the answer.
+            if source.samples.deep and (source.samples.full or 0) < 65535 and _peak(image) < 64:
+                low, _ = _loaded(partial(opened, swap=True), source)
+    exif, xmp = image.info.get("exif"), image.info.get("xmp")
+    return Picture(
+        image=image,
+        low=low,
+        orientation=source.orientation or orientation(exif, xmp),
+        icc=source.icc or image.info.get("icc_profile"),
+        samples=source.samples,
+        notes=[*source.damage, *missing],
+    )
+
+
+def decode_image(image: Image.Image, *, max_pixels: int) -> Picture:
+    """A Pillow image, decoded if it was not yet; Pillow's own warnings may come.
+
+    Raises: ImageError, and whatever a decoder raises.
+    """
+    _check_pixels(image.size, image.format or "", max_pixels)
+    with _quiet_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
+        image.load()
+    samples, tags = Samples(), getattr(image, "tag_v2", None)
+    if tags is not None:
+        known = {tag: tags[tag] for tag in (258, 262, 281, 338, 339, 341) if tag in tags}
+        samples = described(
+            {tag: value if isinstance(value, tuple) else (value,) for tag, value in known.items()}
+        )
+    elif image.format in ("PPM", "JPEG2000"):  # scaled by Pillow
+        samples = Samples(full=65535)
+    turn = 1
+    with contextlib.suppress(Exception):  # EXIF that says nothing turns nothing
+        turn = int(image.getexif().get(0x0112, 1))
+    return Picture(
+        image=image,
+        orientation=turn if 1 <= turn <= 8 else 1,
+        icc=image.info.get("icc_profile"),
+        samples=samples,
+    )
+
+
+def _examined(file: BinaryIO, max_pixels: int) -> Source:
+    head = file.read(64)
+    file.seek(0)
+    name = sniff(head)
+    if name is None:
+        raise ImageError(f"is not a picture of a known format ({', '.join(FORMATS)})")
+    if not FORMATS[name].available:
+        raise ImageError(f"cannot be decoded: {FORMATS[name].advice}")
+    if name == "WEBP" and (size := _webp_size(head)):  # its plugin makes room when it is opened
+        _check_pixels(size, name, max_pixels)
+    if name in _READERS:
+        return _READERS[name](file)
+    full = 65535 if name == "JPEG2000" else None  # Pillow has shifted the samples up to 16 bits
+    return Source(stream=file, format=name, samples=Samples(full=full))
+
+
+def _opened(source: Source, stream: BinaryIO, max_pixels: int, swap: bool) -> Any:
+    stream.seek(0)
+    image = FORMATS[source.format].load()(stream)
+    _check_pixels(image.size, source.format, max_pixels)
+    if source.format == "TIFF":
+        # Made here, since Pillow checks its own limit where it makes it.
+        image.im = Image.new(image.mode, image.size).im
+    tiles = [tuple(tile) for tile in image.tile]
+    if source.tile:
+        tiles = [("raw", (0, 0, *image.size), source.tile[0], (source.tile[1], 0, 1))]
+    if swap:
+        tiles = [(*tile[:3], _swapped(tile[3])) for tile in tiles]
+    if tiles and (swap or source.tile):
+        make = getattr(type(image.tile[0]), "_make", tuple)  # a plain tuple in older Pillows
+        image.tile = [make(tile) for tile in tiles]
+    return image
+
+
+def _swapped(args: Any) -> Any:
+    """The raw mode that takes the other byte of each 16-bit sample for the high one."""
+    if isinstance(args, str):
+        return args[:-1] + _SWAPPED[args[-1]]
+    return (_swapped(args[0]), *args[1:])
+
+
+def _loaded(opened: Callable[..., Any], source: Source) -> tuple[Image.Image, list[str]]:
+    """The picture decoded, with a note if some rows were missing at its end.
+
+    How many are missing is found by decoding twice, over black and over white, a JPEG also with two
+    ends: rows that were not decoded differ. At most a tenth may be missing (of small pictures up to
+    a third, and 24: the last blocks of a JPEG); each repeats the row above.
+    """
+    image = opened(source.stream)
+    try:
+        image.load()
+        # With this switch of the process on, decoders say nothing about what is missing.
+        whole = not source.other and not ImageFile.LOAD_TRUNCATED_IMAGES
+    except Exception:
+        if not source.cut:
+            raise
+        whole = False
+    if whole or source.format in _MAKE_ROOM:
+        return image, []
+    other = opened(source.other or source.stream)
+    count = len(other.getbands())
+    other.im = Image.new(other.mode, other.size, (255,) * count if count > 1 else 255).im
+    with contextlib.suppress(Exception):
+        other.load()
+    for each in (image, other):
+        each.tile = []  # what was decoded is all there is
+    missing = [
+        top + int(row)
+        for top, bottom in bands(image)
+        for row in np.flatnonzero(_differing_rows(image, other, top, bottom))
+    ]
+    height = image.height
+    if source.other and missing:
+        missing = list(range(missing[0], height))  # in what is made up rows may agree by chance
+    if len(missing) > max(height // 10, min(24, height // 3)) or (missing and not source.cut):
+        raise ImageError(f"is cut short: {len(missing)} of {height} rows are missing")
+    for row in missing:
+        image.paste(image.crop((0, row - 1, image.width, row)), (0, row))
+    return image, [f"{len(missing)} of {height} rows repeat the one above"] if missing else []
+
+
+def _differing_rows(image: Image.Image, other: Image.Image, top: int, bottom: int) -> Any:
+    box = (0, top, image.width, bottom)
+    differ = np.asarray(image.crop(box)) != np.asarray(other.crop(box))
+    return differ.any(axis=tuple(range(1, differ.ndim)))
+
+
+def bands(image: Image.Image) -> Iterator[tuple[int, int]]:
+    """(top, bottom) of bands of rows, some 2^18 pixels each: what is worked on stays in the cache,
+    and no second picture is ever in memory.
+    """
+    rows = max(1, 2**18 // image.width)
+    for top in range(0, image.height, rows):
+        yield top, min(top + rows, image.height)
+
+
+def _peak(image: Image.Image) -> int:
+    extrema: Any = [image.getchannel(band).getextrema() for band in "RGB"]
+    return int(max(high for _, high in extrema))
+
+
+def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    weight = FORMATS[name].weight if name in FORMATS else 1
+    if 0 in size:
+        raise ImageError(f"the image is empty ({size[0]}x{size[1]})")
+    if size[0] * size[1] * weight > max_pixels:
+        counted = f", which count {weight} times as {name}" if weight > 1 else ""
+        raise ImageError(
+            f"has {size[0]}x{size[1]} = {size[0] * size[1]:,} pixels{counted}; the limit is "
+            f"{max_pixels:,}: pass a smaller copy, or raise max_pixels"
+        )
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height, from the RFC 9649 headers."""
+    if head[12:16] == b"VP8X":
+        return (
+            int.from_bytes(head[24:27], "little") + 1,
+            int.from_bytes(head[27:30], "little") + 1,
+        )
+    if head[12:16] == b"VP8L":
+        packed = int.from_bytes(head[21:25], "little")
+        return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
+    if head[12:16] == b"VP8 ":
+        return (
+            int.from_bytes(head[26:28], "little") & 0x3FFF,
+            int.from_bytes(head[28:30], "little") & 0x3FFF,
+        )
+    return None
+
+
+_libtiff_lock = threading.Lock()
+_libtiff_users = 0
+_libtiff_handlers: tuple[Any, Any] = (None, None)
+
+
+@contextlib.contextmanager
+def _quiet_libtiff() -> Iterator[None]:
+    """libtiff without its messages while any thread is inside; Pillow raises its errors anyway.
+
+    It prints to descriptor 2 from C. Pillow offers no switch, and pointing the descriptor elsewhere
+    would swallow what other threads write. libtiff has handlers for its messages, for the whole
+    process; the first thread to come takes them away, the last to go puts them back. Where libtiff
+    is linked into Pillow and hides its names (Windows), its messages stay.
+    """
+    global _libtiff_users, _libtiff_handlers
+    setters = []
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(str(Image.core.__file__))  # type: ignore[attr-defined]
+        setters = [library.TIFFSetErrorHandler, library.TIFFSetWarningHandler]
+    for setter in setters:
+        setter.restype, setter.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    with _libtiff_lock:
+        _libtiff_users += 1
+        if _libtiff_users == 1 and setters:
+            _libtiff_handlers = (setters[0](None), setters[1](None))
+    try:
+        yield
+    finally:
+        with _libtiff_lock:
+            _libtiff_users -= 1
+            if _libtiff_users == 0 and setters:
+                for setter, handler in zip(setters, _libtiff_handlers, strict=True):
+                    setter(handler)
