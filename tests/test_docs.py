@@ -17,13 +17,14 @@ import time
 import types
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from bad_images import BAD_IMAGES
 from conftest import ROOT, write_null_bundle
-from PIL import Image
 from troubleshooting_results import RESULTS
 
 import runtime.layout
@@ -177,16 +178,9 @@ def not_finite(t: Try) -> None:
     t.predict()
 
 
-def no_image(t: Try) -> None:
-    path = t.folder / "note.png"
-    path.write_text("no picture")
-    t.predict(path)
-
-
-def too_large(t: Try) -> None:
-    path = t.folder / "large.png"
-    Image.new("1", (10_000, 10_000)).save(path)
-    t.predict(path)
+def bad_image(make: Callable[[Path], tuple[Any, dict[str, Any]]], t: Try) -> None:
+    image, settings = make(t.folder)
+    t.predict(image, **settings)
 
 
 def negative_seed(t: Try) -> None:
@@ -324,10 +318,6 @@ ROWS: dict[str, Callable[[Try], object]] = {
     "is damaged: SHA-256 is": damaged,
     "answers the golden sample wrong on this machine": wrong_golden,
     "holds NaN or infinite values": not_finite,
-    "no such file": lambda t: t.predict(t.folder / "nothing.png"),
-    "cannot be decoded": no_image,
-    "refused as a decompression bomb": too_large,
-    "expected a non-empty uint8 array [H,W,3]": lambda t: t.predict(RGB / 255),
     "resize must be 'bilinear', 'nearest' or None": lambda t: t.predict(resize="cubic"),
     "this bundle takes no noise": lambda t: t.predict(noise=np.zeros((1, 4, 8, 12), np.float32)),
     "a seed is a non-negative integer": negative_seed,
@@ -361,6 +351,7 @@ ROWS: dict[str, Callable[[Try], object]] = {
         "--from-bundle", str(t.bundle), "--target", "openvino"
     ),
     "cannot be changed with --from-bundle": frozen_option,
+    **{quoted: partial(bad_image, make) for quoted, make in BAD_IMAGES.items()},
 }
 
 
