@@ -1,7 +1,8 @@
 """Differences of bundles from PyTorch, and of folded bundles from plain ones: `python -m
 benchmarks.parity IMAGE_OR_FOLDER...`.
 
-Each image is cropped (not resized) to the bucket; in mode G both sides get the same noise. One
+Each image is cropped (not resized) to the bucket, and embedded colour profiles are ignored, as the
+reference does; in mode G both sides get the same noise. One
 baseline is in memory at a time, so that the full-size network can be compared too (`--checkpoint
 random/lotus-d --size 512`).
 """
@@ -37,7 +38,9 @@ def main() -> int:
     )
     arguments = parse_arguments(parser)
     files = list(_files(arguments.images))
-    crops = np.stack([_crop(load(path), (arguments.size, arguments.size)) for path in files])
+    # The reference ignores embedded colour profiles.
+    pictures = [load(path, icc=False) for path in files]
+    crops = np.stack([_crop(rgb, (arguments.size, arguments.size)) for rgb in pictures])
     for checkpoint in arguments.checkpoint:
         predictions = {}
         for name in (REFERENCE, *arguments.what):

@@ -71,9 +71,9 @@ LINES = (
     Line(backend="onnxruntime", version="1.31.1"),
     Line(backend="openvino", version="2026.3.0"),
     Line(backend="openvino", version="2026.4.1"),
-    Line(backend="openvino", version="2025.4.0", opset=20),
+    Line(backend="openvino", version="2025.4.0", opset=20, numpy="2.2.6"),
     Line(backend="openvino", version="2026.2.1", opset=20),
-    Line(backend="openvino", version="2025.4.0", right=False),
+    Line(backend="openvino", version="2025.4.0", numpy="2.2.6", right=False),
     Line(backend="openvino", version="2026.1.0", right=False),
     Line(backend="openvino", version="2026.2.0", right=False),
     Line(backend="openvino", version="2026.2.1", right=False),
@@ -168,7 +168,8 @@ def _refusal(line: Line, python: Path) -> tuple[str, bool]:
     errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     message = errors[-1] if errors else f"status {done.returncode}, no error"
     fine = done.returncode == 1 and not list(output.rglob("*.npy"))
-    return message.removeprefix("error: ")[:200], fine and bool(errors)
+    message = message.removeprefix("error: ").replace(str(bundle), "BUNDLE")
+    return message[:200], fine and bool(errors)
 
 
 def _call(words: list[object], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import time
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from typing import Any
 
 from runtime.console import one_line, say
 from runtime.engine import LotusEngine
-from runtime.errors import ImageError, OutputError
-from runtime.image import IMAGE_SUFFIXES
+from runtime.errors import ImageError, ImageWarning, OutputError
+from runtime.image import IMAGE_SUFFIXES, why_not_read
 from runtime.marker import made_by_us
 from runtime.prediction import TASK, check_free, result_marks, save_together, saved_paths
 
@@ -28,7 +29,6 @@ from runtime.prediction import TASK, check_free, result_marks, save_together, sa
 _RESULT = "results of an earlier run"
 _IN_OUTPUT = "in the --output folder"
 _LINK = "links to folders: name those folders"
-_PLUGINS = dict.fromkeys((".heic", ".heif", ".hif"), "`pip install pillow-heif`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +98,18 @@ def predict_all(
     try:
         for picture in plan.pictures:
             start = time.perf_counter()
+            caught: list[warnings.WarningMessage] = []
             try:
-                written = _predict_one(engine, picture, plan, overwrite, options)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always", ImageWarning)
+                    written = _predict_one(engine, picture, plan, overwrite, options)
                 outcome = f"{time.perf_counter() - start:.2f} s -> {', '.join(map(str, written))}"
             except (ImageError, OutputError) as error:
                 failed.append(str(error))
                 outcome = f"FAILED: {error}"
             tried += 1
             say(one_line(f"[{tried}/{len(plan.pictures)}] {picture.path}  {outcome}"))
+            say(*(one_line(f"  warning: {each.message}") for each in caught))
     finally:
         if failed and len(plan.pictures) > 1:
             say("failed:", *(f"  {one_line(reason)}" for reason in failed))
@@ -245,7 +249,8 @@ def _why_not(path: Path, in_output: bool) -> str | None:
     if path.name.startswith("._"):  # what macOS writes beside a file on foreign disks
         return ""
     if suffix not in IMAGE_SUFFIXES:
-        return f"{suffix}: {_PLUGINS[suffix]}" if suffix in _PLUGINS else ""
+        reason = why_not_read(suffix)
+        return f"{suffix}: {reason}" if reason else ""
     if made_by_us(path):
         return _RESULT
     return _IN_OUTPUT if in_output else None

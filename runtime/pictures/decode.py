@@ -125,7 +125,7 @@ def _examined(file: BinaryIO, max_pixels: int) -> Source:
     if name is None:
         raise ImageError(f"is not a picture of a known format ({', '.join(FORMATS)})")
     if not FORMATS[name].available:
-        raise ImageError(f"cannot be decoded: {FORMATS[name].advice}")
+        raise ImageError(f"cannot be decoded here: {FORMATS[name].advice}")
     if name == "WEBP" and (size := _webp_size(head)):  # its plugin makes room when it is opened
         _check_pixels(size, name, max_pixels)
     if name in _READERS:

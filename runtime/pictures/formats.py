@@ -70,7 +70,7 @@ FORMATS = {
         decoder="AvifImageFile",
         suffixes=(".avif", ".avifs"),
         needs="PIL._avif",
-        advice="AVIF needs Pillow 11.3 or newer: `pip install --upgrade pillow`",
+        advice="`pip install --upgrade pillow` (11.3 or newer)",
         weight=2,
     ),
     "HEIF": Format(
@@ -78,7 +78,7 @@ FORMATS = {
         decoder="HeifImageFile",
         suffixes=(".heic", ".heif", ".hif"),
         needs="pillow_heif",
-        advice="HEIC needs a plugin: `pip install pillow-heif`",
+        advice="`pip install pillow-heif`",
     ),
     "TGA": Format(
         module="PIL.TgaImagePlugin",
@@ -93,17 +93,16 @@ IMAGE_SUFFIXES = frozenset(
 """Names that a folder is searched for: what this installation decodes."""
 
 _RAW = "camera raw is not read: develop it to JPEG, PNG or TIFF"
-_CONVERT = "is not read: convert it to JPEG, PNG or TIFF"
+_CONVERT = "convert it to JPEG, PNG or TIFF"
 _UNREAD = dict.fromkeys(
     (
         *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".raf", ".orf"),
         *(".rw2", ".pef", ".srw", ".x3f", ".3fr", ".erf", ".kdc", ".mrw", ".raw", ".rwl", ".iiq"),
     ),
     _RAW,
-) | {
-    suffix: f"{suffix} {_CONVERT}"
-    for suffix in (".jxl", ".psd", ".exr", ".hdr", ".dds", ".svg", ".ico", ".eps", ".heics")
-}
+) | dict.fromkeys(
+    (".jxl", ".psd", ".exr", ".hdr", ".dds", ".svg", ".ico", ".eps", ".heics"), _CONVERT
+)
 
 
 def why_not_read(suffix: str) -> str | None:
