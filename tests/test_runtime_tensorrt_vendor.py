@@ -120,7 +120,7 @@ VENDOR_OBJECTS = {
         "config": "IRuntimeConfig",
         "runtime": "Runtime",
         "engine": "ICudaEngine",
-        "_context": "IExecutionContext",
+        "context": "IExecutionContext",
     },
     "export/targets/tensorrt_builder.py": {
         "builder": "Builder",
@@ -184,7 +184,8 @@ def test_the_fakes_have_no_name_that_the_vendor_has_not(rtx):
         assert [name for name in names if not hasattr(real, name)] == []
 
 
-OWN = {"do", "log", "logger"}  # of the fakes alone; a logger's `log` is what we define
+# Of the fakes alone; a logger's `log` is what we define.
+OWN = {"do", "log", "logger", "capturing"}
 
 
 def _vendor_path(node: ast.Attribute) -> str | None:
