@@ -4,9 +4,20 @@ do.
 
 from __future__ import annotations
 
+_LONGEST = 4000  # characters; what a file holds, or a vendor says, may be millions
+
 
 class LotusError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base of every error this project raises on purpose. A very long message is cut in its
+    middle.
+    """
+
+    def __str__(self) -> str:
+        text, half = super().__str__(), _LONGEST // 2
+        if len(text) <= _LONGEST:
+            return text
+        left_out = len(text) - 2 * half
+        return f"{text[:half]} [... {left_out} characters left out ...] {text[-half:]}"
 
 
 class BundleError(LotusError):

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from runtime.backends.session import Session
 from runtime.errors import DamagedBundleError, VerificationError
 from runtime.files import read_bounded
-from runtime.manifest import Golden, Shape
+from runtime.manifest import Golden, Manifest, Shape
+from runtime.tasks import TASKS
+
+_ROOM = 1 << 20  # bytes of an archive beside its arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +98,8 @@ def _read(session: Session) -> dict[str, NDArray[Any]]:
         name: ("float32", shape) for name, shape in session.input_shapes.items() if name == "noise"
     }
     expected |= {name: ("float32", shape[1:]) for name, shape in session.output_shapes.items()}
-    entry = next(file for file in manifest.files if file.path == manifest.golden.file)
     try:
-        content = read_bounded(path, entry.bytes)
+        content = read_bounded(path, _largest(manifest))
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return {
                 name: _read_array(archive, f"{name}_{bucket}", *kind)
@@ -107,6 +109,13 @@ def _read(session: Session) -> dict[str, NDArray[Any]]:
         raise DamagedBundleError(
             f"cannot read the golden {path}: {error}. Build the bundle again."
         ) from error
+
+
+def _largest(manifest: Manifest) -> int:
+    """Bytes that a golden of these buckets may have, with room for more arrays."""
+    pixels = sum(bucket.height * bucket.width for bucket in manifest.buckets)
+    channels = manifest.latent.channels + sum(TASKS[name].channels for name in manifest.tasks)
+    return _ROOM + pixels * 2 * (3 + channels * 4)
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, dtype: str, shape: Shape) -> NDArray[Any]:

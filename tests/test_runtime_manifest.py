@@ -211,3 +211,17 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(
     (null_bundle / name).symlink_to(other)  # a link to a file is followed
     with LotusEngine(null_bundle) as engine:
         engine.verify()
+
+
+def test_a_message_does_not_repeat_megabytes(null_bundle: Path) -> None:
+    for change in (
+        lambda body: body.update(mode="x" * 1_000_000),
+        lambda body: body["latent"].update(channels=["x" * 1_000_000]),
+        lambda body: body["golden"].update(file="x" * 1_000_000),
+    ):
+        original = (null_bundle / MANIFEST).read_text()
+        edit(null_bundle, change)
+        with pytest.raises(LotusError, match="characters left out") as caught:
+            LotusEngine(null_bundle)
+        assert len(str(caught.value)) < 5000
+        (null_bundle / MANIFEST).write_text(original)

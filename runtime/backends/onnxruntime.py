@@ -13,7 +13,7 @@ from runtime.backends.session import Arrays, Session, Tensor, Tensors
 from runtime.errors import BackendError
 from runtime.extras import how_to_install
 
-_ERRORS_ONLY = 3  # log severity
+_FATAL_ONLY = 4  # log severity: an error is raised, with the same words
 _MOST_FOLDED = "1000000"  # bytes
 _CUDA = "CUDAExecutionProvider"
 # TF32 would round fp32 products to 10 bits, and the golden would fail.
@@ -29,7 +29,7 @@ def session_options(ort: Any, *, own_graph: bool = False) -> Any:
     `own_graph`: the bundle was built for this backend, so that its int8 layers have kernels here.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     # The pattern reserves one block for all activations beside what the arena already holds. Reuse,
     # planned ahead, keeps a buffer of the encoder from its last reader until the decoder has one of
     # the same size.
@@ -78,7 +78,10 @@ class BackendSession(Session):
             # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         self._session = ort.InferenceSession(
-            str(path), options, providers=[(provider, _PROVIDER_OPTIONS[provider])]
+            str(path),
+            options,
+            providers=[(provider, _PROVIDER_OPTIONS[provider])],
+            enable_fallback=0,  # would try another provider, and print
         )
         # ONNX Runtime falls back to the CPU with a log line when a provider's libraries are
         # missing; we do not.

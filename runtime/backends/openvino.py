@@ -53,7 +53,9 @@ class BackendSession(Session):
                 f"{self.manifest.precision}"
             )
         core = self._import().Core()
-        model = core.read_model(str(self.model_folder / self.bucket.graph))
+        graph = self.model_folder / self.bucket.graph
+        _check_onnx(graph)
+        model = core.read_model(str(graph))
         settings = hints(model, self.manifest.precision, self.parallel)
         self._compiled = core.compile_model(model, "CPU", settings)
         _give_back_pages({self.model_folder / file.path for file in self.manifest.files})
@@ -76,6 +78,19 @@ class BackendSession(Session):
 
     def _close(self) -> None:
         self._compiled = None
+
+
+def _check_onnx(path: Path) -> None:
+    """Raises: BackendError. `Core.read_model` would try its other formats on what is no ONNX: they
+    print, and follow other rules about what they open.
+    """
+    from openvino.frontend import FrontEndManager
+
+    if not FrontEndManager().load_by_framework("onnx").supported(str(path)):
+        raise BackendError(
+            f"OpenVINO finds no ONNX graph in {path}. `python -m runtime verify` tells whether the "
+            "bundle is whole and right here."
+        )
 
 
 def _tensor(port: Any) -> Tensor:
