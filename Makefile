@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TOOLS := .venv-tools
 PHOTOS ?= tiny/samples
 
-.PHONY: demo test lint docs bench soak versions full-size lock audit clean
+.PHONY: demo test lint docs bench soak versions fuzz full-size lock audit clean
 
 # On Windows, without make: `py -m tools.demo`.
 demo:
@@ -41,6 +41,11 @@ versions: $(READY)
 
 full-size: $(READY)
 	$(BIN)/python -m benchmarks.full_size
+
+# Damaged pictures and bundles by the ten thousand, about an hour; `make fuzz COUNT=500` is shorter.
+COUNT ?= 10000
+fuzz: $(READY)
+	$(BIN)/python -m benchmarks.fuzz --count $(COUNT) --jobs 2
 
 # Exact versions and hashes come from the lock; when it or the project's own files change, all is installed again.
 $(READY): pyproject.toml setup.py locks/development.txt

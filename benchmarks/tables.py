@@ -173,10 +173,37 @@ def forms_table(bodies: list[Body]) -> list[str]:
     return lines[1:]
 
 
+def fuzz_table(bodies: list[Body]) -> list[str]:
+    """One line for each kind of damage. "by the engine" is what a vendor's library did that
+    was given a hostile graph.
+    """
+    lines = [
+        "| | cases | answered | refused | by the engine | findings | slowest | most memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in (row for body in bodies for row in body["rows"]):
+        cells = [
+            ", ".join(f"{count:,} {word}" for word, count in row[key].items()) or "0"
+            for key in ("answered", "refused")
+        ]
+        limits = f"{row['slowest_s']:.1f} s | {row['largest_mb']:.0f} MB"
+        lines.append(
+            f"| {row['kind']} | {row['cases']:,} | {' | '.join(cells)} | {row['engine']} | "
+            f"{row['findings']} | {limits if row['largest_mb'] else ' | '} |"
+        )
+    for body in bodies:
+        versions = body["versions"]
+        names = ("numpy", "pillow", "onnxruntime", "openvino")
+        with_what = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
+        lines += ["", f"{with_what}, commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
     "precisions": precisions_table,
     "forms": forms_table,
+    "fuzz": fuzz_table,
 }
 """The lines of a table of bodies, by its kind."""

@@ -1,0 +1,1 @@
+"""Damaged pictures and bundles, and what must come of them. The command is `benchmarks.fuzz`."""
