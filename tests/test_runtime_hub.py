@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -99,13 +100,18 @@ def opened(name: str) -> str:
     return done.stdout
 
 
-def test_a_bundle_by_its_id(hub: type[Hub]) -> None:
+def test_a_bundle_by_its_id(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     answer = opened("user/bundle")
     assert COMMIT in answer
     assert "(64, 96)" in answer
     assert not any("other.bin" in path for path in hub.asked), "only what the manifest names"
     hub.asked.clear()
     assert "(64, 96)" in opened("user/bundle@main")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
+    assert "(64, 96)" in opened("user/bundle"), "what was fetched before needs no network"
+    start = time.monotonic()
+    assert opened("user/other").startswith("BundleError there is no folder user/other")
+    assert time.monotonic() - start < 20
 
 
 def test_an_id_that_the_hub_does_not_know(hub: type[Hub]) -> None:
