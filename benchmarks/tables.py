@@ -199,11 +199,29 @@ def fuzz_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def versions_table(bodies: list[Body]) -> list[str]:
+    """One line for each environment: what was expected of it, and what came out."""
+    lines = [
+        "| library | opset | Python | NumPy | Pillow | expected | came out |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in (row for body in bodies for row in body["rows"]):
+        cells = [f"{row['backend']} {row['version']}"]
+        cells += [str(row[key]) for key in ("opset", "python", "numpy", "pillow", "expected")]
+        outcome = row["outcome"].replace("|", "\\|")
+        cells.append(outcome if row["as_expected"] else f"**{outcome}**")
+        lines.append("| " + " | ".join(cells) + " |")
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
     "precisions": precisions_table,
     "forms": forms_table,
     "fuzz": fuzz_table,
+    "versions": versions_table,
 }
 """The lines of a table of bodies, by its kind."""
