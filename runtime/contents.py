@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cache import recall, remember
-from runtime.errors import DamagedBundleError, LotusError
+from runtime.errors import DamagedBundleError
 from runtime.files import File, check_content, real_file
 
 _KIND = "contents"
@@ -34,7 +34,7 @@ class ContentCheck:
         self._paths = {file: folder / file.path for file in files}
         self._states = {file: _state(path) for file, path in self._paths.items()}
         self._unknown = [file for file in files if recall(_KIND, self._states[file]) != file.sha256]
-        self._error: LotusError | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -42,7 +42,7 @@ class ContentCheck:
         try:
             for file in self._unknown:
                 check_content(self._folder, file)
-        except LotusError as error:
+        except BaseException as error:  # raised where the answer is asked for
             self._error = error
 
     def finish(self, *, links_made: bool = False) -> None:

@@ -19,13 +19,16 @@ def find_bundle(bundle: str | os.PathLike[str]) -> Path:
     """The folder of a bundle: the one of this name, or else a snapshot of the hub's repository
     "user/bundle" or "user/bundle@revision".
 
-    Only the files that the manifest names are fetched. Raises: SchemaError, BundleError.
+    Only the files that the manifest names are fetched. Where there is a folder "user" here, only
+    the form with a revision means the hub. Raises: SchemaError, BundleError.
     """
     folder = Path(bundle)
     match = _ID.fullmatch(bundle) if isinstance(bundle, str) else None
     if match is None or match[1].startswith(".") or os.path.lexists(folder):
         return folder
     name, revision = match.groups()
+    if revision is None and folder.parent.is_dir():  # a misspelt folder is no business of the hub
+        return folder
     try:
         from huggingface_hub import HfApi
     except ImportError:

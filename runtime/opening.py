@@ -44,11 +44,11 @@ class Opening:
                 check.finish(links_made=plain != self.folder)
             if self.prove:
                 prove(session)
-        except BaseException:
+        except BaseException as error:
             if session is not None:
                 session.close()
-            elif check is not None:  # a damaged file explains what the vendor says about it
-                check.finish(links_made=True)
+            elif check is not None and isinstance(error, Exception):
+                check.finish(links_made=True)  # a damaged file explains what the vendor says of it
             raise
         return session
 

@@ -131,5 +131,8 @@ def test_a_folder_comes_first_and_a_path_is_no_id(
     for name in ("./user/nothing", "/user/nothing", Path("user/nothing"), "nothing"):
         with pytest.raises(SchemaError, match="there is no folder"):
             LotusEngine(name)
-    with pytest.raises(BundleError, match="pip install huggingface-hub"):
-        LotusEngine("user/nothing")
+    with pytest.raises(SchemaError, match="there is no folder user/nothing"):
+        LotusEngine("user/nothing")  # beside user/bundle: misspelt
+    for name in ("other/nothing", "user/nothing@main"):
+        with pytest.raises(BundleError, match="pip install huggingface-hub"):
+            LotusEngine(name)

@@ -160,6 +160,17 @@ def test_contents_are_read_once_for_each_state_of_a_file(
     assert opened() == both
 
 
+def test_contents_that_could_not_be_compared_are_not_taken_for_good(
+    null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(folder: Path, file: File) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(runtime.contents, "check_content", fails)
+    with LotusEngine(null_bundle) as engine, pytest.raises(MemoryError):
+        engine(photo)
+
+
 def test_a_file_that_is_exchanged_while_it_is_opened(
     null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
