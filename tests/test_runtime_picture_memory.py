@@ -34,6 +34,10 @@ def make(kind: str, path: Path) -> None:
     match kind:
         case "jpeg":
             grey.convert("RGB").save(path, "JPEG")
+        case "plain jpeg":
+            Image.new("RGB", SIZE, "grey").save(path, "JPEG")
+        case "plain png":
+            Image.new("RGB", SIZE).save(path, "PNG")
         case "turned jpeg":
             grey.convert("RGB").save(path, "JPEG", exif=exif)
         case "progressive jpeg":
@@ -55,7 +59,7 @@ def make(kind: str, path: Path) -> None:
     "kind",
     [
         *("jpeg", "turned jpeg", "progressive jpeg", "cmyk jpeg", "rgba png", "deep tiff"),
-        *("float tiff", "rgba tiff"),
+        *("float tiff", "rgba tiff", "plain jpeg", "plain png"),
     ],
 )
 def test_peak_memory(tmp_path: Path, kind: str) -> None:

@@ -45,9 +45,11 @@ def read_jpeg(file: BinaryIO) -> Source:
     beginning = b"".join([b"\xff\xd8", *kept, memoryview(data)[start:end]])
     # Of a progressive picture only the last bits may be missing; every pixel is there.
     cut = not whole and not _all_coefficients(data, frame, scans[:-1])
+    # Its coder leaves zeros out at the end, so that another end is another picture.
+    arithmetic = data[frame + 1] in range(0xC9, 0xD0)
     return Source(
         stream=io.BytesIO(beginning + _END),
-        other=io.BytesIO(beginning + _ANY_DATA + _END) if cut else None,
+        other=None if arithmetic else lambda: io.BytesIO(beginning + _other_end(beginning)),
         format="JPEG",
         orientation=orientation(
             next((block for block in exif if block.startswith(b"Exif\0\0")), None),
@@ -57,6 +59,16 @@ def read_jpeg(file: BinaryIO) -> Source:
         cut=cut,
         damage=[] if whole else ["the end is missing"],
     )
+
+
+def _other_end(beginning: bytes) -> bytes:
+    """Data for whatever is missing: of the interval that was begun, and of those that follow, where
+    restart markers divide the data.
+    """
+    last = max(beginning.rfind(bytes((0xFF, 0xD0 + number))) for number in range(8))
+    begun = beginning[last + 1] - 0xD0 if last >= 0 else 7
+    markers = [bytes((0xFF, 0xD0 + (begun + number) % 8)) for number in range(1, 9)]
+    return b"".join([_ANY_DATA, *(marker + _ANY_DATA for marker in markers), _END])
 
 
 def _header(data: bytes) -> tuple[list[tuple[int, int, int]], int, int]:

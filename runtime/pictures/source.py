@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,7 +37,7 @@ class Source:
     `stream` is what the decoder reads. `format` is a name of `formats.FORMATS`. `orientation` is
     EXIF's 1 to 8; it and `icc` are None where Pillow is to tell. `tile`: (offset, raw mode) to
     decode with, in place of the plugin's own. `cut`: the end of the file is missing, and rows may
-    be; `other` is then the same picture with another end, where the decoder makes up for an end.
+    be. `other` opens the same picture with another end, where the decoder makes up for an end.
     `damage`: what a strict reader refuses.
     """
 
@@ -48,7 +48,7 @@ class Source:
     samples: Samples = Samples()
     tile: tuple[int, str] | None = None
     cut: bool = False
-    other: BinaryIO | None = None
+    other: Callable[[], BinaryIO] | None = None
     damage: list[str] = field(default_factory=list)
 
 
