@@ -38,7 +38,12 @@ class Opening:
         try:
             with plain_folder(self.folder, files) as plain:
                 session = open_session(
-                    self.backend, self.folder, self.manifest, bucket, model_folder=plain
+                    self.backend,
+                    self.folder,
+                    self.manifest,
+                    bucket,
+                    model_folder=plain,
+                    parallel=self.parallel,
                 )
             if check is not None:
                 check.finish(links_made=plain != self.folder)

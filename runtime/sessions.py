@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -27,6 +27,7 @@ class Sessions:
         self._most = most
         self._sessions: OrderedDict[Bucket, Session] = OrderedDict()
         self._users: dict[Bucket, int] = {}
+        self._threads: Counter[int] = Counter()
         self._changed = threading.Condition()
         self._opening = False
         self._closed = False
@@ -39,18 +40,30 @@ class Sessions:
 
         Raises: BackendError when closed, or in a process that was forked; what opening raises.
         """
-        session = self._take(bucket)
+        session, thread = self._take(bucket), threading.get_ident()
+        self._threads[thread] += 1  # of this thread alone: no lock
         try:
             yield session
         finally:
             with self._changed:
+                self._threads[thread] -= 1
+                if not self._threads[thread]:
+                    del self._threads[thread]
                 self._users[bucket] -= 1
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for the answers that are under way, then close every session. Safe to call twice."""
+        """Wait for the answers that are under way, then close every session. Safe to call twice.
+
+        Raises: BackendError where it would wait for itself: in a signal handler, say.
+        """
         if os.getpid() != self._process:  # what a fork copied is not ours to release
             return
+        if self._threads[threading.get_ident()]:
+            raise BackendError(
+                "the engine was asked to close by the thread that is predicting with it; close it "
+                "after the prediction"
+            )
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -94,6 +94,41 @@ def test_closing_waits_for_predictions_under_way(
     engine.close()
 
 
+def test_closing_within_a_prediction_is_an_error_and_no_deadlock(
+    null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LotusEngine(null_bundle)
+    monkeypatch.setattr(BackendSession, "_run", lambda session, runner, inputs: engine.close())
+    with pytest.raises(BackendError, match="after the prediction"):
+        engine(photo)
+    monkeypatch.undo()
+    assert not engine._sessions._threads
+    engine(photo)
+    engine.close()
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_parallel_is_how_many_predictions_run_at_once(
+    null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, parallel: int
+) -> None:
+    answered = BackendSession._run
+    now, seen, lock = [0], [0], threading.Lock()
+
+    def counted(session: BackendSession, runner: None, inputs: Arrays) -> Arrays:
+        with lock:
+            now[0] += 1
+            seen[0] = max(seen[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return answered(session, runner, inputs)
+
+    monkeypatch.setattr(BackendSession, "_run", counted)
+    with LotusEngine(null_bundle, parallel=parallel) as engine, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: engine(photo), range(24)))
+    assert seen[0] == parallel
+
+
 def test_pickling_and_copying_say_what_to_do(null_bundle: Path) -> None:
     with LotusEngine(null_bundle) as engine:
         for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
