@@ -133,4 +133,7 @@ def _read_array(archive: zipfile.ZipFile, name: str, dtype: str, shape: Shape) -
         content = stream.read(size + 1)
     if len(content) != size:
         raise ValueError(f"{name} has not {size} bytes")
-    return np.frombuffer(content, dtype).reshape(shape)
+    array = np.frombuffer(content, dtype).reshape(shape)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or infinite values")
+    return array

@@ -315,7 +315,17 @@ def lies(name: str) -> bytes:
     return archive.getvalue()
 
 
-@pytest.mark.parametrize("make", [bomb, big_endian, packed_otherwise, lies])
+def not_finite(name: str) -> bytes:
+    """Signalling NaN, about which NumPy warns."""
+    archive = io.BytesIO()
+    arrays = {"image_64x96": np.zeros((64, 96, 3), np.uint8)}
+    arrays["disparity_64x96"] = np.full((1, 64, 96), 0x7FA00000, np.uint32).view(np.float32)
+    np.savez(archive, **arrays)
+    return archive.getvalue()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make", [bomb, big_endian, packed_otherwise, lies, not_finite])
 def test_goldens_made_up(null_bundle: Path, make: Callable[[str], bytes]) -> None:
     import resource
 

@@ -88,14 +88,21 @@ def _run_process(
 ) -> Sequence[int]:
     """One process, until it ends. Returns the numbers that it did not come to."""
     root = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    bad: set[int] = set()
+
+    def noted(outcome: Outcome) -> None:
+        note(outcome)
+        if outcome.outcome in ("finding", "engine"):
+            bad.add(outcome.number)
+
     try:
-        current, done, hung, status = _follow(name, kind, numbers, seed=seed, root=root, note=note)
+        current, done, hung, status = _follow(name, kind, numbers, seed=seed, root=root, note=noted)
         if not current and numbers:
             raise RuntimeError(f"no case could be made: status {status}")
         if current and current["number"] not in done:
-            note(_died(kind, current, hung, status))
+            noted(_died(kind, current, hung, status))
             done.add(current["number"])
-        _keep(root / "in", keep)
+        _keep(root / "in", keep, bad)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return [number for number in numbers if number not in done]
@@ -166,13 +173,13 @@ def _died(kind: Kind, current: dict[str, Any], hung: bool, status: int) -> Outco
     )
 
 
-def _keep(root: Path, keep: Path) -> None:
-    """Move the folders of cases that were left, because something was wrong with them."""
-    for folder in root.iterdir() if root.is_dir() else ():
-        if folder.name.isdigit():
+def _keep(root: Path, keep: Path, numbers: set[int]) -> None:
+    """Move the folders of these cases, where they are still there."""
+    for number in numbers:
+        if (root / str(number)).is_dir():
             keep.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(keep / folder.name, ignore_errors=True)
-            shutil.move(folder, keep / folder.name)
+            shutil.rmtree(keep / str(number), ignore_errors=True)
+            shutil.move(root / str(number), keep / str(number))
 
 
 class _Lines:

@@ -67,7 +67,7 @@ def main() -> int:
 def _case(
     kind: Kind, guard: Guard, random: Random, root: Path, number: int, report: IO[str]
 ) -> None:
-    """Make, run, judge and report one case. What is wrong stays in its folder."""
+    """Make, run, judge and report one case. The folder of a finding stays."""
     folder = root / str(number)
     folder.mkdir()
     damage = kind.damage(random, folder)
@@ -96,10 +96,10 @@ def _case(
         seconds=round(time.perf_counter() - wall, 3),
         megabytes=round(megabytes, 1),
     )
-    if not findings:
-        shutil.rmtree(folder)
     if left:
         os._exit(0)
+    if not findings:
+        shutil.rmtree(folder)
 
 
 def _outcome(
