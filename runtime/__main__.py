@@ -151,6 +151,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     }
     found = find_pictures(arguments.images, arguments.output)
     with LotusEngine(arguments.bundle, arguments.backend) as engine:
+        engine.check_seed(arguments.seed)
         failed = predict_all(
             engine, found, arguments.output, overwrite=arguments.overwrite, options=options
         )

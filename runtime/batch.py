@@ -7,7 +7,6 @@ the batch.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import time
 import unicodedata
@@ -23,7 +22,14 @@ from runtime.engine import LotusEngine
 from runtime.errors import ImageError, ImageWarning, OutputError
 from runtime.image import IMAGE_SUFFIXES, why_not_read
 from runtime.marker import made_by_us
-from runtime.prediction import TASK, check_free, result_marks, save_together, saved_paths
+from runtime.prediction import (
+    TASK,
+    check_free,
+    fingerprint,
+    result_marks,
+    save_together,
+    saved_paths,
+)
 
 # Why files in a folder are left out.
 _RESULT = "results of an earlier run"
@@ -190,7 +196,7 @@ def _predict_one(
     """The colour PNGs that were written. Raises: ImageError, OutputError."""
     if picture.problem:
         raise ImageError(picture.problem)
-    stems, known_by = plan.stems(picture), _fingerprint(picture.path)
+    stems, known_by = plan.stems(picture), fingerprint(picture.path)
     for task, stem in stems.items():  # before the work
         check_free(stem, task, overwrite=overwrite, picture=known_by)
     try:
@@ -199,20 +205,6 @@ def _predict_one(
     except MemoryError as error:
         raise ImageError(f"{picture.path}: not enough memory ({error})") from error
     return [saved_paths(stem)[-1] for stem in stems.values()]
-
-
-def _fingerprint(path: Path) -> str:
-    """By what a picture is known again: the beginning of its SHA-256; empty if it is no file."""
-    digest = hashlib.sha256()
-    try:
-        if not path.is_file():
-            return ""
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return ""  # reading the picture says why
-    return digest.hexdigest()[:16]
 
 
 def _named(path: Path) -> Iterator[Picture | str]:

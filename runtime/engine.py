@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, overload
 
@@ -26,6 +27,7 @@ from runtime.proof import remember_proof
 from runtime.sessions import Sessions, within
 from runtime.tasks import Resize
 
+_READING = frozenset(("strict", "icc", "max_pixels"))
 _LARGEST_NOISE = 1e4  # standard normal noise stays below 10
 
 
@@ -65,7 +67,8 @@ class LotusEngine:
         for name, count in (("max_open", max_open), ("parallel", parallel)):
             if type(count) is not int or count < 1:
                 raise BackendError(f"{name} is a number from 1 on, found {count!r}")
-        if deadline is not None and not 0 < deadline < math.inf:
+        real = isinstance(deadline, int | float) and not isinstance(deadline, bool)
+        if deadline is not None and not (real and 0 < deadline < math.inf):
             raise BackendError(f"deadline is a number of seconds, found {deadline!r}")
         self.folder = find_bundle(bundle)
         self.manifest = Manifest.load(self.folder)
@@ -140,6 +143,8 @@ class LotusEngine:
         Raises: ImageError for an unusable image or noise, BackendError when the backend fails,
         BundleError and VerificationError when a bucket is opened for the first time.
         """
+        if unknown := sorted(reading.keys() - _READING):
+            raise TypeError(f"unexpected keywords {unknown}; load has {sorted(_READING)}")
         if on_error not in ("raise", "return"):
             raise ImageError(f"on_error must be 'raise' or 'return', found {on_error!r}")
         if isinstance(image, str | os.PathLike | np.ndarray) or not isinstance(image, Sequence):
@@ -153,6 +158,21 @@ class LotusEngine:
                     raise
                 answers.append(error)
         return answers
+
+    def check_seed(self, seed: int | None) -> None:
+        """Refuse a seed that would have no effect. Raises: ImageError."""
+        if self.manifest.mode == "g" and not self.manifest.fixed_noise:
+            return
+        if self.manifest.fixed_noise and seed not in (None, self.manifest.noise_seed):
+            raise ImageError(
+                f"the noise of this bundle is fixed to seed {self.manifest.noise_seed}, found "
+                f"{seed}; build it without --fixed-noise to choose seeds"
+            )
+        if not self.manifest.fixed_noise and seed is not None:
+            raise ImageError(
+                "this bundle is of mode D, which answers the same for every seed: leave the seed "
+                "out"
+            )
 
     def verify(self) -> Verification:
         """Check all checksums, then run the golden of every bucket on this machine and compare.
@@ -214,12 +234,19 @@ class LotusEngine:
         task = self.manifest.task
         with self._sessions.lease(bucket) as session:
             output = session(feeds)[task.name][0]
-        return Prediction(task=task.name, values=task.decode(restore(task, output, fit, resize)))
+        source = Path(image) if isinstance(image, str | os.PathLike) else None
+        values = task.decode(restore(task, output, fit, resize))
+        return Prediction(task=task.name, values=values, source=source)
 
     def _noise(self, bucket: Bucket, seed: int | None, noise: NDArray[np.float32] | None) -> Arrays:
         shape = self.manifest.input_shapes(bucket).get("noise")
         if shape is None:
-            self._refuse_noise(seed, noise)
+            if noise is not None:
+                raise ImageError(
+                    "this bundle takes no noise: it is of mode D, or was built with --fixed-noise, "
+                    "which made the noise part of the graph"
+                )
+            self.check_seed(seed)
             return {}
         if noise is None:
             return {"noise": draw_noise(self.manifest.noise_seed if seed is None else seed, shape)}
@@ -244,24 +271,6 @@ class LotusEngine:
                 f"the noise holds NaN, infinite or absurd values (beyond {_LARGEST_NOISE:g})"
             )
         return {"noise": np.ascontiguousarray(noise, dtype=np.float32)}
-
-    def _refuse_noise(self, seed: int | None, noise: NDArray[np.float32] | None) -> None:
-        """Of a bundle whose graph takes none. Raises: ImageError."""
-        if noise is not None:
-            raise ImageError(
-                "this bundle takes no noise: it is of mode D, or was built with --fixed-noise, "
-                "which made the noise part of the graph"
-            )
-        if self.manifest.fixed_noise and seed not in (None, self.manifest.noise_seed):
-            raise ImageError(
-                f"the noise of this bundle is fixed to seed {self.manifest.noise_seed}, found "
-                f"{seed}; build it without --fixed-noise to choose seeds"
-            )
-        if not self.manifest.fixed_noise and seed is not None:
-            raise ImageError(
-                "this bundle is of mode D, which answers the same for every seed: leave the seed "
-                "out"
-            )
 
 
 def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -103,7 +103,10 @@ def load(
     if notes and strict:
         raise ImageError(f"{name}: {'; '.join(notes)}")
     if notes:
-        warnings.warn(f"{name}: {'; '.join(notes)}", ImageWarning, stacklevel=2)
+        try:
+            warnings.warn(f"{name}: {'; '.join(notes)}", ImageWarning, stacklevel=2)
+        except ImageWarning as error:  # where warnings are errors
+            raise ImageError(str(error)) from error
     return rgb
 
 

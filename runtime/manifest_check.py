@@ -22,6 +22,8 @@ LARGEST_CHANNELS, LARGEST_CELL = 64, 64  # channels of the latent, pixels of a c
 LARGEST_CONSTANT, SMALLEST_SCALE = 1e3, 1e-6  # of preprocess and latent, apart from the sign
 LARGEST_SEED = 1 << 63
 MOST_BUCKETS, MOST_FILES = 64, 1024
+LONGEST_NAME = 1024  # characters, of a bundle's name, target and precision
+LARGEST_OPSET = 1000
 
 
 def check_paths(manifest: Manifest) -> None:
@@ -93,7 +95,7 @@ def _odd_sizes(manifest: Manifest) -> Iterator[str]:
 
 
 def _odd_numbers(manifest: Manifest) -> Iterator[str]:
-    """What is wrong with tolerances and constants, in words."""
+    """What is wrong with tolerances, constants, names and the opset, in words."""
     golden, preprocess = manifest.golden, manifest.preprocess
     for name, value, largest in (
         ("tolerance", golden.tolerance, LARGEST_TOLERANCE),
@@ -108,6 +110,15 @@ def _odd_numbers(manifest: Manifest) -> Iterator[str]:
     ):
         if not (math.isfinite(value) and smallest <= abs(value) <= LARGEST_CONSTANT):
             yield f"{name} must lie in {smallest:g} to {LARGEST_CONSTANT:g}, found {value!r}"
+    for name, text in (
+        ("name", manifest.name),
+        ("target", manifest.target),
+        ("precision", manifest.precision),
+    ):
+        if not 0 < len(text) <= LONGEST_NAME:
+            yield f"{name} must have 1 to {LONGEST_NAME} characters, found {len(text)}"
+    if not 0 < manifest.opset <= LARGEST_OPSET:
+        yield f"opset must lie in 1 to {LARGEST_OPSET}, found {manifest.opset}"
     if not 0 <= manifest.noise_seed < LARGEST_SEED:
         yield f"noise_seed must lie in 0 to 2^63, found {manifest.noise_seed}"
 

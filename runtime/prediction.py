@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,12 @@ class Prediction:
     """One task's map for one image.
 
     `values` is float32: [H,W] in [0,1] for depth and disparity, unit vectors [H,W,3] for normals.
+    `source` is the picture's file, None for a picture in memory.
     """
 
     task: str
     values: NDArray[np.float32]
+    source: Path | None = field(default=None, compare=False)
 
     def colorize(self) -> NDArray[np.uint8]:
         """RGB uint8 [H,W,3].
@@ -53,12 +56,14 @@ class Prediction:
         `save("out/room")` writes `out/room.npy` and so on; so do `save("out/room.png")` and
         `save("out", "room")`. A folder that exists, or a path that ends with a slash, takes
         `prediction.npy` and so on. The PNGs carry a mark. Files without it are not ours, and are
-        replaced only with `overwrite`; so are results of another task.
+        replaced only with `overwrite`; so are results of another task or another picture file.
+        (Pictures in memory are not told apart.)
 
         Returns the paths of array, 16-bit PNG and colours. Raises: OutputError.
         """
-        stem = Path(path) / name if name else _stem(path)
-        save_together({stem: self}, overwrite=overwrite)
+        stem = _stem(path, name)
+        known_by = fingerprint(self.source) if self.source is not None else ""
+        save_together({stem: self}, overwrite=overwrite, picture=known_by)
         return saved_paths(stem)
 
 
@@ -112,7 +117,7 @@ def check_free(stem: Path, task: str, *, overwrite: bool = False, picture: str =
             what = "it is not a result of lotus-edge"
         elif ours.get(TASK, task) != task:
             what = f"it is the {ours[TASK]} of a picture, and this is its {task}"
-        elif picture and ours.get(PICTURE, picture) != picture:
+        elif ours.get(PICTURE, "") != picture:
             what = "it is the result of another picture, or of this one before it was changed"
         else:
             continue
@@ -128,12 +133,34 @@ def result_marks(stem: Path) -> dict[str, str]:
     return marks(colors) or marks(deep)
 
 
-def _stem(path: str | os.PathLike[str]) -> Path:
-    """What `save(path)` calls its files, without their endings."""
-    text = os.fspath(path)
+def fingerprint(path: Path) -> str:
+    """By what a picture is known again: the beginning of its SHA-256; empty if it is no file."""
+    digest = hashlib.sha256()
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except (OSError, ValueError):
+        return ""  # reading the picture says why
+    return digest.hexdigest()[:16]
+
+
+def _stem(path: str | os.PathLike[str], name: str | None) -> Path:
+    """What `save(path, name)` calls its files, without their endings. Raises: OutputError."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(name, str | None):
+        raise OutputError(f"expected the path of a result, found {path!r}, {name!r}")
+    text = str(Path(path) / name) if name else str(os.fspath(path))
+    if name:
+        return _without_ending(text)
     is_folder = os.path.isdir(text or ".")  # noqa: PTH112  (False, no error, for any odd name)
     if is_folder or text.endswith(("/", os.sep)):
         return Path(text) / "prediction"
+    return _without_ending(text)
+
+
+def _without_ending(text: str) -> Path:
     for ending in sorted(_ENDINGS, key=len, reverse=True):
         if Path(text).name.endswith(ending) and Path(text).name != ending:
             return Path(text.removesuffix(ending))

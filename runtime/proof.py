@@ -7,13 +7,13 @@ remembered (runtime/cache.py); a failed one is an error.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from typing import Any
 
 from runtime.backends.session import Backend, Session
 from runtime.cache import recall, remember
+from runtime.console import one_line, say
 from runtime.errors import VerificationError
 from runtime.golden import check_tolerance, golden_error
 from runtime.machine import describe_machine
@@ -36,10 +36,10 @@ def prove(session: Session) -> None:
     if recall(_KIND, key):
         return
     here = f"{session.backend.name} {key['machine']['version']}"
-    _notice(
-        f"lotus-edge: first use of {session.manifest.name} ({session.bucket}) with {here} on this "
-        "machine: running its golden sample"
-    )
+    if sys.stderr is not None:
+        name = f"{session.manifest.name} ({session.bucket})"
+        line = f"lotus-edge: first use of {name} with {here} on this machine: running its golden"
+        say(one_line(f"{line} sample"))
     try:
         check_tolerance(
             {str(session.bucket): golden_error(session)},
@@ -63,9 +63,3 @@ def _key(manifest: Manifest, bucket: Bucket, backend: Backend) -> dict[str, Any]
         "bucket": str(bucket),
         "machine": describe_machine(backend),
     }
-
-
-def _notice(line: str) -> None:
-    """One line on stderr, where somebody listens."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"{line}\n")

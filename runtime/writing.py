@@ -71,11 +71,12 @@ def _write_new(path: Path, content: bytes) -> None:
 
 
 def _partial_name() -> str:
-    return f".lotus-{_machine()}-{os.getpid()}-{secrets.token_hex(3)}.partial"
+    return f".lotus-{machine_tag()}-{os.getpid()}-{secrets.token_hex(3)}.partial"
 
 
 @functools.cache
-def _machine() -> str:
+def machine_tag() -> str:
+    """This machine in the names of files that only its processes may sweep."""
     return f"{zlib.crc32(platform.node().encode('utf-8', 'replace')) & 0xFFFF:04x}"
 
 
@@ -85,12 +86,12 @@ def _sweep(folder: Path) -> None:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _PARTIAL.fullmatch(entry.name)
-            if match and match[1] == _machine() and not _runs(int(match[2])):
+            if match and match[1] == machine_tag() and not is_running(int(match[2])):
                 with contextlib.suppress(OSError):
                     Path(entry.path).unlink()
 
 
-def _runs(process: int) -> bool:
+def is_running(process: int) -> bool:
     """Whether a process of this number runs; on Windows, where a look could end it, True."""
     if os.name == "nt":
         return True

@@ -215,8 +215,9 @@ def test_exceptions_of_others_end_in_words_and_bugs_do_not(
 
 
 def test_options_reach_the_engine_only_when_they_are_given(
-    null_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bundle = write_null_bundle(tmp_path / "g", mode="g")
     given: list[dict[str, object]] = []
 
     def answer(engine: object, path: Path, **options: object) -> Prediction:
@@ -224,11 +225,20 @@ def test_options_reach_the_engine_only_when_they_are_given(
         return Prediction(task="disparity", values=np.zeros((4, 4), np.float32))
 
     monkeypatch.setattr(LotusEngine, "__call__", answer)
-    words = ["predict", str(null_bundle), str(picture(tmp_path / "a.png")), "--output"]
+    words = ["predict", str(bundle), str(picture(tmp_path / "a.png")), "--output"]
     assert main([*words, str(tmp_path / "o")]) == 0
     more = ["--max-pixels", "9", "--strict", "--no-icc", "--seed", "7"]
     assert main([*words, str(tmp_path / "p"), *more]) == 0
     assert given == [{}, {"max_pixels": 9, "strict": True, "icc": False, "seed": 7}]
+
+
+def test_a_seed_without_effect_ends_before_the_first_picture(
+    null_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(null_bundle), str(picture(tmp_path / "a.png")), "--seed", "1"]
+    assert main([*words, "--output", str(tmp_path / "o")]) == 1
+    assert capsys.readouterr().err.startswith("error: this bundle is of mode D")
+    assert not (tmp_path / "o").exists()
 
 
 def test_as_a_module(null_bundle: Path) -> None:

@@ -9,6 +9,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +89,22 @@ def test_backends_get_plain_files_that_are_no_copies(tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to(bundle)
     with plain_folder(tmp_path / "alias", files[:1]) as plain:
         assert plain == tmp_path / "alias", "a link to the whole bundle is no link in it"
+
+
+def test_links_of_killed_processes_are_swept(tmp_path: Path, own_cache: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    tag = runtime.layout.machine_tag()
+    dead = own_cache / f".lotus-edge-{tag}-{int(done.stdout)}-abc"
+    alive = own_cache / f".lotus-edge-{tag}-{os.getpid()}-abc"
+    foreign = own_cache / f".lotus-edge-{tag[::-1]}x-{int(done.stdout)}-abc"
+    for folder in (dead, alive, foreign):
+        folder.mkdir(parents=True)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "blob").write_bytes(b"weights")
+    (tmp_path / "bundle" / "weights").symlink_to(tmp_path / "blob")
+    with plain_folder(tmp_path / "bundle", [File(path="weights", bytes=0, sha256="")]):
+        pass
+    assert sorted(own_cache.iterdir()) == sorted([alive, foreign])
 
 
 def test_where_no_disk_takes_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +267,18 @@ def test_a_version_that_answers_wrong_is_an_error_every_time(
             pytest.raises(VerificationError, match=r"null 9\.9\.9: .*answers the golden"),
         ):
             engine(photo)
+
+
+@pytest.mark.usefixtures("provable")
+def test_a_name_cannot_steer_the_terminal(
+    null_bundle: Path, photo: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(null_bundle, lambda body: body.update(name="\x1b[2J\nerror: all is fine"))
+    with LotusEngine(null_bundle) as engine:
+        engine(photo)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "\x1b" not in said
 
 
 @pytest.mark.usefixtures("provable")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime import LotusEngine
 from runtime.errors import OutputError
 from runtime.marker import made_by_us, marks
 from runtime.prediction import Prediction
@@ -99,7 +100,7 @@ def test_unwritable_folder_is_our_error(tmp_path: Path) -> None:
         ("there", None, "there/prediction"),
         ("", None, "prediction"),
         (".", None, "prediction"),
-        ("new", "room.png", "new/room.png"),
+        ("new", "room.png", "new/room"),
         ("there", "room", "there/room"),
     ],
 )
@@ -192,3 +193,34 @@ def test_names_that_no_file_can_have_are_our_error(tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("name", ["x" * 245, "é" * 122])
 def test_the_longest_names_that_a_file_can_have_work(tmp_path: Path, name: str) -> None:
     assert len(Prediction(task="depth", values=RAMP).save(tmp_path / name)) == 3
+
+
+def test_a_loop_that_saves_under_one_name_does_not_lose_the_others(
+    null_bundle: Path, tmp_path: Path
+) -> None:
+    pictures = [tmp_path / "a.png", tmp_path / "b.png"]
+    for level, path in enumerate(pictures):
+        Image.new("RGB", (96, 64), (90 * level, 0, 0)).save(path)
+    with LotusEngine(null_bundle) as engine:
+        first, second = engine(pictures)
+        assert first.source == pictures[0]
+        first.save(tmp_path / "out" / "it")
+        first.save(tmp_path / "out" / "it")
+        with pytest.raises(OutputError, match="another picture"):
+            second.save(tmp_path / "out" / "it")
+        second.save(tmp_path / "out" / "it", overwrite=True)
+        assert engine(np.asarray(Image.open(pictures[0]))).source is None
+
+
+@pytest.mark.parametrize("path", [b"out/x", None, 7])
+def test_paths_that_no_result_can_have(path: object) -> None:
+    with pytest.raises(OutputError, match="expected the path of a result"):
+        Prediction(task="depth", values=RAMP).save(path)
+
+
+def test_an_ending_of_ours_is_no_part_of_the_name(tmp_path: Path) -> None:
+    for saved in (
+        Prediction(task="depth", values=RAMP).save(tmp_path, "room.png"),
+        Prediction(task="depth", values=RAMP).save(tmp_path / "room-16bit.png"),
+    ):
+        assert saved == [tmp_path / f"room{ending}" for ending in (".npy", "-16bit.png", ".png")]

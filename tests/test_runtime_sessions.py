@@ -7,12 +7,14 @@ import os
 import pickle
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_null_bundle
+from PIL import Image
 
 from runtime import LotusEngine
 from runtime.backends.null import BackendSession
@@ -107,6 +109,26 @@ def test_closing_within_a_prediction_is_an_error_and_no_deadlock(
     engine.close()
 
 
+def test_predicting_within_a_prediction_is_an_error_and_no_deadlock(
+    null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LotusEngine(null_bundle) as engine:
+        monkeypatch.setattr(BackendSession, "_run", lambda session, runner, inputs: engine(photo))
+        with pytest.raises(BackendError, match="in this thread already"):
+            engine(photo)
+
+
+def test_where_warnings_are_errors_a_list_goes_on(
+    null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = Image.fromarray(photo).convert("L").convert("I")
+    with LotusEngine(null_bundle) as engine, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bad, good = engine([odd, photo], on_error="return")
+    assert isinstance(bad, ImageError)
+    assert not isinstance(good, ImageError)
+
+
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_parallel_is_how_many_predictions_run_at_once(
     null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, parallel: int
@@ -180,7 +202,15 @@ def test_a_deadline_for_opening_and_for_the_golden(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_open": 0}, {"parallel": 1.5}, {"parallel": True}, {"deadline": 0}, {"deadline": -1.0}],
+    [
+        {"max_open": 0},
+        {"parallel": 1.5},
+        {"parallel": True},
+        {"deadline": 0},
+        {"deadline": -1.0},
+        {"deadline": "5"},
+        {"deadline": True},
+    ],
 )
 def test_settings_that_make_no_sense(null_bundle: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(BackendError, match=next(iter(wrong))):
@@ -200,6 +230,8 @@ def test_one_bad_picture_of_a_list_does_not_lose_the_others(
             engine(pictures)
         with pytest.raises(ImageError, match="on_error"):
             engine(pictures, on_error="ignore")
+        with pytest.raises(TypeError, match="max_pixel"):
+            engine([], max_pixel=5)
 
 
 def test_a_seed_that_does_nothing_is_refused(

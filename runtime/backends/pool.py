@@ -30,10 +30,16 @@ class Pool(Generic[Item]):
     def borrow(self, make: Callable[[], Item]) -> Iterator[Item]:
         """An item for this thread alone, of `make` where none is idle; waits while all are lent.
 
-        Raises: BackendError when the pool is closed, also while waiting; what `make` raises.
+        Raises: BackendError when the pool is closed, also while waiting, and in a thread that holds
+        an item; what `make` raises.
         """
         thread = threading.get_ident()
         with self._changed:
+            if thread in self._borrowers:  # it would wait for itself
+                raise BackendError(
+                    f"{self._owner} is predicting in this thread already, as in a handler of a "
+                    "signal; predict again when that is done"
+                )
             self._changed.wait_for(lambda: self._closed or len(self._borrowers) < self._limit)
             if self._closed:
                 raise BackendError(f"{self._owner} is closed; open the bundle again")
