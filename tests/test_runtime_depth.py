@@ -164,6 +164,14 @@ def test_float_tiff_with_a_white_of_its_own(tmp_path: Path) -> None:
     assert np.array_equal(grey(tiff(tmp_path / "b.tif", plane, 32, 3, t341=255)), GREY)
 
 
+def test_a_pgm_of_floats(tmp_path: Path) -> None:
+    rows = (GREY.astype("<f4") / 255)[::-1]  # stored from below
+    (tmp_path / "a.pfm").write_bytes(b"Pf\n30 20\n-1.0\n" + rows.tobytes())
+    assert np.array_equal(grey(tmp_path / "a.pfm"), GREY)
+    with Image.open(tmp_path / "a.pfm") as opened:
+        assert np.array_equal(grey(opened), GREY)
+
+
 @pytest.mark.parametrize("bits", [10, 12, 16])
 @pytest.mark.parametrize("carrier", ["png", "tif", "ppm", "array"])
 def test_colour_of_16_bits(tmp_path: Path, bits: int, carrier: str) -> None:

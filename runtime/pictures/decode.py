@@ -107,7 +107,7 @@ def decode_image(image: Image.Image, *, max_pixels: int) -> Picture:
         samples = described(
             {tag: value if isinstance(value, tuple) else (value,) for tag, value in known.items()}
         )
-    elif image.format in ("PPM", "JPEG2000"):  # scaled by Pillow
+    elif image.format in ("PPM", "JPEG2000") and image.mode != "F":  # scaled by Pillow
         samples = Samples(full=65535)
     turn = 1
     with contextlib.suppress(Exception):  # EXIF that says nothing turns nothing

@@ -111,8 +111,9 @@ def _scans(data: bytes, start: int) -> tuple[list[int], int, bool]:
             if len(scans) > 100 * MOST_SCANS:
                 break
         at += max(length, 2)
-    # A copy that stopped half-way may be filled up with zeros.
-    return scans, len(data.rstrip(b"\0")), False
+    # A copy that stopped half-way may be filled up with zeros. Half a stuffed pair, 0xFF, would make
+    # a marker with what is put behind it.
+    return scans, len(data.rstrip(b"\0\xff")), False
 
 
 def _all_coefficients(data: bytes, frame: int, scans: list[int]) -> bool:

@@ -26,11 +26,11 @@ def read_png(file: BinaryIO) -> Source:
     found: dict[bytes, bytes] = {}
     texts: list[bytes] = []
     damage: list[str] = []
-    size = file.seek(0, 2)
+    size = _end(file)
     at, cut = 8, True
     for _ in range(_MOST_CHUNKS):
         file.seek(at)
-        head = file.read(8)
+        head = file.read(8) if at < size else b""
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if len(head) < 8 or kind == b"IEND":
             cut = len(head) < 8 or len(file.read(4)) < 4
@@ -71,6 +71,18 @@ def read_png(file: BinaryIO) -> Source:
         cut=cut,
         damage=damage + (["the end is missing"] if cut else []),
     )
+
+
+def _end(file: BinaryIO) -> int:
+    """Where the data end: a copy that stopped half-way may be filled up with zeros."""
+    size = file.seek(0, 2)
+    while size:
+        start = max(0, size - 2**20)
+        file.seek(start)
+        if block := file.read(size - start).rstrip(b"\0"):
+            return start + len(block)
+        size = start
+    return 0
 
 
 def _merged(pieces: list[Piece]) -> list[Piece]:

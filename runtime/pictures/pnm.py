@@ -17,11 +17,11 @@ _LONGEST_HEADER = 4096  # bytes
 
 def read_pnm(file: BinaryIO) -> Source:
     """P5 and P6 with their maxval; the other kinds are left to Pillow."""
-    match = _HEADER.match(file.read(_LONGEST_HEADER))
-    if match is None:
-        return Source(
-            stream=file, format="PPM", samples=Samples(full=65535)
-        )  # Pillow has scaled to it
+    head = file.read(_LONGEST_HEADER)
+    match = _HEADER.match(head)
+    if match is None:  # Pillow has scaled integers to 16 bits; floats (Pf) lie in [0, 1]
+        full = None if head.startswith(b"Pf") else 65535
+        return Source(stream=file, format="PPM", samples=Samples(full=full))
     kind, width, height, full = (int(group) for group in match.groups())
     if not 0 < full < 65536:
         raise ValueError(f"maxval is {full}, expected 1 to 65535")
