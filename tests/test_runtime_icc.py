@@ -1,7 +1,10 @@
-"""Embedded ICC profiles become sRGB, by an independent float computation."""
+"""Embedded ICC profiles become sRGB, by an independent float computation. Then orientation, and data
+that were lost without an end.
+"""
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 import warnings
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from runtime.errors import ImageError, ImageWarning
 from runtime.image import load
@@ -153,3 +156,40 @@ def test_cmyk_without_a_profile_is_pillows(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(marked[:start] + marked[start + 2 + length :])
     for name in ("a.jpg", "b.jpg"):
         assert np.abs(load(tmp_path / name)[0, 0].astype(int) - (200, 120, 40)).max() <= 2
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", [1, 3, 4, 6, 8, 9])
+def test_orientation_in_any_type_of_integer(tmp_path: Path, kind: int, order: str) -> None:
+    """Types by their EXIF codes; what Pillow turns by turns."""
+    form = {1: "B3x", 3: "H2x", 4: "I", 6: "b3x", 8: "h2x", 9: "i"}[kind]
+    head = {"<": b"II*\0\x08\0\0\0", ">": b"MM\0*\0\0\0\x08"}[order]
+    entry = struct.pack(f"{order}HHHI{form}I", 1, 0x0112, kind, 1, 6, 0)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RGB).save(path, exif=b"Exif\0\0" + head + entry)
+    with Image.open(path) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    assert np.array_equal(load(path), expected)
+
+
+@pytest.mark.filterwarnings("ignore::runtime.errors.ImageWarning")
+def test_a_jpeg_cut_inside_a_stuffed_pair(tmp_path: Path) -> None:
+    """0xFF alone at the end must make no marker with what is put behind it."""
+    noise = np.random.default_rng(1).integers(0, 256, (240, 160, 3), dtype=np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise).save(path, quality=95, subsampling=0)
+    data = path.read_bytes()
+    whole = load(path)
+    pairs = [match.end() - 1 for match in re.finditer(rb"\xff\0", data)]
+    used = 0
+    for end in [*pairs[len(pairs) // 2 :: len(pairs) // 20], *pairs[-8:]]:
+        path.write_bytes(data[:end])
+        try:
+            found = load(path)
+        except ImageError:
+            continue
+        used += 1
+        differ = np.flatnonzero((found != whole).any(axis=(1, 2)))
+        assert len(differ) <= 24
+        assert (found[differ] == found[min(differ, default=1) - 1]).all(), "no grey, no black"
+    assert used >= 8

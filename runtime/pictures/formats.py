@@ -101,7 +101,13 @@ _UNREAD = dict.fromkeys(
     ),
     _RAW,
 ) | dict.fromkeys(
-    (".jxl", ".psd", ".exr", ".hdr", ".dds", ".svg", ".ico", ".eps", ".heics"), _CONVERT
+    (
+        *(".jxl", ".psd", ".exr", ".hdr", ".dds", ".svg", ".ico", ".eps", ".heics", ".pfm", ".qoi"),
+        *(".pcx", ".dcx", ".sgi", ".bw", ".rgb", ".rgba", ".dib", ".icns", ".im", ".cur", ".xbm"),
+        *(".xpm", ".msp", ".blp", ".fit", ".fits", ".fli", ".flc", ".ftc", ".ftu", ".gbr", ".iim"),
+        *(".palm", ".pcd", ".pxr", ".ras", ".ps", ".wmf", ".emf"),
+    ),
+    _CONVERT,
 )
 
 

@@ -111,7 +111,7 @@ def _scans(data: bytes, start: int) -> tuple[list[int], int, bool]:
             if len(scans) > 100 * MOST_SCANS:
                 break
         at += max(length, 2)
-    # A copy that stopped half-way may be filled up with zeros. Half a stuffed pair, 0xFF, would make
+    # A copy that stopped half-way may be filled up with zeros. 0xFF, half a stuffed pair, would make
     # a marker with what is put behind it.
     return scans, len(data.rstrip(b"\0\xff")), False
 

@@ -10,6 +10,8 @@ import re
 import struct
 
 _ORIENTATION = 0x0112
+# Types of integers, by their codes. Pillow turns by these; a BYTE is no number for it.
+_TYPES = {3: "H2x", 4: "I", 6: "b3x", 8: "h2x", 9: "i"}
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _MOST_ENTRIES = 1000  # of an EXIF directory; cameras write some twenty
 
@@ -29,10 +31,11 @@ def _from_exif(block: bytes) -> int | None:
         (start,) = struct.unpack_from(f"{order or '='}I", block, 4)
         (count,) = struct.unpack_from(f"{order or '='}H", block, start)
         for number in range(min(count, _MOST_ENTRIES) if order else 0):
-            # tag, type (3 is SHORT), count, value
-            entry = struct.unpack_from(f"{order}HHIH", block, start + 2 + 12 * number)
-            if entry[:3] == (_ORIENTATION, 3, 1):
-                return int(entry[3])
+            tag, kind, values, value = struct.unpack_from(
+                f"{order}HHI4s", block, start + 2 + 12 * number
+            )
+            if tag == _ORIENTATION and kind in _TYPES and values == 1:
+                return int(struct.unpack(f"{order}{_TYPES[kind]}", value)[0])
     except struct.error:
         pass
     return None
