@@ -25,6 +25,10 @@ def holding(folder: Path, content: bytes) -> Path:
     return folder / "note.png"
 
 
+def with_hole(data: bytes) -> bytes:
+    return data[:5000] + bytes(1024) + data[6024:]
+
+
 # From an empty folder to the image, and the keywords beside it.
 BAD_IMAGES: dict[str, Callable[[Path], tuple[Any, dict[str, Any]]]] = {
     "no such file": lambda folder: (folder / "nothing.png", {}),
@@ -32,6 +36,10 @@ BAD_IMAGES: dict[str, Callable[[Path], tuple[Any, dict[str, Any]]]] = {
     "cannot be decoded": lambda folder: (holding(folder, b"\x89PNG\r\n\x1a\n" + bytes(50)), {}),
     "is cut short": lambda folder: (written(folder, "a.jpg", 5000), {}),
     "the end is missing": lambda folder: (written(folder, "a.jpg", 10), {"strict": True}),
+    "a part may be lost": lambda folder: (
+        holding(folder, with_hole(written(folder, "a.jpg").read_bytes())),
+        {"strict": True},
+    ),
     "pass a smaller copy, or raise max_pixels": lambda folder: (
         written(folder, "a.png"),
         {"max_pixels": 96 * 127},

@@ -1,5 +1,5 @@
-"""Embedded ICC profiles become sRGB, by an independent float computation. Then orientation, and data
-that were lost without an end.
+"""Embedded ICC profiles become sRGB, by an independent float computation. Then orientation and
+lost data.
 """
 
 from __future__ import annotations
@@ -193,3 +193,49 @@ def test_a_jpeg_cut_inside_a_stuffed_pair(tmp_path: Path) -> None:
         assert len(differ) <= 24
         assert (found[differ] == found[min(differ, default=1) - 1]).all(), "no grey, no black"
     assert used >= 8
+
+
+NOISE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (240, 160, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "start"),
+    [
+        ("a.jpg", {}, 5_000),  # anywhere
+        ("a.jpg", {"progressive": True}, 5_120),  # whole sectors
+        ("a.jpg", {"optimize": True}, 5_120),
+        ("a.webp", {}, 5_000),
+        ("a.webp", {"lossless": True}, 5_120),
+    ],
+)
+def test_lost_sectors_are_told(
+    tmp_path: Path, name: str, options: dict[str, object], start: int
+) -> None:
+    path = tmp_path / name
+    NOISE.save(path, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path, strict=True)
+    data = bytearray(path.read_bytes())
+    data[start : start + 1024] = bytes(1024)
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="zero bytes in a row: a part may be lost"):
+        load(path, strict=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            load(path)
+        except ImageError:
+            return  # its decoder has found it
+    assert ["a part may be lost" in str(each.message) for each in caught] == [True]
+
+
+@pytest.mark.parametrize("colour", [0, 0x808080, 0xFFFFFF, 0x030201])
+def test_flat_pictures_and_metadata_have_lost_nothing(tmp_path: Path, colour: int) -> None:
+    image = Image.new("RGB", (900, 700), colour)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\0\0" + bytes(9_000)
+    for number in range(6):
+        options = [{}, {"progressive": True}, {"optimize": True}, {"quality": 100}, {}, {}][number]
+        path = tmp_path / f"a.{'jpg' if number < 5 else 'webp'}"
+        image.convert("L" if number == 4 else "RGB").save(path, exif=exif, **options)
+        load(path, strict=True)

@@ -33,6 +33,7 @@ from runtime.pictures.png import read_png
 from runtime.pictures.pnm import read_pnm
 from runtime.pictures.source import Samples, Source, open_regular
 from runtime.pictures.tiff import described, read_tiff
+from runtime.pictures.webp import read_webp
 
 _READERS: dict[str, Callable[[BinaryIO], Source]] = {
     "JPEG": read_jpeg,
@@ -41,6 +42,7 @@ _READERS: dict[str, Callable[[BinaryIO], Source]] = {
     "AVIF": read_avif,
     "GIF": read_gif,
     "TIFF": read_tiff,
+    "WEBP": read_webp,
 }
 _MAKE_ROOM = {"WEBP", "AVIF", "HEIF", "GIF"}  # their plugins decode into memory of their own
 _BYTES_PER_PIXEL = 10  # of a file: 16-bit RGBA has 8

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from runtime.errors import ImageError
 from runtime.pictures.metadata import orientation
-from runtime.pictures.source import Source
+from runtime.pictures.source import Source, lost_sectors
 
 # Each scan goes over the whole picture. Encoders use about ten, optimisers up to some thirty; a
 # picture of 277 KB with 1,000 scans cost 14 s.
@@ -57,7 +57,10 @@ def read_jpeg(file: BinaryIO) -> Source:
         ),
         icc=_profile([_payload(data, *place) for kind, *place in segments if kind == 0xE2]),
         cut=cut,
-        damage=[] if whole else ["the end is missing"],
+        damage=[
+            *([] if whole else ["the end is missing"]),
+            *lost_sectors(data, start, end, flat=_writes_zeros(data, segments, frame, scans)),
+        ],
     )
 
 
@@ -111,8 +114,8 @@ def _scans(data: bytes, start: int) -> tuple[list[int], int, bool]:
             if len(scans) > 100 * MOST_SCANS:
                 break
         at += max(length, 2)
-    # A copy that stopped half-way may be filled up with zeros. 0xFF, half a stuffed pair, would make
-    # a marker with what is put behind it.
+    # A copy that stopped half-way may be filled up with zeros. 0xFF, half a stuffed pair, would be
+    # a marker together with what is put behind it.
     return scans, len(data.rstrip(b"\0\xff")), False
 
 
@@ -128,6 +131,26 @@ def _all_coefficients(data: bytes, frame: int, scans: list[int]) -> bool:
         for number in range(count):
             seen.setdefault(data[scan + 5 + 2 * number], set()).update(range(first, last + 1))
     return all(seen[component] >= set(range(64)) for component in components)
+
+
+def _writes_zeros(
+    data: bytes, segments: list[tuple[int, int, int]], frame: int, scans: list[int]
+) -> bool:
+    """Whether zeros without end may be a flat part of the picture.
+
+    In Huffman tables the first code is all zeros. If it is not the end of a block, zeros are blocks
+    in which no coefficient is 0, which no picture has. The usual table of brightness is so.
+    """
+    ends = []  # for each table of AC coefficients, whether its first code ends the block
+    for kind, first, end in segments:
+        at = first + 4
+        while kind == 0xC4 and at + 17 < end:
+            if data[at] >> 4:
+                ends.append(data[at + 17] == 0)
+            at += 17 + sum(data[at + 1 : at + 17])
+    baseline = data[frame + 1] in (0xC0, 0xC1) and ends
+    # With all components in one scan, blocks of each table come again and again.
+    return not baseline or (all(ends) if len(scans) == 1 else any(ends))
 
 
 def _payload(data: bytes, first: int, end: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from runtime.errors import ImageError
+
+SECTOR = 512  # bytes: the least that disks lose
+_ZEROS = re.compile(rb"\0{%d,}" % SECTOR)
 
 Piece = bytes | tuple[int, int]  # some bytes, or (start, length) in the file
 
@@ -105,6 +109,20 @@ class Splice(io.RawIOBase):
 def spliced(file: BinaryIO, pieces: Sequence[Piece]) -> BinaryIO:
     """The pieces as a buffered binary file."""
     return io.BufferedReader(Splice(file, pieces))
+
+
+def lost_sectors(data: bytes, start: int, end: int, *, flat: bool) -> list[str]:
+    """A note if compressed data, `start` to `end` of a file, hold zeros in place of lost sectors.
+
+    `flat`: this coder writes long runs of zeros itself, for pictures of one colour. Then only those
+    are noted that begin and end with a sector, give or take two bytes.
+    """
+    longest = 0
+    for match in _ZEROS.finditer(data, start, end):
+        whole = -match.start() % SECTOR <= 2 and match.end() % SECTOR <= 2
+        if whole or not flat:
+            longest = max(longest, match.end() - match.start())
+    return [f"holds {longest:,} zero bytes in a row: a part may be lost"] if longest else []
 
 
 def open_regular(path: Path, largest: int) -> BinaryIO:
