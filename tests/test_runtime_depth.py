@@ -60,7 +60,7 @@ def png16(path: Path, samples: np.ndarray, significant: int | None = None) -> Pa
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    colour = 2 if samples.ndim == 3 else 0
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[samples.shape[2] if samples.ndim == 3 else 1]
     header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, colour, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     sbit = b"" if significant is None else chunk(b"sBIT", bytes([significant] * (colour + 1)))
@@ -205,6 +205,46 @@ def test_compressed_tiffs_of_12_bits(tmp_path: Path, compression: str) -> None:
     Image.fromarray(samples).save(tmp_path / "a.tif", compression=compression)
     with pytest.warns(ImageWarning, match="12 bits"):
         assert np.array_equal(grey(tmp_path / "a.tif"), GREY)
+
+
+def test_colour_of_16_bits_as_a_pil_image(tmp_path: Path) -> None:
+    """What Pillow has cut off cannot be had again."""
+    alpha = np.dstack([RGB, GREY]), np.dstack([GREY, GREY])
+    for samples in (RGB, *alpha):
+        png16(tmp_path / "dark.png", np.rint(samples / 255 * 4095).astype(np.uint16))
+        png16(tmp_path / "full.png", samples.astype(np.uint16) * 257)
+        dark = Image.open(tmp_path / "dark.png")
+        with dark, pytest.raises(ImageError, match="pass the path"):
+            load(dark)
+        with Image.open(tmp_path / "full.png") as opened:
+            assert np.array_equal(load(opened), load(tmp_path / "full.png"))
+    tiff(tmp_path / "dark.tif", np.rint(RGB / 255 * 4095).astype(np.uint16), 16)
+    with Image.open(tmp_path / "dark.tif") as opened, pytest.raises(ImageError, match="pass the p"):
+        load(opened)
+
+
+def test_grey_and_alpha_of_12_bits_in_16(tmp_path: Path) -> None:
+    png16(tmp_path / "a.png", np.rint(np.dstack([GREY, GREY]) / 255 * 4095).astype(np.uint16))
+    with pytest.warns(ImageWarning, match="read as 12 bits"):
+        assert np.array_equal(grey(tmp_path / "a.png"), GREY)
+
+
+def test_12_bits_in_a_jpeg_2000_of_16(tmp_path: Path) -> None:
+    samples = np.rint(GREY / 255 * 4095).astype(np.uint16)
+    Image.fromarray(samples).save(tmp_path / "a.jp2", irreversible=False)
+    with pytest.warns(ImageWarning, match="read as 12 bits"):
+        assert np.array_equal(grey(tmp_path / "a.jp2"), GREY)
+    opened = Image.open(tmp_path / "a.jp2")
+    with opened, pytest.warns(ImageWarning, match="read as 12 bits"):
+        assert np.array_equal(grey(opened), GREY)
+
+
+def test_signed_bytes_are_refused(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", (GREY // 2).astype(np.int8), 8, 2)
+    with pytest.raises(ImageError, match="signed samples of 8 bits"):
+        load(path)
+    with Image.open(path) as opened, pytest.raises(ImageError, match="signed samples of 8 bits"):
+        load(opened)
 
 
 def test_jpeg_2000_of_16_bits(tmp_path: Path) -> None:

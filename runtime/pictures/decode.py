@@ -84,6 +84,8 @@ def decode_file(path: Path, *, strict: bool, max_pixels: int) -> Picture:
             # A full range of 16 bits needs no low bytes: the high ones are the answer.
             if source.samples.deep and (source.samples.full or 0) < 65535 and _peak(image) < 64:
                 low, _ = _loaded(partial(opened, swap=True), source)
+                if source.samples.paired:  # read as four channels: high and low byte of each sample
+                    low = Image.merge(image.mode, [low.getchannel(1)] * len(image.getbands()))
     exif, xmp = image.info.get("exif"), image.info.get("xmp")
     return Picture(
         image=image,
@@ -101,15 +103,22 @@ def decode_image(image: Image.Image, *, max_pixels: int) -> Picture:
     Raises: ImageError, and whatever a decoder raises.
     """
     _check_pixels(image.size, image.format or "", max_pixels)
+    # Colour and alpha of 16 bits, of which Pillow keeps the high byte.
+    deep = image.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(image, "tile", ""))
     with _quiet_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
+    if deep and _peak(image) < 64:
+        raise ImageError(
+            "has 16 bits, of which Pillow has left the high bytes, and those are nearly black; "
+            "pass the path of the file"
+        )
     samples, tags = Samples(), getattr(image, "tag_v2", None)
     if tags is not None:
         known = {tag: tags[tag] for tag in (258, 262, 281, 338, 339, 341) if tag in tags}
         samples = described(
             {tag: value if isinstance(value, tuple) else (value,) for tag, value in known.items()}
         )
-    elif image.format in ("PPM", "JPEG2000") and image.mode != "F":  # scaled by Pillow
+    elif image.format == "PPM" and image.mode != "F":  # scaled by Pillow
         samples = Samples(full=65535)
     turn = 1
     with contextlib.suppress(Exception):  # EXIF that says nothing turns nothing
@@ -134,7 +143,7 @@ def _examined(file: BinaryIO, max_pixels: int) -> Source:
         _check_pixels(size, name, max_pixels)
     if name in _READERS:
         return _READERS[name](file)
-    full = 65535 if name == "JPEG2000" else None  # Pillow has shifted the samples up to 16 bits
+    full = _jpeg_2000_white(file) if name == "JPEG2000" else None
     return Source(stream=file, format=name, samples=Samples(full=full))
 
 
@@ -148,7 +157,10 @@ def _opened(source: Source, stream: BinaryIO, max_pixels: int, swap: bool) -> An
     tiles = [tuple(tile) for tile in image.tile]
     if source.tile:
         tiles = [("raw", (0, 0, *image.size), source.tile[0], (source.tile[1], 0, 1))]
-    if swap:
+    if swap and source.samples.paired:  # Pillow has no raw mode for the low bytes
+        image._mode = "RGBA"
+        tiles = [(*tile[:3], _four_bytes(tile[3])) for tile in tiles]
+    elif swap:
         tiles = [(*tile[:3], _swapped(tile[3])) for tile in tiles]
     if tiles and (swap or source.tile):
         make = getattr(type(image.tile[0]), "_make", tuple)  # a plain tuple in older Pillows
@@ -161,6 +173,11 @@ def _swapped(args: Any) -> Any:
     if isinstance(args, str):
         return args[:-1] + _SWAPPED[args[-1]]
     return (_swapped(args[0]), *args[1:])
+
+
+def _four_bytes(args: Any) -> Any:
+    """The raw mode that takes grey and alpha of 16 bits for four channels."""
+    return "RGBA" if isinstance(args, str) else ("RGBA", *args[1:])
 
 
 def _loaded(opened: Callable[..., Any], source: Source) -> tuple[Image.Image, list[str]]:
@@ -237,7 +254,7 @@ def bands(image: Image.Image) -> Iterator[tuple[int, int]]:
 
 
 def _peak(image: Image.Image) -> int:
-    extrema: Any = [image.getchannel(band).getextrema() for band in "RGB"]
+    extrema: Any = [image.getchannel(band).getextrema() for band in image.getbands() if band != "A"]
     return int(max(high for _, high in extrema))
 
 
@@ -251,6 +268,15 @@ def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
             f"has {size[0]}x{size[1]} = {size[0] * size[1]:,} pixels{counted}; the limit is "
             f"{max_pixels:,}: pass a smaller copy, or raise max_pixels"
         )
+
+
+def _jpeg_2000_white(file: BinaryIO) -> int | None:
+    """Pillow shifts samples up to 16 bits, so white is all of them; but a file that says 16 may
+    hold fewer, as any other file of 16 bits.
+    """
+    head = file.read(2**20)
+    at = head.find(b"\xff\x4f\xff\x51")  # SOC and SIZ; the depth of the first component follows
+    return None if at < 0 or head[at + 42 : at + 43] == b"\x0f" else 65535
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ _LARGEST_PROFILE = 2**24  # bytes, unpacked; the largest of printers have some 4
 _MOST_CHUNKS = 2**18  # 2 GB in the usual pieces of 8 KB
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 _TEXT = {b"tEXt", b"zTXt", b"iTXt"}
-_COLOUR_16 = {(16, 2), (16, 6)}  # bit depth, colour type: RGB and RGBA
+_COLOUR_16 = {(16, 2), (16, 4), (16, 6)}  # bit depth, colour type: RGB, grey with alpha, RGBA
 
 
 def read_png(file: BinaryIO) -> Source:
@@ -67,6 +67,7 @@ def read_png(file: BinaryIO) -> Source:
             full=_significant(found.get(b"sBIT"), depth),
             kind="uint16" if depth == 16 else None,
             deep=(depth, colour) in _COLOUR_16,
+            paired=(depth, colour) == (16, 4),
         ),
         cut=cut,
         damage=damage + (["the end is missing"] if cut else []),

@@ -25,12 +25,14 @@ class Samples:
 
     `full` is the value of white, None where the file says nothing. `kind` is the NumPy type of the
     file's samples, where Pillow puts them into another. `deep`: colour of 16 bits, of which Pillow
-    keeps the high byte. `inverted`: zero is white, and Pillow does not see to it.
+    keeps the high byte; `paired` if that is grey with alpha. `inverted`: zero is white, and Pillow
+    does not see to it.
     """
 
     full: float | None = None
     kind: str | None = None
     deep: bool = False
+    paired: bool = False
     inverted: bool = False
 
 

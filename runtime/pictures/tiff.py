@@ -114,6 +114,8 @@ def described(tags: Mapping[int, tuple[float, ...]]) -> Samples:
     """What the tags say about samples of more than 8 bits."""
     bits, form = int(tags.get(258, (1,))[0]), int(tags.get(339, (1,))[0])
     photometric = tags.get(262, (1,))[0]
+    if bits == 8 and form == 2:
+        raise ImageError("holds signed samples of 8 bits, which are not read: save it as uint8")
     if bits <= 8:
         return Samples()
     white = tags.get(341) or tags.get(281)  # SMaxSampleValue, MaxSampleValue
