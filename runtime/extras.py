@@ -27,7 +27,7 @@ EXTRAS = {
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""
 
-_ALONE = {"numpy": "numpy", "PIL": "pillow"}
+_ALONE = {"numpy": "numpy", "PIL": "pillow", "atheris": "atheris"}
 """Packages to be installed by themselves, with the names that they are installed by."""
 
 

@@ -136,7 +136,7 @@ write_together({{Path({str(tmp_path)!r}) / "room.png": b"x"}},
     others = [
         leftover.replace(f"-{pid}-", f"-{os.getpid()}-"),  # it runs
         leftover.replace(f"-{pid}-", "-1-"),
-        f".lotus-{(int(writing._machine(), 16) + 1) % 65536:04x}-{pid}-000000.partial",
+        f".lotus-{(int(writing.machine_tag(), 16) + 1) % 65536:04x}-{pid}-000000.partial",
         f".{pid}.partial",
         "holiday.partial",
     ]

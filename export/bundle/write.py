@@ -31,8 +31,9 @@ def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iter
     destination = destination.resolve()
     try:
         clear_up(destination)
-        check_destination(destination, overwrite=overwrite)
         destination.parent.mkdir(parents=True, exist_ok=True)
+        with turn(destination.parent):  # another build may be between its two renames
+            check_destination(destination, overwrite=overwrite)
         free = shutil.disk_usage(destination.parent).free
         if free < needed_bytes:
             raise BuildError(
