@@ -57,6 +57,18 @@ def test_weights_that_are_too_few(bundle: Path, capfd: pytest.CaptureFixture[str
     assert str(bundle) in refused(bundle, capfd)
 
 
+def test_weights_from_the_memory_of_the_process(
+    bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """OpenVINO would read them from there, and end the process if nothing is there."""
+    model = onnx.load(bundle / GRAPH, load_external_data=False)
+    places = (one for weights in model.graph.initializer for one in weights.external_data)
+    next(place for place in places if place.key == "location").value = "*/_ORT_MEM_ADDR_/*"
+    onnx.save(model, bundle / GRAPH)
+    sign_files(bundle, [GRAPH])
+    refused(bundle, capfd)
+
+
 def test_a_node_that_fails_when_it_runs(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = onnx.load(bundle / GRAPH, load_external_data=False)
     far = onnx.numpy_helper.from_array(np.array([1 << 20, 1 << 20]), "far")

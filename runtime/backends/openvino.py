@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _PRECISION_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 _TYPES = {"f32": "float32"}
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention")
 _FEWEST_ROWS = 16
+_IN_MEMORY = b"*/_ORT_MEM_ADDR_/*"  # for a file of weights; the offset is then an address
 _MADV_PAGEOUT = 21  # of Linux 5.4; older ones refuse it and nothing happens
 
 
@@ -82,7 +84,8 @@ class BackendSession(Session):
 
 def _check_onnx(path: Path) -> None:
     """Raises: BackendError. `Core.read_model` would try its other formats on what is no ONNX: they
-    print, and follow other rules about what they open.
+    print, and follow other rules about what they open. And it takes weights from any address in
+    this process's memory, if a graph names one.
     """
     from openvino.frontend import FrontEndManager
 
@@ -91,6 +94,12 @@ def _check_onnx(path: Path) -> None:
             f"OpenVINO finds no ONNX graph in {path}. `python -m runtime verify` tells whether the "
             "bundle is whole and right here."
         )
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as graph:
+        if graph.find(_IN_MEMORY) >= 0:
+            raise BackendError(
+                f"{path} names weights by their address in memory, as no bundle does. Do not use "
+                "it."
+            )
 
 
 def _tensor(port: Any) -> Tensor:
