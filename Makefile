@@ -44,8 +44,10 @@ full-size: $(READY)
 
 # Damaged pictures and bundles by the ten thousand, about an hour; `make fuzz COUNT=500` is shorter.
 COUNT ?= 10000
+BUNDLE_KINDS := manifests goldens weights graphs graphs-openvino kills disk
 fuzz: $(READY)
-	$(BIN)/python -m benchmarks.fuzz --count $(COUNT) --jobs 2
+	$(BIN)/python -m benchmarks.fuzz --count $(COUNT) --jobs 2 --only pictures --name fuzz-pictures
+	$(BIN)/python -m benchmarks.fuzz --count $(COUNT) --jobs 2 --only $(BUNDLE_KINDS) --name fuzz-bundles
 
 # Exact versions and hashes come from the lock; when it or the project's own files change, all is installed again.
 $(READY): pyproject.toml setup.py locks/development.txt
