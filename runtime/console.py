@@ -47,6 +47,8 @@ def release() -> None:
 
 def say(*lines: str) -> None:
     """Write lines to stderr. Never fails: nobody listens, nothing is said."""
+    if sys.stderr is None:  # a program without a console
+        return
     try:
         for line in lines:
             sys.stderr.write(_encodable(line, sys.stderr))

@@ -7,6 +7,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from runtime.errors import DamagedBundleError, UnsafePathError
 from runtime.writing import write_together
@@ -70,6 +71,15 @@ def real_file(path: Path) -> Path:
     return real
 
 
+def open_at_once(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file opened to be read. Never waits, as a pipe without a writer would make it.
+
+    Raises: OSError.
+    """
+    without_waiting = getattr(os, "O_NONBLOCK", 0)
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | without_waiting))
+
+
 def read_bounded(path: Path, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes. Never waits, as a pipe would make it.
 
@@ -78,10 +88,8 @@ def read_bounded(path: Path, most: int) -> bytes:
     real = real_file(path)
     # Between the look and this the file may be put into another's place: look again at what is
     # open.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    number = os.open(real, flags)
-    with os.fdopen(number, "rb") as stream:
-        kind = os.fstat(number).st_mode
+    with open_at_once(real) as stream:
+        kind = os.fstat(stream.fileno()).st_mode
         content = stream.read(most + 1) if stat.S_ISREG(kind) else b""
     if not stat.S_ISREG(kind) or len(content) > most:
         raise DamagedBundleError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.backends.session import Backend, import_vendor
+from runtime.backends.versions import version_of
 
 # Settings of the vendors' libraries that change what they compute.
 _SWITCHES = ("ONEDNN_", "DNNL_", "OV_", "OPENVINO_", "ORT_", "NVIDIA_TF32", "CUBLAS_", "CUDNN_")
@@ -21,9 +22,7 @@ def describe_machine(backend: Backend) -> dict[str, str]:
     """The facts, by name, by which a proof of this backend holds on this machine."""
     facts = {
         "backend": backend.name,
-        "version": str(getattr(import_vendor(backend), "__version__", "unknown"))
-        if backend.package
-        else "",
+        "version": version_of(import_vendor(backend)) if backend.package else "",
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
@@ -32,6 +31,11 @@ def describe_machine(backend: Backend) -> dict[str, str]:
         facts["gpu"] = _gpu()
     switches = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_SWITCHES)}
     return facts | ({"switches": str(switches)} if switches else {})
+
+
+def nvidia_driver() -> ctypes.CDLL:
+    """The NVIDIA driver's own library, which needs no Python package. Raises: OSError."""
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
 
 
 @functools.cache
@@ -55,7 +59,7 @@ def _cpu() -> str:
 def _gpu() -> str:
     """Driver and device 0, as the NVIDIA driver tells; "none" without a driver."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        driver = nvidia_driver()
     except OSError:
         return "none"
     version, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)

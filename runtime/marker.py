@@ -11,6 +11,8 @@ import struct
 import zlib
 from typing import BinaryIO
 
+from runtime.files import open_at_once
+
 MARKER = ("Software", "lotus-edge")  # keyword and beginning of the text, PNG chunk tEXt
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -31,7 +33,7 @@ def marks(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     keyword, beginning = MARKER
     try:
-        with open(os.fspath(path), "rb", opener=_open_at_once) as stream:
+        with open_at_once(os.fspath(path)) as stream:
             regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
             texts = _texts(stream) if regular else {}
     except (OSError, ValueError, TypeError):
@@ -47,11 +49,6 @@ def text_chunk(keyword: str, text: str) -> bytes:
 def chunk(kind: bytes, data: bytes) -> bytes:
     """A PNG's chunk: length, kind, data, checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A FIFO without a writer must not stop us; regular files do not care."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _texts(stream: BinaryIO) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import stat
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from runtime.errors import OutputError
+from runtime.errors import DamagedBundleError, OutputError
+from runtime.files import sha256_of
 from runtime.marker import MARKER, SIGNATURE, chunk, marks, text_chunk
 from runtime.tasks import TASKS
 from runtime.writing import write_together
@@ -135,16 +135,10 @@ def result_marks(stem: Path) -> dict[str, str]:
 
 def fingerprint(path: Path) -> str:
     """By what a picture is known again: the beginning of its SHA-256; empty if it is no file."""
-    digest = hashlib.sha256()
     try:
-        if not path.is_file():
-            return ""
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except (OSError, ValueError):
-        return ""  # reading the picture says why
-    return digest.hexdigest()[:16]
+        return sha256_of(path)[:16]
+    except (DamagedBundleError, ValueError):  # reading the picture says why
+        return ""
 
 
 def _stem(path: str | os.PathLike[str], name: str | None) -> Path:

@@ -8,7 +8,6 @@ remembered (runtime/cache.py); a failed one is an error.
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from runtime.backends.session import Backend, Session
@@ -36,10 +35,9 @@ def prove(session: Session) -> None:
     if recall(_KIND, key):
         return
     here = f"{session.backend.name} {key['machine']['version']}"
-    if sys.stderr is not None:
-        name = f"{session.manifest.name} ({session.bucket})"
-        line = f"lotus-edge: first use of {name} with {here} on this machine: running its golden"
-        say(one_line(f"{line} sample"))
+    name = f"{session.manifest.name} ({session.bucket})"
+    line = f"lotus-edge: first use of {name} with {here} on this machine: running its golden"
+    say(one_line(f"{line} sample"))
     try:
         check_tolerance(
             {str(session.bucket): golden_error(session)},

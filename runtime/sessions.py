@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -26,8 +26,7 @@ class Sessions:
         self._open_bucket = open_bucket
         self._most = most
         self._sessions: OrderedDict[Bucket, Session] = OrderedDict()
-        self._users: dict[Bucket, int] = {}
-        self._threads: Counter[int] = Counter()
+        self._leases: list[tuple[Bucket, int]] = []  # with the thread that holds each
         self._changed = threading.Condition()
         self._opening = False
         self._closed = False
@@ -40,16 +39,12 @@ class Sessions:
 
         Raises: BackendError when closed, or in a process that was forked; what opening raises.
         """
-        session, thread = self._take(bucket), threading.get_ident()
-        self._threads[thread] += 1  # of this thread alone: no lock
+        session = self._take(bucket)
         try:
             yield session
         finally:
             with self._changed:
-                self._threads[thread] -= 1
-                if not self._threads[thread]:
-                    del self._threads[thread]
-                self._users[bucket] -= 1
+                self._leases.remove((bucket, threading.get_ident()))
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -59,15 +54,15 @@ class Sessions:
         """
         if os.getpid() != self._process:  # what a fork copied is not ours to release
             return
-        if self._threads[threading.get_ident()]:
-            raise BackendError(
-                "the engine was asked to close by the thread that is predicting with it; close it "
-                "after the prediction"
-            )
         with self._changed:
+            if any(thread == threading.get_ident() for _, thread in self._leases):
+                raise BackendError(
+                    "the engine was asked to close by the thread that is predicting with it; close "
+                    "it after the prediction"
+                )
             self._closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._opening and not any(self._users.values()))
+            self._changed.wait_for(lambda: not self._opening and not self._leases)
             sessions = list(self._sessions.values())
             self._sessions.clear()
         for session in sessions:
@@ -95,7 +90,7 @@ class Sessions:
                     raise self._given_up
                 if bucket in self._sessions:
                     self._sessions.move_to_end(bucket)
-                    self._users[bucket] += 1
+                    self._leases.append((bucket, threading.get_ident()))
                     return self._sessions[bucket]
                 if not self._opening and (len(self._sessions) < self._most or self._idle()):
                     break
@@ -118,13 +113,14 @@ class Sessions:
                 self._opening = False
                 if session is not None:
                     self._sessions[bucket] = session
-                    self._users[bucket] = 1
+                    self._leases.append((bucket, threading.get_ident()))
                 self._changed.notify_all()
         return session
 
     def _idle(self) -> list[Bucket]:
         """Opened buckets that nobody uses, the least recently used first."""
-        return [bucket for bucket in self._sessions if not self._users[bucket]]
+        used = {bucket for bucket, _ in self._leases}
+        return [bucket for bucket in self._sessions if bucket not in used]
 
 
 def within(deadline: float | None, what: str, work: Callable[[], T]) -> T:

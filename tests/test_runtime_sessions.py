@@ -104,7 +104,7 @@ def test_closing_within_a_prediction_is_an_error_and_no_deadlock(
     with pytest.raises(BackendError, match="after the prediction"):
         engine(photo)
     monkeypatch.undo()
-    assert not engine._sessions._threads
+    assert not engine._sessions._leases
     engine(photo)
     engine.close()
 

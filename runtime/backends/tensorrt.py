@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import mmap
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +31,7 @@ from runtime.errors import (
     UnfinishedBundleError,
 )
 from runtime.extras import how_to_install
+from runtime.machine import nvidia_driver
 from runtime.manifest import EngineInfo
 
 
@@ -132,7 +132,7 @@ def compute_capability() -> str:
     CUDA. Raises: DeviceMissingError.
     """
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        driver = nvidia_driver()
     except OSError as error:
         raise DeviceMissingError(f"this machine has no NVIDIA driver: {error}") from error
     device, value, parts = ctypes.c_int(), ctypes.c_int(), []

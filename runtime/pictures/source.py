@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from runtime.errors import ImageError
+from runtime.files import open_at_once
 
 SECTOR = 512  # bytes: the least that disks lose
 _ZEROS = re.compile(rb"\0{%d,}" % SECTOR)
@@ -138,11 +139,10 @@ def open_regular(path: Path, largest: int) -> BinaryIO:
     if not path.exists():
         raise ImageError("no such file")
     # Asked before it is opened, since opening a device may do something; and again afterwards,
-    # since the name may mean another file by then. O_NONBLOCK: a FIFO does not wait for a writer.
+    # since the name may mean another file by then.
     if not path.is_file():
         raise ImageError("is no regular file (a pipe, a socket or a device)")
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(path, flags), "rb")
+    file = open_at_once(path)
     state = os.fstat(file.fileno())
     if stat.S_ISREG(state.st_mode) and state.st_size <= largest:
         return file
