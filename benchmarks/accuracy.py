@@ -24,7 +24,7 @@ from benchmarks.ground_truth import GROUND_TRUTHS, GroundTruth
 from benchmarks.rows import parse_arguments, write_rows
 from runtime import LotusEngine, LotusError, Prediction
 from runtime.extras import require
-from runtime.tasks import Task
+from runtime.tasks import TASKS, Task
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def main() -> int:
 def _evaluate(arguments: argparse.Namespace) -> None:
     averaged = f"-mean-of-{arguments.mean_of}" if arguments.mean_of > 1 else ""
     with LotusEngine(arguments.bundle, arguments.backend) as engine:
-        bundle, task = engine.manifest.name, engine.manifest.task
+        bundle, task = engine.manifest.name, TASKS[engine.manifest.tasks[0]]
         data = _open_data(arguments.data, arguments.bundle, task)
         names = list(_first_of_each_group(data.names, arguments.count))
         folder = arguments.output / f"{bundle}-{engine.backend}-{data.name}{averaged}"
@@ -144,14 +144,14 @@ def _seeds(engine: LotusEngine, arguments: argparse.Namespace) -> list[int | Non
 def _predict(
     engine: LotusEngine, data: Dataset, names: list[str], folder: Path, seeds: list[int | None]
 ) -> None:
-    task = engine.manifest.task
+    task = TASKS[engine.manifest.tasks[0]]
     start = time.perf_counter()
     for number, name in enumerate(names, start=1):
         if not (folder / f"{name}.npy").exists():
             image = data.read(name).image
             maps = [_as_output(engine(image, seed=seed).values, task) for seed in seeds]
             values = task.decode(np.mean(maps, axis=0, dtype=np.float32))
-            Prediction(task=task.name, values=values).save((folder / name).parent, Path(name).name)
+            Prediction({task.name: values}).save((folder / name).parent, Path(name).name)
         seconds = time.perf_counter() - start
         sys.stderr.write(
             f"\r[{number}/{len(names)}] {seconds:.0f} s, about {seconds / number * len(names):.0f} "
@@ -194,9 +194,8 @@ def _write_sheet(task: Task, data: Dataset, rows: list[dict[str, Any]], folder: 
     lines = []
     for row in (ranked[0], ranked[len(ranked) // 2], ranked[-1]):
         sample = data.read(row["name"])
-        prediction = Prediction(
-            task=task.name, values=np.load(folder / f"{row['name']}.npy", allow_pickle=False)
-        )
+        values = np.load(folder / f"{row['name']}.npy", allow_pickle=False)
+        prediction = Prediction({task.name: values})
         truth = _truth_colors(task, sample, ground_truth)
         lines.append(np.concatenate([sample.image, truth, prediction.colorize()], axis=1))
     width = max(line.shape[1] for line in lines)
@@ -210,7 +209,7 @@ def _write_sheet(task: Task, data: Dataset, rows: list[dict[str, Any]], folder: 
 def _truth_colors(task: Task, sample: Sample, ground_truth: GroundTruth) -> NDArray[np.uint8]:
     """The truth in the model's colours; black where it does not count."""
     values = ground_truth.as_prediction(task, sample.truth, sample.mask)
-    colors = Prediction(task=task.name, values=values).colorize()
+    colors = Prediction({task.name: values}).colorize()
     return np.where(sample.mask[..., None], colors, 0).astype(np.uint8)
 
 

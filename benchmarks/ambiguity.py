@@ -19,6 +19,7 @@ from benchmarks.datasets import synthetic
 from benchmarks.ground_truth import GROUND_TRUTHS
 from benchmarks.rows import parse_arguments, write_rows
 from runtime import LotusEngine, Prediction
+from runtime.tasks import TASKS
 
 _SEEDS, _SHOWN = 8, 4
 
@@ -37,7 +38,7 @@ def main() -> int:
         if engine.manifest.mode != "g":
             print("error: a bundle of mode D has no seeds", file=sys.stderr)
             return 1
-        task = engine.manifest.task
+        task = TASKS[engine.manifest.tasks[0]]
         if task.truth is None:
             print(f"error: no ground truth here measures {task.name}", file=sys.stderr)
             return 1
@@ -56,9 +57,7 @@ def main() -> int:
                 float(np.corrcoef(_ranks(spread[counted]), _ranks(error[counted]))[0, 1])
             )
             if len(lines) < _SHOWN:
-                seeds = [
-                    Prediction(task=task.name, values=values).colorize() for values in drawn[:2]
-                ]
+                seeds = [Prediction({task.name: values}).colorize() for values in drawn[:2]]
                 tiles = [sample.image, *seeds, _grey(spread), _grey(np.where(counted, error, 0))]
                 lines.append(np.concatenate(tiles, axis=1))
         title = engine.manifest.name

@@ -29,6 +29,7 @@ from runtime.prediction import (
     result_marks,
     save_together,
     saved_paths,
+    task_stems,
 )
 
 # Why files in a folder are left out.
@@ -149,10 +150,8 @@ class _Plan:
     def stems(self, picture: Picture) -> dict[str, Path]:
         """The result of each task: its path without ending."""
         stem = self.output / picture.name
-        return {
-            task: stem.with_name(f"{stem.name}-{task}") if self.with_task else stem
-            for task in self.tasks
-        }
+        named = self.with_task
+        return task_stems(stem, self.tasks) if named else dict.fromkeys(self.tasks, stem)
 
     def _meets_another_task(self) -> bool:
         return any(
@@ -201,7 +200,8 @@ def _predict_one(
         check_free(stem, task, overwrite=overwrite, picture=known_by)
     try:
         prediction = engine(picture.path, **options)
-        save_together({stems[prediction.task]: prediction}, overwrite=overwrite, picture=known_by)
+        maps = {stems[task]: each for task, each in prediction.items()}
+        save_together(maps, overwrite=overwrite, picture=known_by)
     except MemoryError as error:
         raise ImageError(f"{picture.path}: not enough memory ({error})") from error
     return [saved_paths(stem)[-1] for stem in stems.values()]

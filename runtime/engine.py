@@ -25,7 +25,7 @@ from runtime.opening import Opening
 from runtime.prediction import Prediction
 from runtime.proof import remember_proof
 from runtime.sessions import Sessions, within
-from runtime.tasks import Resize
+from runtime.tasks import TASKS, Resize
 
 _READING = frozenset(("strict", "icc", "max_pixels"))
 _LARGEST_NOISE = 1e4  # standard normal noise stays below 10
@@ -231,12 +231,15 @@ class LotusEngine:
         bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
         fitted, fit = fit_to_bucket(rgb, bucket)
         feeds = {"image": self.manifest.preprocess.apply(fitted)} | self._noise(bucket, seed, noise)
-        task = self.manifest.task
         with self._sessions.lease(bucket) as session:
-            output = session(feeds)[task.name][0]
+            outputs = session(feeds)
         source = Path(image) if isinstance(image, str | os.PathLike) else None
-        values = task.decode(restore(task, output, fit, resize))
-        return Prediction(task=task.name, values=values, source=source)
+        tasks = [TASKS[name] for name in self.manifest.tasks]
+        values = {
+            task.name: task.decode(restore(task, outputs[task.name][0], fit, resize))
+            for task in tasks
+        }
+        return Prediction(values, source=source)
 
     def _noise(self, bucket: Bucket, seed: int | None, noise: NDArray[np.float32] | None) -> Arrays:
         shape = self.manifest.input_shapes(bucket).get("noise")

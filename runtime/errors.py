@@ -82,5 +82,9 @@ class VerificationError(LotusError):
     """
 
 
+class TaskError(LotusError, KeyError):
+    """A prediction has no map of this task, or several where one was asked for."""
+
+
 class OutputError(LotusError):
     """A result cannot be written."""

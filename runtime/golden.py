@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,12 +34,18 @@ class Verification:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenError:
-    """Largest and mean absolute difference from the PyTorch reference."""
+    """Largest and mean absolute difference from the PyTorch reference.
+
+    Of the worst task where a bundle has several; `by_task` has those of each then.
+    """
 
     largest: float
     mean: float
+    by_task: dict[str, GoldenError] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        if self.by_task:
+            return ", ".join(f"{task} {error}" for task, error in self.by_task.items())
         return f"{self.largest:.2e} (mean {self.mean:.2e})"
 
 
@@ -54,21 +62,20 @@ def golden_error(session: Session) -> GoldenError:
         feeds["noise"] = golden["noise"]
     # Twice where later runs replay a captured graph: it must be right too.
     answers = [session(feeds) for _ in range(2 if session.backend.replays else 1)]
-    differences = [
-        np.abs(answer[task][0] - golden[task]) for answer in answers for task in manifest.tasks
-    ]
-    return GoldenError(
-        largest=max(float(difference.max()) for difference in differences),
-        mean=max(float(difference.mean(dtype=np.float64)) for difference in differences),
-    )
+    by_task = {
+        task: _largest_of(_difference(answer[task], golden[task]) for answer in answers)
+        for task in manifest.tasks
+    }
+    return _worst_task(by_task)
 
 
 def worst(errors: dict[str, GoldenError]) -> GoldenError:
-    """The largest of each number over the buckets."""
-    return GoldenError(
-        largest=max(error.largest for error in errors.values()),
-        mean=max(error.mean for error in errors.values()),
-    )
+    """The largest of each number over the buckets, and for each task where there are several."""
+    tasks = next(iter(errors.values())).by_task
+    by_task = {
+        task: _largest_of(error.by_task[task] for error in errors.values()) for task in tasks
+    }
+    return _worst_task(by_task) if by_task else _largest_of(errors.values())
 
 
 def check_tolerance(errors: dict[str, GoldenError], backend: str, golden: Golden) -> Verification:
@@ -86,18 +93,44 @@ def check_tolerance(errors: dict[str, GoldenError], backend: str, golden: Golden
     return Verification(backend=backend, tolerance=golden.tolerance, errors=errors)
 
 
+def _difference(answer: NDArray[np.float32], exact: NDArray[np.float32]) -> GoldenError:
+    """Of an answer [N,C,H,W] from the reference's, which may be [C,H,W] for N = 1."""
+    difference = np.abs(answer - exact)
+    return GoldenError(
+        largest=float(difference.max()), mean=float(difference.mean(dtype=np.float64))
+    )
+
+
+def _largest_of(errors: Iterable[GoldenError]) -> GoldenError:
+    pairs = [(error.largest, error.mean) for error in errors]
+    return GoldenError(
+        largest=max(largest for largest, _ in pairs), mean=max(mean for _, mean in pairs)
+    )
+
+
+def _worst_task(by_task: dict[str, GoldenError]) -> GoldenError:
+    worst_one = _largest_of(by_task.values())
+    several = by_task if len(by_task) > 1 else {}
+    return dataclasses.replace(worst_one, by_task=several)
+
+
 def _read(session: Session) -> dict[str, NDArray[Any]]:
-    """`image` uint8 [H,W,3], `noise` (where it is an input) and each task's float32 [C,H,W].
+    """`image` uint8 [H,W,3], `noise` (where it is an input) and each task's float32 [C,H,W]; for a
+    batch of N > 1 [N,H,W,3] and [N,C,H,W].
 
     How large each must be is known before it is read: an archive of few bytes can unpack to many.
     """
     manifest, bucket = session.manifest, session.bucket
     path = session.folder / manifest.golden.file
-    expected: dict[str, tuple[str, Shape]] = {"image": ("uint8", (bucket.height, bucket.width, 3))}
+    count = (bucket.batch,) if bucket.batch > 1 else ()
+    picture = (*count, bucket.height, bucket.width, 3)
+    expected: dict[str, tuple[str, Shape]] = {"image": ("uint8", picture)}
     expected |= {
         name: ("float32", shape) for name, shape in session.input_shapes.items() if name == "noise"
     }
-    expected |= {name: ("float32", shape[1:]) for name, shape in session.output_shapes.items()}
+    expected |= {
+        name: ("float32", (*count, *shape[1:])) for name, shape in session.output_shapes.items()
+    }
     try:
         content = read_bounded(path, _largest(manifest))
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -113,7 +146,7 @@ def _read(session: Session) -> dict[str, NDArray[Any]]:
 
 def _largest(manifest: Manifest) -> int:
     """Bytes that a golden of these buckets may have, with room for more arrays."""
-    pixels = sum(bucket.height * bucket.width for bucket in manifest.buckets)
+    pixels = sum(each.batch * each.height * each.width for each in manifest.buckets)
     channels = manifest.latent.channels + sum(TASKS[name].channels for name in manifest.tasks)
     return _ROOM + pixels * 2 * (3 + channels * 4)
 

@@ -25,6 +25,7 @@ from runtime.manifest_check import (
     check_values,
 )
 from runtime.manifest_json import (
+    BATCHES,
     MANIFEST,
     OLDEST_SCHEMA,
     SCHEMA,
@@ -34,7 +35,7 @@ from runtime.manifest_json import (
     read_json,
     upgrade,
 )
-from runtime.tasks import TASKS, Task
+from runtime.tasks import TASKS
 
 __all__ = [
     "LARGEST_MEAN_TOLERANCE",
@@ -52,10 +53,13 @@ __all__ = [
     "Measured",
     "Preprocess",
     "Quantisation",
+    "Source",
+    "Spent",
     "describe_file",
     "input_shapes",
     "noise_shape",
     "output_shapes",
+    "required_features",
     "sha256_of",
 ]
 
@@ -71,18 +75,30 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the network of one task came from; `family` and `licence` as in `Manifest`."""
+
+    checkpoint: Checkpoint
+    family: str = ""
+    licence: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bucket:
     """One static input size in pixels, with the ONNX graph and, for TensorRT flavours, the engine
-    that serve it.
+    that serve it. They answer `batch` pictures at once.
     """
 
     height: int
     width: int
     graph: str
     engine: str | None = None
+    batch: int = 1
 
     def __str__(self) -> str:
-        return f"{self.height}x{self.width}"
+        """512x512, and 4x512x512 with a batch of 4."""
+        size = f"{self.height}x{self.width}"
+        return size if self.batch == 1 else f"{self.batch}x{size}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +109,9 @@ class Preprocess:
     offset: float = -1.0
 
     def apply(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """RGB uint8 [H,W,3] to the network's float32 [1,3,H,W]."""
-        planes: NDArray[np.float32] = rgb.transpose(2, 0, 1)[None].astype(np.float32)
+        """RGB uint8 [N,H,W,3], or [H,W,3] for N = 1, to the network's float32 [N,3,H,W]."""
+        pictures = rgb.reshape(-1, *rgb.shape[-3:])
+        planes: NDArray[np.float32] = pictures.transpose(0, 3, 1, 2).astype(np.float32)
         planes *= np.float32(self.scale)
         planes += np.float32(self.offset)
         return planes
@@ -148,13 +165,22 @@ class Golden:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What int8 costs one task, and what it may cost; see `Quantisation`."""
+
+    max_error: float
+    error: float
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantisation:
     """How a bundle came to int8.
 
     `policy` is the file with each layer's range and choice; `calibration_sha256` the SHA-256 of
     the pixels of the calibration images, and `images` their number. `error` is what was measured
     on them, `max_error` the limit that was asked for, both in `unit` (the task's `error_unit`).
-    `multiply_adds` run in int8.
+    `multiply_adds` run in int8. `error` is that of the first task; `beside` has the others'.
     """
 
     policy: str
@@ -164,15 +190,18 @@ class Quantisation:
     error: float
     unit: str
     multiply_adds: int
+    beside: dict[str, Spent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A bundle's description of itself.
 
-    `mode` is "d" (regression) or "g" (generation, takes a noise tensor); `family` names the kind
-    of network ("lotus-d", "lotus-g"; "" unknown). `tasks` name the outputs and their order;
-    `outputs` states in words what each means. `noise_seed` is the seed used when the caller names
+    `mode` is "d" (regression) or "g" (generation, takes a noise tensor), "g" too if only one task
+    does; all share it. `family` names the kind of network ("lotus-d", "lotus-g"; "" unknown).
+    `tasks` name the outputs and their order; `outputs` states in words what each means.
+    `checkpoint`, `family` and `licence` are those of the first task, and `beside` has those of
+    each other task. `noise_seed` is the seed used when the caller names
     none (mode G), and with `fixed_noise` the only one: its noise is part of the graph. `folds`
     names the exact rewrites in the graph. `vae_encoder` and `vae_decoder` say what stands in for
     the halves of the checkpoint's autoencoder; None is its own. `licence` is that of the weights.
@@ -205,23 +234,25 @@ class Manifest:
     quantisation: Quantisation | None = None
     vae_encoder: Checkpoint | None = None
     vae_decoder: Checkpoint | None = None
+    beside: dict[str, Source] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Where the network of each task came from, in the order of `tasks`."""
+        first = Source(checkpoint=self.checkpoint, family=self.family, licence=self.licence)
+        return {self.tasks[0]: first, **{task: self.beside[task] for task in self.tasks[1:]}}
 
     def input_shapes(self, bucket: Bucket) -> dict[str, Shape]:
         """As the function `input_shapes`, for this bundle."""
         return input_shapes(bucket, self.latent, noise=self.mode == "g" and not self.fixed_noise)
 
     def noise_shape(self, bucket: Bucket) -> Shape:
-        """[1,C,H/8,W/8], what mode G's noise has."""
+        """[1,C,H/8,W/8], the noise of one picture in mode G."""
         return noise_shape(bucket, self.latent)
 
     def output_shapes(self, bucket: Bucket) -> dict[str, Shape]:
         """As the function `output_shapes`, for this bundle."""
         return output_shapes(bucket, self.tasks)
-
-    @property
-    def task(self) -> Task:
-        """The first (today: the only) task."""
-        return TASKS[self.tasks[0]]
 
     @property
     def checksum(self) -> str:
@@ -276,20 +307,33 @@ class Manifest:
             check_content(folder, file)
 
 
+def required_features(manifest: Manifest) -> list[str]:
+    """What belongs into `requires`: without it a reader would answer for one task of several, or
+    feed one picture to a graph that takes more.
+    """
+    batched = any(bucket.batch > 1 for bucket in manifest.buckets)
+    return [*["beside"] * bool(manifest.beside), *[BATCHES] * batched]
+
+
 def input_shapes(bucket: Bucket, latent: Latent, *, noise: bool) -> dict[str, Shape]:
-    """Shapes of the float32 inputs: `image` [1,3,H,W] and, with `noise`, `noise` [1,C,H/8,W/8]."""
-    shapes: dict[str, Shape] = {"image": (1, 3, bucket.height, bucket.width)}
+    """Shapes of the float32 inputs: `image` [N,3,H,W] and, with `noise`, `noise` [N,C,H/8,W/8],
+    where N is the bucket's batch.
+    """
+    shapes: dict[str, Shape] = {"image": (bucket.batch, 3, bucket.height, bucket.width)}
     if noise:
-        shapes["noise"] = noise_shape(bucket, latent)
+        shapes["noise"] = (bucket.batch, *noise_shape(bucket, latent)[1:])
     return shapes
 
 
 def noise_shape(bucket: Bucket, latent: Latent) -> Shape:
-    """[1,C,H/8,W/8], the shape of the latent."""
+    """[1,C,H/8,W/8], the shape of one picture's latent."""
     height, width = bucket.height // latent.downscale, bucket.width // latent.downscale
     return (1, latent.channels, height, width)
 
 
 def output_shapes(bucket: Bucket, tasks: Iterable[str]) -> dict[str, Shape]:
-    """Shapes of the float32 outputs: one [1,channels,H,W] for each task, named by the task."""
-    return {name: (1, TASKS[name].channels, bucket.height, bucket.width) for name in tasks}
+    """Shapes of the float32 outputs: one [N,channels,H,W] for each task, named by the task; N is
+    the bucket's batch.
+    """
+    size = (bucket.height, bucket.width)
+    return {name: (bucket.batch, TASKS[name].channels, *size) for name in tasks}

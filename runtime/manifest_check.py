@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from runtime.errors import SchemaError
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # Of values in [0,1]. A golden with a wider mean proves nothing. In half precision and int8 the
 # error of single pixels may be large.
 LARGEST_TOLERANCE, LARGEST_MEAN_TOLERANCE = 0.8, 0.05
-LARGEST_EDGE, LARGEST_AREA = 16_384, 1 << 26  # pixels of a bucket
+LARGEST_EDGE, LARGEST_AREA = 16_384, 1 << 26  # pixels of a bucket, of all its pictures
+LARGEST_BATCH = 64  # pictures of a bucket
 LARGEST_CHANNELS, LARGEST_CELL = 64, 64  # channels of the latent, pixels of a cell's edge
 LARGEST_CONSTANT, SMALLEST_SCALE = 1e3, 1e-6  # of preprocess and latent, apart from the sign
 LARGEST_SEED = 1 << 63
@@ -41,12 +42,9 @@ def check_paths(manifest: Manifest) -> None:
 def check_values(manifest: Manifest) -> None:
     """Refuse a manifest whose parts are absurd or contradict each other. Raises: SchemaError."""
     problems = [*_odd_lists(manifest), *_odd_sizes(manifest), *_odd_numbers(manifest)]
+    problems += _odd_tasks(manifest)
     if manifest.mode not in ("d", "g"):
         problems.append(f"unknown mode {manifest.mode!r}; known: 'd', 'g'")
-    if set(manifest.outputs) != set(manifest.tasks):
-        problems.append(
-            f"`outputs` describes {sorted(manifest.outputs)}, the tasks are {manifest.tasks}"
-        )
     if problems:
         raise SchemaError(f"{MANIFEST}: {'; '.join(problems)}. Build the bundle again.")
 
@@ -77,6 +75,21 @@ def _odd_lists(manifest: Manifest) -> Iterator[str]:
             yield f"`{name}` names something twice: {items}"
 
 
+def _odd_tasks(manifest: Manifest) -> Iterator[str]:
+    """What is said of other tasks than there are, in words."""
+    tasks, quantisation = manifest.tasks, manifest.quantisation
+    said: list[tuple[str, str, Mapping[str, object], list[str]]] = [
+        ("outputs", "describes", manifest.outputs, tasks),
+        ("beside", "has the sources of", manifest.beside, tasks[1:]),
+    ]
+    if quantisation is not None:
+        said.append(("quantisation.beside", "has the errors of", quantisation.beside, tasks[1:]))
+    for name, verb, entries, wanted in said:
+        if set(entries) != set(wanted):
+            others = "" if wanted == tasks else f", those after the first {wanted}"
+            yield f"`{name}` {verb} {sorted(entries)}, the tasks are {tasks}{others}"
+
+
 def _odd_sizes(manifest: Manifest) -> Iterator[str]:
     """What is wrong with buckets and the latent, in words."""
     latent = manifest.latent
@@ -90,7 +103,9 @@ def _odd_sizes(manifest: Manifest) -> Iterator[str]:
             yield f"bucket {bucket} is not a positive multiple of {latent.downscale}"
         elif max(bucket.height, bucket.width) > LARGEST_EDGE:
             yield f"bucket {bucket} has an edge of more than {LARGEST_EDGE} pixels"
-        elif bucket.height * bucket.width > LARGEST_AREA:
+        elif not 1 <= bucket.batch <= LARGEST_BATCH:
+            yield f"a bucket's batch must lie in 1 to {LARGEST_BATCH}, found {bucket.batch}"
+        elif bucket.batch * bucket.height * bucket.width > LARGEST_AREA:
             yield f"bucket {bucket} has more than {LARGEST_AREA} pixels"
 
 

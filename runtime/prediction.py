@@ -1,4 +1,4 @@
-"""The result of one prediction: the values, their colours, their files."""
+"""The result of one prediction: for each task the values, their colours, their files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from runtime.errors import DamagedBundleError, OutputError
+from runtime.errors import DamagedBundleError, OutputError, TaskError
 from runtime.files import sha256_of
 from runtime.marker import MARKER, SIGNATURE, chunk, marks, text_chunk
 from runtime.tasks import TASKS
@@ -27,17 +27,15 @@ TASK, PICTURE = "Lotus-Task", "Lotus-Picture"
 _ENDINGS = (".npy", "-16bit.png", ".png")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskMap:
     """One task's map for one image.
 
     `values` is float32: [H,W] in [0,1] for depth and disparity, unit vectors [H,W,3] for normals.
-    `source` is the picture's file, None for a picture in memory.
     """
 
     task: str
     values: NDArray[np.float32]
-    source: Path | None = field(default=None, compare=False)
 
     def colorize(self) -> NDArray[np.uint8]:
         """RGB uint8 [H,W,3].
@@ -47,24 +45,100 @@ class Prediction:
         """
         return TASKS[self.task].colorize(self.values)
 
+
+class Prediction:
+    """The maps of one image, by task: `prediction["normal"].values`.
+
+    It is made of each task's values, in the order of the bundle's tasks; at least one. Iteration
+    gives the tasks. With one task, `values`, `task` and `colorize` are those of its map; with
+    several they raise TaskError. `source` is the picture's file, None for a picture in memory.
+    """
+
+    def __init__(
+        self, values: Mapping[str, NDArray[np.float32]], *, source: Path | None = None
+    ) -> None:
+        self._maps = {name: TaskMap(task=name, values=array) for name, array in values.items()}
+        self.source = source
+
+    def __getitem__(self, task: str) -> TaskMap:
+        """Raises: TaskError, which is a KeyError, for a task that the bundle does not answer."""
+        if task not in self._maps:
+            raise TaskError(f"there is no map of {task!r} here, only of {', '.join(self._maps)}")
+        return self._maps[task]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._maps)
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._maps
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {list(each.values.shape)}" for name, each in self.items())
+        return f"<Prediction: {shapes}>"
+
+    def keys(self) -> KeysView[str]:
+        """The tasks, in the order of the bundle."""
+        return self._maps.keys()
+
+    def items(self) -> ItemsView[str, TaskMap]:
+        """Each task with its map."""
+        return self._maps.items()
+
+    @property
+    def task(self) -> str:
+        """The only task. Raises: TaskError where there are several."""
+        return self._only.task
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The values of the only map. Raises: TaskError where there are several."""
+        return self._only.values
+
+    def colorize(self) -> NDArray[np.uint8]:
+        """The colours of the only map, RGB uint8 [H,W,3]. Raises: TaskError where there are
+        several.
+        """
+        return self._only.colorize()
+
+    @property
+    def _only(self) -> TaskMap:
+        if len(self) > 1:
+            first = next(iter(self))
+            raise TaskError(
+                f"this prediction has maps of {' and '.join(self)}: choose one, as in "
+                f"prediction[{first!r}].values"
+            )
+        return next(iter(self._maps.values()))
+
     def save(
         self, path: str | os.PathLike[str], name: str | None = None, *, overwrite: bool = False
     ) -> list[Path]:
         """Write `<path>.npy` (float32), `<path>-16bit.png` (0..65535 over the task's range) and
-        `<path>.png` (colours), and the folders above them. All three appear, or none.
+        `<path>.png` (colours), and the folders above them. All files appear, or none.
 
         `save("out/room")` writes `out/room.npy` and so on; so do `save("out/room.png")` and
         `save("out", "room")`. A folder that exists, or a path that ends with a slash, takes
-        `prediction.npy` and so on. The PNGs carry a mark. Files without it are not ours, and are
-        replaced only with `overwrite`; so are results of another task or another picture file.
-        (Pictures in memory are not told apart.)
+        `prediction.npy` and so on. With several tasks each has its files, `out/room-normal.npy`
+        and so on. The PNGs carry a mark. Files without it are not ours, and are replaced only with
+        `overwrite`; so are results of another task or another picture file. (Pictures in memory
+        are not told apart.)
 
-        Returns the paths of array, 16-bit PNG and colours. Raises: OutputError.
+        Returns for each task the paths of array, 16-bit PNG and colours. Raises: OutputError.
         """
         stem = _stem(path, name)
+        stems = task_stems(stem, self) if len(self) > 1 else dict.fromkeys(self, stem)
         known_by = fingerprint(self.source) if self.source is not None else ""
-        save_together({stem: self}, overwrite=overwrite, picture=known_by)
-        return saved_paths(stem)
+        maps = {stems[task]: each for task, each in self.items()}
+        save_together(maps, overwrite=overwrite, picture=known_by)
+        return [file for each in maps for file in saved_paths(each)]
+
+
+def task_stems(stem: Path, tasks: Iterable[str]) -> dict[str, Path]:
+    """The result of each task of one picture, named with the task."""
+    return {task: stem.with_name(f"{stem.name}-{task}") for task in tasks}
 
 
 def saved_paths(stem: Path) -> list[Path]:
@@ -73,21 +147,21 @@ def saved_paths(stem: Path) -> list[Path]:
 
 
 def save_together(
-    predictions: Mapping[Path, Prediction], *, overwrite: bool = False, picture: str = ""
+    maps: Mapping[Path, TaskMap], *, overwrite: bool = False, picture: str = ""
 ) -> None:
-    """Write the files of predictions of one picture, by their stems: all of them or none.
+    """Write the files of maps of one picture, by their stems: all of them or none.
 
     `picture` is what the picture is known by; it is stored in the PNGs. Raises: OutputError.
     """
 
     def check() -> None:
-        for stem, prediction in predictions.items():
-            check_free(stem, prediction.task, overwrite=overwrite, picture=picture)
+        for stem, each in maps.items():
+            check_free(stem, each.task, overwrite=overwrite, picture=picture)
 
     contents: dict[Path, bytes] = {}
-    for stem, prediction in predictions.items():
+    for stem, each in maps.items():
         # PNGs first: an array is known as ours by the PNG beside it.
-        files = zip(saved_paths(stem), _encode(prediction, picture), strict=True)
+        files = zip(saved_paths(stem), _encode(each, picture), strict=True)
         contents |= dict(reversed([*files]))
     write_together(contents, check)
 
@@ -161,15 +235,15 @@ def _without_ending(text: str) -> Path:
     return Path(text)
 
 
-def _encode(prediction: Prediction, picture: str) -> tuple[bytes, bytes, bytes]:
+def _encode(task_map: TaskMap, picture: str) -> tuple[bytes, bytes, bytes]:
     """The contents of the three files, in the order of `saved_paths`."""
-    texts = {**dict([MARKER]), TASK: prediction.task, **({PICTURE: picture} if picture else {})}
+    texts = {**dict([MARKER]), TASK: task_map.task, **({PICTURE: picture} if picture else {})}
     array, colors, info = io.BytesIO(), io.BytesIO(), PngInfo()
-    np.save(array, prediction.values, allow_pickle=False)
+    np.save(array, task_map.values, allow_pickle=False)
     for keyword, text in texts.items():
         info.add_text(keyword, text)
-    Image.fromarray(prediction.colorize()).save(colors, format="PNG", pnginfo=info)
-    deep = _png16(TASKS[prediction.task].encode16(prediction.values), texts)
+    Image.fromarray(task_map.colorize()).save(colors, format="PNG", pnginfo=info)
+    deep = _png16(TASKS[task_map.task].encode16(task_map.values), texts)
     return array.getvalue(), deep, colors.getvalue()
 
 

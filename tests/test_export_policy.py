@@ -82,7 +82,7 @@ def test_groups_of_another_network_are_refused(tmp_path: Path) -> None:
 
 def test_calibration_leaves_out_results_of_predictions(tmp_path: Path, photo: np.ndarray) -> None:
     Image.fromarray(photo).save(tmp_path / "room.jpg")
-    Prediction(task="depth", values=np.zeros((4, 4), np.float32)).save(tmp_path / "room")
+    Prediction({"depth": np.zeros((4, 4), np.float32)}).save(tmp_path / "room")
     assert len(Calibration(count=9, folder=tmp_path)) == 1
 
 

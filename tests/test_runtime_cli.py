@@ -222,7 +222,7 @@ def test_options_reach_the_engine_only_when_they_are_given(
 
     def answer(engine: object, path: Path, **options: object) -> Prediction:
         given.append(options)
-        return Prediction(task="disparity", values=np.zeros((4, 4), np.float32))
+        return Prediction({"disparity": np.zeros((4, 4), np.float32)})
 
     monkeypatch.setattr(LotusEngine, "__call__", answer)
     words = ["predict", str(bundle), str(picture(tmp_path / "a.png")), "--output"]

@@ -24,28 +24,26 @@ def test_spectral_is_matplotlibs() -> None:
 
 
 def test_near_is_red_for_depth_and_disparity() -> None:
-    depth = Prediction(task="depth", values=RAMP).colorize()
-    disparity = Prediction(task="disparity", values=RAMP).colorize()
+    depth = Prediction({"depth": RAMP}).colorize()
+    disparity = Prediction({"disparity": RAMP}).colorize()
     assert depth[0, 0].tolist() == [158, 1, 66]
     assert disparity[0, -1].tolist() == [158, 1, 66]
     assert np.array_equal(depth, disparity[:, ::-1])
 
 
 def test_constant_map_has_colours() -> None:
-    colors = Prediction(task="depth", values=np.full((3, 3), 0.5, np.float32)).colorize()
+    colors = Prediction({"depth": np.full((3, 3), 0.5, np.float32)}).colorize()
     assert (colors == colors[0, 0]).all()
 
 
 def test_normal_colours_are_half_range() -> None:
     values = np.array([[[1, 0, -1]]], np.float32)
-    assert Prediction(task="normal", values=values).colorize().tolist() == [[[255, 128, 0]]]
+    assert Prediction({"normal": values}).colorize().tolist() == [[[255, 128, 0]]]
 
 
 def test_saved_files_read_back(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random((7, 5), dtype=np.float32)
-    array, deep, color = Prediction(task="disparity", values=values).save(
-        tmp_path / "new" / "folder", "a.b"
-    )
+    array, deep, color = Prediction({"disparity": values}).save(tmp_path / "new" / "folder", "a.b")
     assert np.array_equal(np.load(array), values)
     with Image.open(deep) as image:
         assert image.mode == "I;16"
@@ -63,7 +61,7 @@ def test_16_bit_normals_hold_16_bits(tmp_path: Path) -> None:
     import zlib
 
     values = np.random.default_rng(0).uniform(-1, 1, (4, 6, 3)).astype(np.float32)
-    deep = Prediction(task="normal", values=values).save(tmp_path)[1]
+    deep = Prediction({"normal": values}).save(tmp_path)[1]
     assert deep == tmp_path / "prediction-16bit.png"
     with Image.open(deep) as image:
         high = np.asarray(image.convert("RGB"), dtype=int)
@@ -82,7 +80,7 @@ def test_16_bit_normals_hold_16_bits(tmp_path: Path) -> None:
 def test_unwritable_folder_is_our_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
-        Prediction(task="depth", values=RAMP).save(tmp_path / "file" / "below")
+        Prediction({"depth": RAMP}).save(tmp_path / "file" / "below")
 
 
 @pytest.mark.parametrize(
@@ -109,14 +107,14 @@ def test_what_the_files_are_called(
 ) -> None:
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path)
-    saved = Prediction(task="depth", values=RAMP).save(path, name)
+    saved = Prediction({"depth": RAMP}).save(path, name)
     assert [str(file) for file in saved] == [f"{stem}.npy", f"{stem}-16bit.png", f"{stem}.png"]
     assert sorted(file for file in Path().rglob("*") if file.is_file()) == sorted(saved)
 
 
 def test_both_pngs_carry_the_mark_and_the_task(tmp_path: Path) -> None:
     for task, values in (("disparity", RAMP), ("normal", np.zeros((4, 6, 3), np.float32))):
-        for path in Prediction(task=task, values=values).save(tmp_path / task)[1:]:
+        for path in Prediction({task: values}).save(tmp_path / task)[1:]:
             assert made_by_us(path)
             assert marks(path) == {"Software": "lotus-edge", "Lotus-Task": task}
             with Image.open(path) as image:  # Pillow reads them too, and checks the checksums
@@ -125,9 +123,9 @@ def test_both_pngs_carry_the_mark_and_the_task(tmp_path: Path) -> None:
 
 
 def test_results_of_ours_are_replaced_and_files_of_others_are_not(tmp_path: Path) -> None:
-    prediction = Prediction(task="depth", values=RAMP)
+    prediction = Prediction({"depth": RAMP})
     prediction.save(tmp_path / "room")
-    array = Prediction(task="depth", values=RAMP / 2).save(tmp_path / "room")[0]
+    array = Prediction({"depth": RAMP / 2}).save(tmp_path / "room")[0]
     assert np.load(array).max() == 0.5
     for ending in (".npy", "-16bit.png", ".png"):
         photo = tmp_path / f"photo{ending}"
@@ -143,15 +141,15 @@ def test_results_of_ours_are_replaced_and_files_of_others_are_not(tmp_path: Path
 
 
 def test_a_result_of_another_task_stays(tmp_path: Path) -> None:
-    Prediction(task="depth", values=RAMP).save(tmp_path / "room")
+    Prediction({"depth": RAMP}).save(tmp_path / "room")
     with pytest.raises(OutputError, match="it is the depth of a picture"):
-        Prediction(task="disparity", values=RAMP).save(tmp_path / "room")
-    Prediction(task="disparity", values=RAMP).save(tmp_path / "room", overwrite=True)
+        Prediction({"disparity": RAMP}).save(tmp_path / "room")
+    Prediction({"disparity": RAMP}).save(tmp_path / "room", overwrite=True)
     assert marks(tmp_path / "room.png")["Lotus-Task"] == "disparity"
 
 
 def test_an_array_alone_and_a_link_are_not_ours(tmp_path: Path) -> None:
-    prediction = Prediction(task="depth", values=RAMP)
+    prediction = Prediction({"depth": RAMP})
     prediction.save(tmp_path / "old" / "room")
     (tmp_path / "room.npy").write_bytes((tmp_path / "old" / "room.npy").read_bytes())
     with pytest.raises(OutputError, match=r"room\.npy exists, and it is not a result"):
@@ -167,7 +165,7 @@ def test_an_array_alone_and_a_link_are_not_ours(tmp_path: Path) -> None:
 def test_overwriting_a_link_replaces_the_link_alone(tmp_path: Path) -> None:
     (tmp_path / "photo").write_text("precious")
     (tmp_path / "room.png").symlink_to(tmp_path / "photo")
-    Prediction(task="depth", values=RAMP).save(tmp_path / "room", overwrite=True)
+    Prediction({"depth": RAMP}).save(tmp_path / "room", overwrite=True)
     assert (tmp_path / "photo").read_text() == "precious"
     assert made_by_us(tmp_path / "room.png")
     assert not (tmp_path / "room.png").is_symlink()
@@ -179,20 +177,20 @@ def test_a_folder_in_the_way_is_our_error_and_nothing_is_written(
 ) -> None:
     (tmp_path / "room.npy").mkdir()
     with pytest.raises(OutputError, match="a folder of this name"):
-        Prediction(task="depth", values=RAMP).save(tmp_path / "room", overwrite=overwrite)
+        Prediction({"depth": RAMP}).save(tmp_path / "room", overwrite=overwrite)
     assert [*tmp_path.iterdir()] == [tmp_path / "room.npy"]
 
 
 @pytest.mark.parametrize("name", ["x" * 247, "é" * 124, "nul\0", "half \ud800"])
 def test_names_that_no_file_can_have_are_our_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="cannot write"):
-        Prediction(task="depth", values=RAMP).save(tmp_path / name)
+        Prediction({"depth": RAMP}).save(tmp_path / name)
     assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["x" * 245, "é" * 122])
 def test_the_longest_names_that_a_file_can_have_work(tmp_path: Path, name: str) -> None:
-    assert len(Prediction(task="depth", values=RAMP).save(tmp_path / name)) == 3
+    assert len(Prediction({"depth": RAMP}).save(tmp_path / name)) == 3
 
 
 def test_a_loop_that_saves_under_one_name_does_not_lose_the_others(
@@ -215,12 +213,12 @@ def test_a_loop_that_saves_under_one_name_does_not_lose_the_others(
 @pytest.mark.parametrize("path", [b"out/x", None, 7])
 def test_paths_that_no_result_can_have(path: object) -> None:
     with pytest.raises(OutputError, match="expected the path of a result"):
-        Prediction(task="depth", values=RAMP).save(path)
+        Prediction({"depth": RAMP}).save(path)
 
 
 def test_an_ending_of_ours_is_no_part_of_the_name(tmp_path: Path) -> None:
     for saved in (
-        Prediction(task="depth", values=RAMP).save(tmp_path, "room.png"),
-        Prediction(task="depth", values=RAMP).save(tmp_path / "room-16bit.png"),
+        Prediction({"depth": RAMP}).save(tmp_path, "room.png"),
+        Prediction({"depth": RAMP}).save(tmp_path / "room-16bit.png"),
     ):
         assert saved == [tmp_path / f"room{ending}" for ending in (".npy", "-16bit.png", ".png")]

@@ -65,7 +65,7 @@ def test_a_made_up_task_of_one_channel(tmp_path: Path, monkeypatch: pytest.Monke
         prediction = engine(RGB)
     assert np.abs(prediction.values - (RGB.mean(axis=2) / 255 * 8 - 2)).max() < 1e-5
     assert prediction.colorize().shape == (64, 96, 3)
-    ends = Prediction(task="height", values=np.array([[-2, 2, 6, 9]], np.float32))
+    ends = Prediction({"height": np.array([[-2, 2, 6, 9]], np.float32)})
     assert TASKS["height"].encode16(ends.values).tolist() == [[0, 32768, 65535, 65535]]
 
 

@@ -21,7 +21,7 @@ from runtime.files import write_atomic
 from runtime.prediction import Prediction
 from runtime.writing import write_together
 
-MAP = Prediction(task="depth", values=np.zeros((40, 40), np.float32))
+MAP = Prediction({"depth": np.zeros((40, 40), np.float32)})
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_disk_of_4_kb")
 def test_full_disk_leaves_the_earlier_results(tmp_path: Path) -> None:
-    small = Prediction(task="depth", values=np.zeros((4, 4), np.float32))
+    small = Prediction({"depth": np.zeros((4, 4), np.float32)})
     before = {path: path.read_bytes() for path in small.save(tmp_path / "room")}
     with pytest.raises(OutputError):
         MAP.save(tmp_path / "room")

@@ -45,7 +45,7 @@ def of_another_picture(t: Try) -> None:
 
 def of_another_task(t: Try) -> None:
     t.predict().save(t.folder / "a")
-    Prediction(task="depth", values=np.zeros((4, 4), np.float32)).save(t.folder / "a")
+    Prediction({"depth": np.zeros((4, 4), np.float32)}).save(t.folder / "a")
 
 
 def one_name(t: Try) -> None:
