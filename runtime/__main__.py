@@ -22,7 +22,7 @@ from runtime.console import prepare, release, say, show
 from runtime.engine import LotusEngine
 from runtime.errors import LotusError
 from runtime.hub import find_bundle
-from runtime.manifest import EngineInfo, Manifest
+from runtime.manifest import Bucket, Checkpoint, EngineInfo, Manifest
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # Adds one subparser, whose default `run` is a function from the parsed arguments to the exit
@@ -162,10 +162,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     with LotusEngine(arguments.bundle, arguments.backend) as engine:
         result = engine.verify()
     for bucket, error in result.errors.items():
-        show(
-            f"{bucket}: differs from the PyTorch reference by {error} "
-            f"(tolerance {result.tolerance:g}, {result.backend})"
-        )
+        of_tasks = {f"{bucket} {task}": each for task, each in error.by_task.items()}
+        for what, each in (of_tasks or {bucket: error}).items():
+            show(
+                f"{what}: differs from the PyTorch reference by {each} "
+                f"(tolerance {result.tolerance:g}, {result.backend})"
+            )
     show(f"{arguments.bundle}: files and golden are right on this machine")
     return 0
 
@@ -174,32 +176,45 @@ def _info(arguments: argparse.Namespace) -> int:
     manifest = Manifest.load(find_bundle(arguments.bundle))
     golden, files = manifest.golden, manifest.files
     measured = [f"{run.max_abs_error:.2e} ({run.backend})" for run in golden.measured]
-    weights = {
-        "checkpoint": manifest.checkpoint,
-        "encoder": manifest.vae_encoder,
-        "decoder": manifest.vae_decoder,
-    }
     rows = {
         "name": manifest.name,
-        **{
-            part: f"{entry.id} (sha256 {entry.sha256[:12]})"
-            for part, entry in weights.items()
-            if entry is not None
-        },
-        **({"licence": manifest.licence} if manifest.licence is not None else {}),
+        **_sources_in_words(manifest),
         "mode": manifest.mode.upper(),
         **{f"output {task}": meaning for task, meaning in manifest.outputs.items()},
         "target": f"{manifest.target}, {manifest.precision}, ONNX opset {manifest.opset}",
         "engine": _engine_in_words(manifest.engine),
-        "buckets": ", ".join(str(bucket) for bucket in manifest.buckets),
+        "buckets": ", ".join(map(_bucket_in_words, manifest.buckets)),
         "golden": f"tolerance {golden.tolerance:g}; at build {', '.join(measured) or 'not run'}",
         "size": f"{sum(file.bytes for file in files) / 1e6:.1f} MB in {len(files)} files",
         "tools": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
         "built": f"{manifest.created} by `{manifest.command}`",
     }
+    width = max(18, *(len(key) + 2 for key in rows))
     for key, value in rows.items():
-        show(f"{key:<18}{value}")
+        show(f"{key:<{width}}{value}")
     return 0
+
+
+def _sources_in_words(manifest: Manifest) -> dict[str, str]:
+    """What the weights are, and their licence; of each task where there are several."""
+    several = len(manifest.tasks) > 1
+    rows = {}
+    for task, source in manifest.sources.items():
+        of_task = f" {task}" if several else ""
+        rows[f"checkpoint{of_task}"] = _checkpoint_in_words(source.checkpoint)
+        if source.licence is not None:
+            rows[f"licence{of_task}"] = source.licence
+    halves = {"encoder": manifest.vae_encoder, "decoder": manifest.vae_decoder}
+    small = {half: vae for half, vae in halves.items() if vae is not None}
+    return rows | {half: _checkpoint_in_words(vae) for half, vae in small.items()}
+
+
+def _checkpoint_in_words(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.id} (sha256 {checkpoint.sha256[:12]})"
+
+
+def _bucket_in_words(bucket: Bucket) -> str:
+    return str(bucket) if bucket.batch == 1 else f"{bucket} ({bucket.batch} images at once)"
 
 
 def _engine_in_words(built: EngineInfo | None) -> str:

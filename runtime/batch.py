@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from runtime.console import one_line, say
 from runtime.engine import LotusEngine
@@ -24,6 +24,7 @@ from runtime.image import IMAGE_SUFFIXES, why_not_read
 from runtime.marker import made_by_us
 from runtime.prediction import (
     TASK,
+    Prediction,
     check_free,
     fingerprint,
     result_marks,
@@ -92,8 +93,9 @@ def predict_all(
 ) -> int:
     """Predict for each picture, write the results below `output`, and say on stderr what came out.
 
-    `options` are those of a call of the engine. The last line counts what was done, skipped and
-    failed, also when an error ends the batch. Returns the number of pictures that failed.
+    Pictures are done in their order, as many at once as the bundle's largest batch takes. `options`
+    are those of a call of the engine. The last line counts what was done, skipped and failed, also
+    when an error ends the batch. Returns the number of pictures that failed.
 
     Raises: OutputError if nothing can be written there, BackendError, BundleError,
     VerificationError.
@@ -102,20 +104,23 @@ def predict_all(
     plan = _Plan.make(found.pictures, output, engine.manifest.tasks)
     failed: list[str] = []
     tried = 0
+    most = max(bucket.batch for bucket in engine.manifest.buckets)
     try:
-        for picture in plan.pictures:
+        for at in range(0, len(plan.pictures), most):
+            group = plan.pictures[at : at + most]
             start = time.perf_counter()
-            caught: list[warnings.WarningMessage] = []
-            try:
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always", ImageWarning)
-                    written = _predict_one(engine, picture, plan, overwrite, options)
-                outcome = f"{time.perf_counter() - start:.2f} s -> {', '.join(map(str, written))}"
-            except (ImageError, OutputError) as error:
-                failed.append(str(error))
-                outcome = f"FAILED: {error}"
-            tried += 1
-            say(one_line(f"[{tried}/{len(plan.pictures)}] {picture.path}  {outcome}"))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", ImageWarning)
+                outcomes = _predict_group(engine, group, plan, overwrite, options)
+            seconds = (time.perf_counter() - start) / len(group)
+            for picture, outcome in zip(group, outcomes, strict=True):
+                tried += 1
+                if isinstance(outcome, Exception):
+                    failed.append(str(outcome))
+                    words = f"FAILED: {outcome}"
+                else:
+                    words = f"{seconds:.2f} s -> {', '.join(map(str, outcome))}"
+                say(one_line(f"[{tried}/{len(plan.pictures)}] {picture.path}  {words}"))
             say(*(one_line(f"  warning: {each.message}") for each in caught))
     finally:
         if failed and len(plan.pictures) > 1:
@@ -123,6 +128,10 @@ def predict_all(
         left = len(plan.pictures) - tried
         say(_summary(tried - len(failed), found.skipped, len(failed), left))
     return len(failed)
+
+
+# The colour PNGs of a picture that were written, or why there are none.
+_Outcome: TypeAlias = "list[Path] | ImageError | OutputError"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,26 +194,64 @@ class _Plan:
             )
 
 
-def _predict_one(
+def _predict_group(
     engine: LotusEngine,
-    picture: Picture,
+    pictures: list[Picture],
     plan: _Plan,
     overwrite: bool,
     options: Mapping[str, Any],
-) -> list[Path]:
-    """The colour PNGs that were written. Raises: ImageError, OutputError."""
+) -> list[_Outcome]:
+    """For each picture the colour PNGs that were written, or why there are none."""
+    outcomes: dict[Picture, _Outcome] = {}
+    known_by: dict[Picture, str] = {}
+    for picture in pictures:  # before the work
+        try:
+            known_by[picture] = _check(picture, plan, overwrite)
+        except (ImageError, OutputError) as error:
+            outcomes[picture] = error
+    ready = [*known_by]
+    for picture, answer in zip(ready, _answers(engine, ready, options), strict=True):
+        if isinstance(answer, ImageError):
+            outcomes[picture] = answer
+            continue
+        stems = plan.stems(picture)
+        maps = {stems[task]: each for task, each in answer.items()}
+        try:
+            save_together(maps, overwrite=overwrite, picture=known_by[picture])
+            outcomes[picture] = [saved_paths(stem)[-1] for stem in maps]
+        except OutputError as error:
+            outcomes[picture] = error
+        except MemoryError as error:
+            outcomes[picture] = _no_memory(picture, error)
+    return [outcomes[picture] for picture in pictures]
+
+
+def _check(picture: Picture, plan: _Plan, overwrite: bool) -> str:
+    """What the picture is known by. Raises: ImageError, OutputError where it cannot be done."""
     if picture.problem:
         raise ImageError(picture.problem)
-    stems, known_by = plan.stems(picture), fingerprint(picture.path)
-    for task, stem in stems.items():  # before the work
+    known_by = fingerprint(picture.path)
+    for task, stem in plan.stems(picture).items():
         check_free(stem, task, overwrite=overwrite, picture=known_by)
+    return known_by
+
+
+def _answers(
+    engine: LotusEngine, pictures: list[Picture], options: Mapping[str, Any]
+) -> Sequence[Prediction | ImageError]:
+    """Where memory does not suffice for several at once, each alone."""
+    if not pictures:
+        return []
     try:
-        prediction = engine(picture.path, **options)
-        maps = {stems[task]: each for task, each in prediction.items()}
-        save_together(maps, overwrite=overwrite, picture=known_by)
+        return engine([picture.path for picture in pictures], on_error="return", **options)
     except MemoryError as error:
-        raise ImageError(f"{picture.path}: not enough memory ({error})") from error
-    return [saved_paths(stem)[-1] for stem in stems.values()]
+        if len(pictures) == 1:
+            return [_no_memory(pictures[0], error)]
+    return [answer for picture in pictures for answer in _answers(engine, [picture], options)]
+
+
+def _no_memory(picture: Picture, error: MemoryError) -> ImageError:
+    return ImageError(f"{picture.path}: not enough memory ({error})")
 
 
 def _named(path: Path) -> Iterator[Picture | str]:

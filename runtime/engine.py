@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from runtime.backends import find_backend
 from runtime.backends.session import Arrays, Session
 from runtime.errors import BackendError, ImageError, SchemaError
+from runtime.filling import fill
 from runtime.golden import Verification, check_tolerance, golden_error
 from runtime.hub import find_bundle
-from runtime.image import ImageLike, choose_bucket, fit_to_bucket, load, restore
+from runtime.image import Fit, ImageLike, choose_bucket, fit_to_bucket, load, restore
 from runtime.manifest import Bucket, Manifest
 from runtime.opening import Opening
 from runtime.prediction import Prediction
@@ -29,6 +31,20 @@ from runtime.tasks import TASKS, Resize
 
 _READING = frozenset(("strict", "icc", "max_pixels"))
 _LARGEST_NOISE = 1e4  # standard normal noise stays below 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """A picture of a list: `rgb` uint8 [H,W,3] as it fits a bucket and all of its size, with its
+    own `noise` [1,C,h,w] by name (empty without).
+    """
+
+    position: int
+    source: Path | None
+    bucket: Bucket
+    rgb: NDArray[np.uint8]
+    fit: Fit
+    noise: Arrays
 
 
 class LotusEngine:
@@ -148,16 +164,25 @@ class LotusEngine:
         if on_error not in ("raise", "return"):
             raise ImageError(f"on_error must be 'raise' or 'return', found {on_error!r}")
         if isinstance(image, str | os.PathLike | np.ndarray) or not isinstance(image, Sequence):
-            return self._predict(image, seed, noise, resize, reading)
-        answers: list[Prediction | ImageError] = []
-        for item in image:
-            try:
-                answers.append(self._predict(item, seed, noise, resize, reading))
-            except ImageError as error:
-                if on_error == "raise":
-                    raise
-                answers.append(error)
-        return answers
+            picture = self._fitted(0, image, seed, noise, resize, reading)
+            ((bucket, group),) = fill([picture], self.manifest.buckets)
+            return self._run(bucket, group, resize)[0]
+        answers: dict[int, Prediction | ImageError] = {}
+
+        def pictures() -> Iterator[_Picture]:
+            for position, item in enumerate(image):
+                try:
+                    picture = self._fitted(position, item, seed, noise, resize, reading)
+                except ImageError as error:
+                    if on_error == "raise":
+                        raise
+                    answers[position] = error
+                else:
+                    yield picture
+
+        for bucket, group in fill(pictures(), self.manifest.buckets):
+            answers |= self._run(bucket, group, resize)
+        return [answers[position] for position in sorted(answers)]
 
     def check_seed(self, seed: int | None) -> None:
         """Refuse a seed that would have no effect. Raises: ImageError."""
@@ -217,33 +242,57 @@ class LotusEngine:
     def _open(self, opening: Opening, bucket: Bucket) -> Session:
         return within(self._deadline, f"opening {self.folder} ({bucket})", partial(opening, bucket))
 
-    def _predict(
+    def _fitted(
         self,
+        position: int,
         image: ImageLike,
         seed: int | None,
         noise: NDArray[np.float32] | None,
         resize: Resize | None,
         reading: Mapping[str, Any],
-    ) -> Prediction:
+    ) -> _Picture:
+        """One picture of a list, ready to be run. Raises: ImageError."""
         if resize not in ("bilinear", "nearest", None):
             raise ImageError(f"resize must be 'bilinear', 'nearest' or None, found {resize!r}")
         rgb = load(image, **reading)
         bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
         fitted, fit = fit_to_bucket(rgb, bucket)
-        feeds = {"image": self.manifest.preprocess.apply(fitted)} | self._noise(bucket, seed, noise)
+        return _Picture(
+            position=position,
+            source=Path(image) if isinstance(image, str | os.PathLike) else None,
+            bucket=bucket,
+            rgb=fitted,
+            fit=fit,
+            noise=self._noise(bucket, seed, noise),
+        )
+
+    def _run(
+        self, bucket: Bucket, group: list[_Picture], resize: Resize | None
+    ) -> dict[int, Prediction]:
+        """The predictions for a group, by position. Where the bucket takes more pictures than that,
+        the last one fills it.
+        """
+        full = group + group[-1:] * (bucket.batch - len(group))
+        feeds = {"image": self.manifest.preprocess.apply(np.stack([each.rgb for each in full]))}
+        for name in full[0].noise:
+            feeds[name] = np.concatenate([each.noise[name] for each in full])
         with self._sessions.lease(bucket) as session:
             outputs = session(feeds)
-        source = Path(image) if isinstance(image, str | os.PathLike) else None
-        tasks = [TASKS[name] for name in self.manifest.tasks]
-        values = {
-            task.name: task.decode(restore(task, outputs[task.name][0], fit, resize))
-            for task in tasks
-        }
-        return Prediction(values, source=source)
+        predictions = {}
+        for index, picture in enumerate(group):
+            values = {
+                # A copy: one prediction of a batch does not keep the others' maps.
+                name: TASKS[name].decode(
+                    restore(TASKS[name], outputs[name][index].copy(), picture.fit, resize)
+                )
+                for name in self.manifest.tasks
+            }
+            predictions[picture.position] = Prediction(values, source=picture.source)
+        return predictions
 
     def _noise(self, bucket: Bucket, seed: int | None, noise: NDArray[np.float32] | None) -> Arrays:
-        shape = self.manifest.input_shapes(bucket).get("noise")
-        if shape is None:
+        shape = self.manifest.noise_shape(bucket)
+        if "noise" not in self.manifest.input_shapes(bucket):
             if noise is not None:
                 raise ImageError(
                     "this bundle takes no noise: it is of mode D, or was built with --fixed-noise, "

@@ -195,10 +195,10 @@ def test_what_concerns_the_backend_ends_the_batch_and_is_counted(
 ) -> None:
     real = LotusEngine.__call__
 
-    def answer(engine: LotusEngine, path: Path, **options: object) -> Prediction:
-        if path.name == "2.png":
+    def answer(engine: LotusEngine, paths: list[Path], **options: object) -> list[Prediction]:
+        if paths[0].name == "2.png":
             raise failure
-        return real(engine, path, **options)
+        return real(engine, paths, **options)
 
     monkeypatch.setattr(LotusEngine, "__call__", answer)
     for name in ("1.png", "2.png", "3.png"):
@@ -277,9 +277,9 @@ def test_a_file_that_appears_while_predicting_is_not_replaced(
 ) -> None:
     real = LotusEngine.__call__
 
-    def answer(engine: LotusEngine, path: Path, **options: object) -> Prediction:
+    def answer(engine: LotusEngine, paths: list[Path], **options: object) -> list[Prediction]:
         Path("o/a.png").write_text("mine")
-        return real(engine, path, **options)
+        return real(engine, paths, **options)
 
     monkeypatch.setattr(LotusEngine, "__call__", answer)
     assert predict(picture(Path("a.png"))) == 1

@@ -220,9 +220,10 @@ def test_options_reach_the_engine_only_when_they_are_given(
     bundle = write_null_bundle(tmp_path / "g", mode="g")
     given: list[dict[str, object]] = []
 
-    def answer(engine: object, path: Path, **options: object) -> Prediction:
+    def answer(engine: object, paths: list[Path], **options: object) -> list[Prediction]:
+        assert options.pop("on_error") == "return"
         given.append(options)
-        return Prediction({"disparity": np.zeros((4, 4), np.float32)})
+        return [Prediction({"disparity": np.zeros((4, 4), np.float32)}) for _ in paths]
 
     monkeypatch.setattr(LotusEngine, "__call__", answer)
     words = ["predict", str(bundle), str(picture(tmp_path / "a.png")), "--output"]
