@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
     from export.network.single_pass import SinglePass
+    from runtime.manifest import Bucket, Manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "photos"
@@ -241,26 +242,41 @@ def image_inputs(count: int = 2) -> list[tuple[torch.Tensor]]:
 
 
 def write_null_bundle(
-    folder: Path, *, mode: str = "d", task: str = "disparity", **changes: object
+    folder: Path,
+    *,
+    mode: str = "d",
+    task: str | tuple[str, ...] = "disparity",
+    backend: str = "null",
+    **changes: object,
 ) -> Path:
     """A bundle for the null backend: real manifest, checksums and golden, and a graph that is no
-    graph. No torch.
+    graph. No torch. `task` may be several. For another `backend` the graphs of the buckets lie in
+    `folder` already.
     """
-    from runtime.backends import open_session
-    from runtime.engine import draw_noise
-    from runtime.manifest import Bucket, Checkpoint, Golden, Latent, Manifest, describe_file
+    from runtime.manifest import (
+        Bucket,
+        Checkpoint,
+        Golden,
+        Latent,
+        Manifest,
+        Source,
+        describe_file,
+        required_features,
+    )
 
     folder.mkdir(parents=True, exist_ok=True)
+    tasks = [task] if isinstance(task, str) else [*task]
     bucket = Bucket(height=64, width=96, graph="model-64x96.onnx")
+    nowhere = Checkpoint(id="none", sha256="0" * 64)
     fields: dict[str, object] = {
         "name": "null",
-        "checkpoint": Checkpoint(id="none", sha256="0" * 64),
+        "checkpoint": nowhere,
         "mode": mode,
-        "tasks": [task],
-        "outputs": {task: "none"},
+        "tasks": tasks,
+        "outputs": dict.fromkeys(tasks, "none"),
         "precision": "fp32",
-        "target": "null",
-        "opset": 23,
+        "target": backend,
+        "opset": 23 if backend == "null" else 20,
         "buckets": [bucket, Bucket(height=96, width=64, graph="model-64x96.onnx")],
         "latent": Latent(channels=4, downscale=8, scaling_factor=0.18215),
         "noise_seed": 3,
@@ -271,25 +287,52 @@ def write_null_bundle(
         "tools": {},
         "command": "none",
         "created": "2026-01-01T00:00:00+00:00",
+        "beside": {name: Source(checkpoint=nowhere) for name in tasks[1:]},
     }
     manifest = Manifest(**(fields | changes))
+    np.savez(folder / "golden.npz", **_golden(folder, manifest, backend))
+    graphs = sorted({one.graph for one in manifest.buckets})
+    if backend == "null":
+        for graph in graphs:
+            (folder / graph).write_bytes(b"not a graph " * 100)
+    files = [describe_file(folder, name) for name in ("golden.npz", *graphs)]
+    requires = required_features(manifest)
+    dataclasses.replace(manifest, files=files, requires=requires).save(folder)
+    return folder
+
+
+def _golden(folder: Path, manifest: Manifest, backend: str) -> dict[str, np.ndarray]:
+    """The backend's own answers to random pictures, as golden.npz has them."""
+    from runtime.backends import open_session
+    from runtime.engine import draw_noise
+
     arrays: dict[str, np.ndarray] = {}
     for one in manifest.buckets:
-        image = np.random.default_rng(0).integers(
-            0, 256, (one.height, one.width, 3), dtype=np.uint8
-        )
+        shapes = manifest.input_shapes(one)
+        shape = (one.batch, one.height, one.width, 3)
+        image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         feeds = {"image": manifest.preprocess.apply(image)}
-        if mode == "g":
-            feeds["noise"] = arrays[f"noise_{one}"] = draw_noise(
-                0, manifest.input_shapes(one)["noise"]
-            )
-        answer = open_session("null", folder, manifest, one)(feeds)
-        arrays |= {f"image_{one}": image, f"{task}_{one}": answer[task][0]}
-    np.savez(folder / "golden.npz", **arrays)
-    (folder / "model-64x96.onnx").write_bytes(b"not a graph " * 100)
-    files = [describe_file(folder, name) for name in ("golden.npz", "model-64x96.onnx")]
-    dataclasses.replace(manifest, files=files).save(folder)
-    return folder
+        if "noise" in shapes:
+            feeds["noise"] = arrays[f"noise_{one}"] = draw_noise(0, shapes["noise"])
+        with open_session(backend, folder, manifest, one) as session:
+            answer = session(feeds)
+        batched = {f"image_{one}": image} | {f"{name}_{one}": answer[name] for name in answer}
+        arrays |= {name: array if one.batch > 1 else array[0] for name, array in batched.items()}
+    return arrays
+
+
+def bucket(batch: int = 1, height: int = 64, width: int = 96) -> Bucket:
+    """One of a null bundle, with a graph of its own."""
+    from runtime.manifest import Bucket
+
+    graph = f"model-{batch}x{height}x{width}.onnx"
+    return Bucket(height=height, width=width, graph=graph, batch=batch)
+
+
+def pictures(count: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
+    """RGB uint8 [H,W,3], each another one."""
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from runtime.tasks import TASKS, Task
 class BackendSession(Session):
     """Answers the image itself, scaled to each task's range.
 
-    Three channels are those of the image, one channel is their mean. Noise (mode G) shifts the
-    image by its mean first.
+    Three channels are those of the image, one channel is their mean. Noise (mode G) shifts each
+    image by the mean of its own first.
     """
 
     def _open(self) -> Tensors:
@@ -25,7 +25,8 @@ class BackendSession(Session):
     def _run(self, runner: None, inputs: Arrays) -> Arrays:
         image = inputs["image"]
         if "noise" in inputs:
-            image = np.clip(image + inputs["noise"].mean(), -1, 1)
+            shift = inputs["noise"].mean(axis=(1, 2, 3), keepdims=True)
+            image = np.clip(image + shift, -1, 1)
         return {name: _answer(image, TASKS[name]) for name in self.output_shapes}
 
     def _close(self) -> None:
@@ -33,7 +34,7 @@ class BackendSession(Session):
 
 
 def _answer(image: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
-    """The image [1,3,H,W], in [-1,1], as the task's [1,C,H,W] in [low, high]."""
+    """Images [N,3,H,W], in [-1,1], as the task's [N,C,H,W] in [low, high]."""
     groups = np.array_split(image, task.channels, axis=1)
     planes = np.concatenate([group.mean(axis=1, keepdims=True) for group in groups], axis=1)
     middle, half = (task.high + task.low) / 2, (task.high - task.low) / 2
