@@ -2,7 +2,7 @@
 
 Predictions are kept in the output folder, so that a run that was stopped goes on where it was. The
 result is metrics for each image, each group and all images, and a sheet with the best, the median
-and the worst image.
+and the worst image; of each task that the data measures, where a bundle has several.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,48 +59,68 @@ def main() -> int:
 def _evaluate(arguments: argparse.Namespace) -> None:
     averaged = f"-mean-of-{arguments.mean_of}" if arguments.mean_of > 1 else ""
     with LotusEngine(arguments.bundle, arguments.backend) as engine:
-        bundle, task = engine.manifest.name, TASKS[engine.manifest.tasks[0]]
-        data = _open_data(arguments.data, arguments.bundle, task)
-        names = list(_first_of_each_group(data.names, arguments.count))
-        folder = arguments.output / f"{bundle}-{engine.backend}-{data.name}{averaged}"
+        bundle, tasks = engine.manifest.name, engine.manifest.tasks
+        measured = _open_data(arguments.data, arguments.bundle, [TASKS[name] for name in tasks])
+        first = next(iter(measured.values()))  # all have the same pictures
+        names = list(_first_of_each_group(first.names, arguments.count))
+        folder = arguments.output / f"{bundle}-{engine.backend}-{first.name}{averaged}"
         identity = {
             "files": [file.sha256 for file in engine.manifest.files],
             "seed": arguments.seed,
         }
         _claim(folder, identity | {"mean_of": arguments.mean_of})
-        _predict(engine, data, names, folder, _seeds(engine, arguments))
-    rows = list(
-        _score(task, data, names, lambda name: np.load(folder / f"{name}.npy", allow_pickle=False))
-    )
-    if data.constant is not None and arguments.mean_of == 1:
-        constant = data.constant(task)
-        guesses = [
-            row for row in _score(task, data, names, lambda name: constant) if row["images"] != 1
-        ]
-        rows += [row | {"name": f"constant map: {row['name']}"} for row in guesses]
-    rows = [{"bundle": bundle, "mean_of": arguments.mean_of} | row for row in rows]
-    for row in rows:
-        if row["images"] != 1:
-            print(
-                row["name"], " ".join(f"{key} {value:.4f}" for key, value in row["metrics"].items())
-            )
-    print(_write_sheet(task, data, rows, folder))
-    path = write_rows(f"accuracy-{bundle}-{data.name}{averaged}", rows, dirty=arguments.dirty)
+        # Each task's own, where there are several.
+        places = {name: folder / name if len(tasks) > 1 else folder for name in measured}
+        _predict(engine, first, names, places, _seeds(engine, arguments))
+    rows = []
+    for name, data in measured.items():
+        same = {"bundle": bundle, "mean_of": arguments.mean_of}
+        same |= {"task": name} if len(tasks) > 1 else {}
+        constant = arguments.mean_of == 1
+        of_task = list(_rows_of(TASKS[name], data, names, places[name], constant=constant))
+        print(_write_sheet(TASKS[name], data, of_task, places[name]))
+        rows += [same | row for row in of_task]
+    path = write_rows(f"accuracy-{bundle}-{first.name}{averaged}", rows, dirty=arguments.dirty)
     print(f"rows: {path.name}")
 
 
-def _open_data(data: str, bundle: Path, task: Task) -> Dataset:
-    """The data set, of the kind that measures the task. Raises: DatasetError."""
-    if task.truth is None:
-        raise DatasetError(f"{bundle} predicts {task.name}, which no ground truth here measures")
+def _rows_of(
+    task: Task, data: Dataset, names: list[str], folder: Path, *, constant: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows of `_score`, with those of a constant map where there is one; groups are printed."""
+
+    def stored(name: str) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = np.load(folder / f"{name}.npy", allow_pickle=False)
+        return values
+
+    rows = list(_score(task, data, names, stored))
+    if data.constant is not None and constant:
+        same = data.constant(task)
+        guesses = [
+            row for row in _score(task, data, names, lambda name: same) if row["images"] != 1
+        ]
+        rows += [row | {"name": f"constant map: {row['name']}"} for row in guesses]
+    for row in rows:
+        if row["images"] != 1:
+            numbers = " ".join(f"{key} {value:.4f}" for key, value in row["metrics"].items())
+            print(f"{task.name}: {row['name']} {numbers}")
+    return iter(rows)
+
+
+def _open_data(data: str, bundle: Path, tasks: list[Task]) -> dict[str, Dataset]:
+    """The data set for each task that it measures. Raises: DatasetError if it measures none."""
+    truths = {task.name: task.truth for task in tasks if task.truth is not None}
+    predicts = f"{bundle} predicts {' and '.join(task.name for task in tasks)}"
+    if not truths:
+        raise DatasetError(f"{predicts}, which no ground truth here measures")
     if data == "synthetic":
         require("torch")  # for the constant map, which comes last
-    dataset = synthetic(task.truth) if data == "synthetic" else open_folder(Path(data))
-    if dataset.kind != task.truth:
-        raise DatasetError(
-            f"{bundle} predicts {task.name}, but {dataset.name} holds {dataset.kind}"
-        )
-    return dataset
+        return {name: synthetic(truth) for name, truth in truths.items()}
+    dataset = open_folder(Path(data))
+    measured = {name: dataset for name, truth in truths.items() if truth == dataset.kind}
+    if not measured:
+        raise DatasetError(f"{predicts}, but {dataset.name} holds {dataset.kind}")
+    return measured
 
 
 def _first_of_each_group(names: list[str], count: int | None) -> Iterator[str]:
@@ -142,16 +162,22 @@ def _seeds(engine: LotusEngine, arguments: argparse.Namespace) -> list[int | Non
 
 
 def _predict(
-    engine: LotusEngine, data: Dataset, names: list[str], folder: Path, seeds: list[int | None]
+    engine: LotusEngine,
+    data: Dataset,
+    names: list[str],
+    folders: Mapping[str, Path],
+    seeds: list[int | None],
 ) -> None:
-    task = TASKS[engine.manifest.tasks[0]]
+    """The mean over the seeds of each task's map, into the task's folder."""
     start = time.perf_counter()
     for number, name in enumerate(names, start=1):
-        if not (folder / f"{name}.npy").exists():
+        if not all((folder / f"{name}.npy").exists() for folder in folders.values()):
             image = data.read(name).image
-            maps = [_as_output(engine(image, seed=seed).values, task) for seed in seeds]
-            values = task.decode(np.mean(maps, axis=0, dtype=np.float32))
-            Prediction({task.name: values}).save((folder / name).parent, Path(name).name)
+            predictions = [engine(image, seed=seed) for seed in seeds]
+            for task, folder in folders.items():
+                maps = [_as_output(each[task].values, TASKS[task]) for each in predictions]
+                values = TASKS[task].decode(np.mean(maps, axis=0, dtype=np.float32))
+                Prediction({task: values}).save((folder / name).parent, Path(name).name)
         seconds = time.perf_counter() - start
         sys.stderr.write(
             f"\r[{number}/{len(names)}] {seconds:.0f} s, about {seconds / number * len(names):.0f} "

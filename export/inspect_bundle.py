@@ -4,7 +4,8 @@ For each stage: operations (2 for a multiply-add), the share of them in int8, by
 bytes of activations that move if every operator is a kernel of its own, the largest sum of
 activations alive at once, and kernels by type. `--network FLAVOUR` adds the layers that the parser
 of TensorRT or TensorRT-RTX makes of the graph, with the types they answer in; it needs the vendor's
-package, and no GPU for TensorRT-RTX.
+package, and no GPU for TensorRT-RTX. Of a bundle with several tasks, the UNet of each is shown too.
+With a batch the numbers are those of all its images.
 """
 
 from __future__ import annotations
@@ -69,7 +70,13 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if arguments.json:
         rows = [
-            {"bundle": row.manifest.name, "bucket": str(row.bucket), "folds": row.manifest.folds}
+            {
+                "bundle": row.manifest.name,
+                "bucket": str(row.bucket),
+                "batch": row.bucket.batch,
+                "tasks": row.manifest.tasks,
+                "folds": row.manifest.folds,
+            }
             | {stage: vars(cost) for stage, cost in row.costs.items()}
             | ({"layers": row.layers} if row.layers else {})
             for row in read
@@ -87,7 +94,7 @@ def _read(path: Path, flavour: str | None) -> list[_Row]:
         _Row(
             manifest=manifest,
             bucket=bucket,
-            costs=read_costs(path / bucket.graph),
+            costs=read_costs(path / bucket.graph, manifest.tasks),
             layers=count_layers(path / bucket.graph, flavour) if flavour else {},
         )
         for bucket in manifest.buckets
@@ -112,8 +119,10 @@ def _print(row: _Row, first: Costs) -> None:
     manifest, bucket, costs = row.manifest, row.bucket, row.costs
     say = sys.stdout.write
     folds = ", ".join(manifest.folds) or "none: the plain graph"
-    say(f"{manifest.name}  {bucket}  opset {manifest.opset}\nfolds: {folds}\n")
-    say(f"{'':<8}" + "".join(f"{column:>12}" for column in _COLUMNS) + "\n")
+    tasks = f"  {', '.join(manifest.tasks)}" if len(manifest.tasks) > 1 else ""
+    say(f"{manifest.name}  {bucket}  opset {manifest.opset}{tasks}\nfolds: {folds}\n")
+    width = max(8, *(len(stage) + 1 for stage in costs))
+    say(" " * width + "".join(f"{column:>12}" for column in _COLUMNS) + "\n")
     for stage, cost in costs.items():
         share = 100 * cost.int8 / max(cost.multiply_adds, 1)
         numbers = (
@@ -124,11 +133,14 @@ def _print(row: _Row, first: Costs) -> None:
             cost.peak / 1e6,
         )
         say(
-            f"{stage:<8}"
+            f"{stage:<{width}}"
             + "".join(f"{number:12.1f}" for number in numbers)
             + f"{cost.kernels.total():12d}\n"
         )
     total = costs["all"]
+    if bucket.batch > 1:
+        each = 2 * total.multiply_adds / bucket.batch / 1e9
+        say(f"for each of {bucket.batch} images: {each:.1f} Gop\n")
     if total is not first:
         kernels = total.kernels.total() / first.kernels.total()
         say(

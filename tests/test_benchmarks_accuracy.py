@@ -87,6 +87,34 @@ def test_folder_gives_metrics_rows_and_a_sheet(
         assert sheet.size == (3 * 96, 3 * 68)
 
 
+def test_each_task_that_the_data_measures_has_its_rows(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The rows of a joint bundle are those of single ones; what the data does not measure has
+    none.
+    """
+    tasks = ("normal", "depth", "disparity")
+    joint = write_null_bundle(tmp_path / "joint", name="joint", task=tasks)
+    assert run(monkeypatch, tmp_path, joint, "--data", str(folder)) == 0
+    saved = json.loads((tmp_path / "results" / "accuracy-joint-data.json").read_text())["rows"]
+    assert [row["task"] for row in saved if row["images"] == 3] == ["depth", "disparity"]
+    for task in tasks[1:]:
+        alone = write_null_bundle(tmp_path / task, name=task, task=task)
+        assert run(monkeypatch, tmp_path, alone, "--data", str(folder)) == 0
+        rows = json.loads((tmp_path / "results" / f"accuracy-{task}-data.json").read_text())["rows"]
+        of_task = [row for row in saved if row["task"] == task]
+        assert [row["metrics"] for row in of_task] == [row["metrics"] for row in rows]
+        sheet = tmp_path / "out" / "joint-null-data" / task / "sheet.png"
+        assert sheet.is_file()
+    assert "depth: all (3 images)" in capsys.readouterr().out
+    normals = write_null_bundle(tmp_path / "n", task="normal")
+    assert run(monkeypatch, tmp_path, normals, "--data", str(folder)) == 1
+    assert "predicts normal, but data holds depth" in capsys.readouterr().err
+
+
 def test_a_second_run_reads_the_predictions_of_the_first(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

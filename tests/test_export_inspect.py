@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_null_bundle
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import profile, roofline, rows
+from export import inspect_bundle
 from export.bundle.costs import read_costs
 from export.errors import BuildError
-from runtime.manifest import Manifest
+from runtime.manifest import Bucket, Manifest, describe_file
 
 
 def value(name: str, *shape: int | None) -> onnx.ValueInfoProto:
@@ -80,6 +83,39 @@ def test_costs_by_hand(graph: Path) -> None:
         "c is an output and stays"
     )
     assert costs["decoder"].kernels == {"Relu": 1, "ConvTranspose": 1}
+
+
+def test_each_unet_of_a_joint_graph_is_counted(graph: Path) -> None:
+    model = onnx.load(graph)
+    by_name = {node.name: node for node in model.graph.node}
+    by_name["unet/Gemm"].name = "unet/normal.conv_in/Gemm"
+    onnx.save(model, graph)
+    costs = read_costs(graph, ["disparity", "normal"])
+    assert list(costs) == ["encoder", "unet", "unet disparity", "unet normal", "decoder", "all"]
+    assert costs["unet normal"].multiply_adds == costs["unet"].multiply_adds == 8 * 192 * 6
+    assert costs["unet normal"].peak == costs["unet"].peak
+    assert costs["unet disparity"].multiply_adds == costs["unet disparity"].peak == 0
+    assert list(read_costs(graph, ["normal"])) == ["encoder", "unet", "decoder", "all"]
+
+
+def test_the_command_tells_tasks_and_batches(
+    graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = ("disparity", "normal")
+    two = Bucket(height=64, width=96, graph="model.onnx", batch=2)
+    bundle = write_null_bundle(tmp_path / "joint", task=tasks, buckets=[two])
+    (bundle / "model.onnx").write_bytes(graph.read_bytes())
+    manifest = Manifest.read(bundle)
+    files = [describe_file(bundle, file.path) for file in manifest.files]
+    dataclasses.replace(manifest, files=files).save(bundle)
+    assert inspect_bundle.main([str(bundle)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("null  2x64x96  opset 23  disparity, normal\n")
+    assert re.search(r"^unet normal +0\.0", shown, re.MULTILINE)
+    assert "for each of 2 images: " in shown
+    assert inspect_bundle.main([str(bundle), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["batch"], row["tasks"]) == (2, [*tasks])
 
 
 def test_a_missing_shape_and_a_foreign_node_are_errors(graph: Path) -> None:

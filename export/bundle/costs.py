@@ -5,8 +5,9 @@ activations.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,24 +59,39 @@ def load_model(graph: Path) -> ir.Model:
     )
 
 
-def read_costs(graph: Path) -> dict[str, Costs]:
-    """Costs by stage, and of "all", of an ONNX file with static shapes. Raises: BuildError when a
-    shape is missing.
+def read_costs(graph: Path, tasks: Sequence[str] = ()) -> dict[str, Costs]:
+    """Costs by stage, and of "all", of an ONNX file with static shapes; of several `tasks` also
+    those of each one's UNet, as "unet normal". Raises: BuildError when a shape is missing.
     """
     model = load_model(graph)
-    costs = {stage: Costs() for stage in (*STAGES, "all")}
+    costs = {row: Costs() for row in _rows(tasks)}
     seen: set[str] = set()
     for node in model.graph:
         cost = node_cost(node, seen)
-        for key in (cost.stage, "all"):
+        for key in _rows_of(node, tasks):
             costs[key].multiply_adds += cost.multiply_adds
             costs[key].int8 += cost.int8
             costs[key].weights += cost.weights
             costs[key].traffic += cost.traffic
             costs[key].kernels[node.op_type] += 1
-    for stage, peak in peaks(model.graph).items():
-        costs[stage].peak = peak
+    for row, peak in peaks(model.graph, tasks).items():
+        costs[row].peak = peak
     return costs
+
+
+def _rows(tasks: Sequence[str]) -> list[str]:
+    """Which costs are told apart."""
+    unets = [f"unet {task}" for task in tasks] if len(tasks) > 1 else []
+    return [row for stage in STAGES for row in (stage, *unets * (stage == "unet"))] + ["all"]
+
+
+def _rows_of(node: ir.Node, tasks: Sequence[str]) -> list[str]:
+    """The rows of `_rows` that an operator counts in. Of a joint network each layer of a UNet is
+    named after its task, as in `unet/normal.conv_in/Conv`.
+    """
+    stage, layer = stage_of(node), str(node.name).partition("/")[2]
+    unets = [f"unet {task}" for task in tasks if re.match(rf"{task}[./]", layer)]
+    return [stage, *unets * (stage == "unet" and len(tasks) > 1), "all"]
 
 
 def node_cost(node: ir.Node, seen: set[str] | None = None) -> NodeCost:
@@ -100,9 +116,9 @@ def node_cost(node: ir.Node, seen: set[str] | None = None) -> NodeCost:
     )
 
 
-def peaks(graph: ir.Graph) -> dict[str, int]:
-    """Largest sum of live activations, by the stage of the operator that runs then, and over
-    all.
+def peaks(graph: ir.Graph, tasks: Sequence[str] = ()) -> dict[str, int]:
+    """Largest sum of live activations, by the stage of the operator that runs then, and over all;
+    of several `tasks` by UNet too.
     """
     order = {node: index for index, node in enumerate(graph)}
     last: dict[ir.Value, int] = {}
@@ -117,12 +133,12 @@ def peaks(graph: ir.Graph) -> dict[str, int]:
                 last[owner.setdefault(operand, operand)] = index
     for value in graph.outputs:
         last[owner[value]] = len(order)
-    peaks = dict.fromkeys((*STAGES, "all"), 0)
+    peaks = dict.fromkeys(_rows(tasks), 0)
     live = {owner[value]: _bytes(value) for value in graph.inputs if value in owner}
     for node, index in order.items():
         live |= {owner[value]: _bytes(value) for value in node.outputs if owner[value] is value}
         total = sum(live.values())
-        for key in (stage_of(node), "all"):
+        for key in _rows_of(node, tasks):
             peaks[key] = max(peaks[key], total)
         live = {value: size for value, size in live.items() if last.get(value, -1) > index}
     return peaks
