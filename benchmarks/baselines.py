@@ -5,9 +5,10 @@ and our bundles.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,49 @@ from export.errors import BuildError
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """RGB uint8 [N,H,W,3] to the N maps as they leave the network's post-processing, float32.
 
-PyTorch takes the N images in one pass; a bundle, whose graph is for one image, takes them one after
-the other.
+PyTorch takes the N images in one pass; a bundle takes them one after the other, or fills a bucket
+with that batch. Of several checkpoints the maps are [N,H,W,C], their channels side by side.
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What every baseline does: `checkpoint` are one or several, with commas between them, and
+    `task` theirs in this order ("" where they imply it). `batch` images are one prediction.
+    """
+
+    checkpoint: str
+    resolution: str
+    batch: int = 1
+    task: str = ""
+
+    @property
+    def checkpoints(self) -> list[tuple[str, str]]:
+        """Each with its task, "" where it implies it."""
+        names = self.checkpoint.split(",")
+        tasks = self.task.split(",") if self.task else [""] * len(names)
+        return list(zip(names, tasks, strict=True))
+
+    @property
+    def name(self) -> str:
+        """In names of files."""
+        names = "+".join(Path(name).name for name, _ in self.checkpoints)
+        return f"{names}-{self.resolution}" + (f"-batch-{self.batch}" if self.batch > 1 else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
     """One way to run the network. Without a `backend` it is PyTorch, with `options` of
-    `open_pytorch`; otherwise a bundle, built with `options` of `export/build_engine.py`.
+    `open_pytorch`; otherwise a bundle, built with `options` of `export/build_engine.py`. `batched`:
+    its bucket takes the batch in one run. Several checkpoints are one bundle, or one for each if
+    `apart`, as PyTorch always has it.
     """
 
     meaning: str
     backend: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    batched: bool = False
+    apart: bool = False
 
 
 # Random weights have no accuracy to keep, and one image does for the ranges: what is compared is
@@ -130,53 +160,114 @@ BASELINES = {
         options={"target": "tensorrt-rtx", "precision": "fp16"},
     ),
 }
+BASELINES |= {
+    f"{name}-batch": dataclasses.replace(
+        BASELINES[name], meaning=f"{BASELINES[name].meaning}, the batch in one run", batched=True
+    )
+    for name in ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
+}
+BASELINES |= {
+    f"{name}-apart": dataclasses.replace(
+        BASELINES[name], meaning=f"{BASELINES[name].meaning}, a bundle for each task", apart=True
+    )
+    for name in ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
+}
 REFERENCE = "pytorch"
 """The baseline that all others are compared with."""
 
 
-def bundle_path(name: str, checkpoint: str, resolution: str, folder: Path) -> Path | None:
-    """Where a baseline's bundle lies; those with the same settings share it. None for PyTorch."""
+def bundle_paths(name: str, work: Work, folder: Path) -> dict[Path, list[tuple[str, str]]]:
+    """Where a baseline's bundles lie, with the checkpoints and tasks of each; those with the same
+    settings share it. Empty for PyTorch.
+    """
     baseline = BASELINES[name]
     if baseline.backend is None:
-        return None
-    settings = "-".join(f"{key}={value}" for key, value in sorted(baseline.options.items()))
-    return folder / f"bench-{checkpoint}-{resolution}-{settings}".replace("/", "-")
+        return {}
+    options = baseline.options | ({"batch": work.batch} if baseline.batched else {})
+    settings = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
+    every = work.checkpoints
+    parts = [[each] for each in every] if baseline.apart else [every]
+    bundles = {}
+    for part in parts:
+        words = "+".join(
+            f"{checkpoint}={task}" if task else checkpoint for checkpoint, task in part
+        )
+        path = f"bench-{words}-{work.resolution}-{settings}".replace("/", "-")
+        bundles[folder / path] = part
+    return bundles
 
 
-def built(name: str, checkpoint: str, resolution: str, folder: Path) -> Path | None:
-    """The baseline's bundle; None for PyTorch. A bundle that is not there yet is built by a process
-    of its own.
+def built(name: str, work: Work, folder: Path) -> list[Path]:
+    """The baseline's bundles; none for PyTorch. One that is not there yet is built by a process of
+    its own.
 
     Raises: BuildError.
     """
-    bundle = bundle_path(name, checkpoint, resolution, folder)
-    if bundle is None or bundle.exists():
-        return bundle
-    options = BASELINES[name].options
-    command = [sys.executable, "export/build_engine.py", checkpoint, "--resolution", resolution]
-    command += [f"--{key}={value}" for key, value in options.items() if key != "folds"]
-    command += [] if options.get("folds", True) else ["--no-folds"]
-    command += ["--output", str(bundle)]
-    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode != 0:
-        raise BuildError(f"the bundle of {name} could not be built")
-    return bundle
+    bundles = bundle_paths(name, work, folder)
+    baseline = BASELINES[name]
+    for bundle, part in bundles.items():
+        if bundle.exists():
+            continue
+        command = [sys.executable, "export/build_engine.py"]
+        command += [checkpoint for checkpoint, _ in part]
+        command += [f"--task={','.join(task for _, task in part)}"] if part[0][1] else []
+        command += ["--resolution", work.resolution]
+        command += [f"--{key}={value}" for key, value in baseline.options.items() if key != "folds"]
+        command += [] if baseline.options.get("folds", True) else ["--no-folds"]
+        command += [f"--batch={work.batch}"] if baseline.batched else []
+        command += ["--output", str(bundle)]
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
+            raise BuildError(f"the bundle of {name} could not be built")
+    return [*bundles]
 
 
 @contextlib.contextmanager
 def opened(
-    name: str, checkpoint: str, bundle: Path | None, stages: dict[str, float]
+    name: str, work: Work, bundles: Sequence[Path], stages: dict[str, float]
 ) -> Iterator[Predict]:
     """The baseline, loaded. A prediction by PyTorch writes the seconds of each stage into `stages`.
 
     Raises: CheckpointError, BundleError, BackendError.
     """
     baseline = BASELINES[name]
-    if bundle is None or baseline.backend is None:
+    if baseline.backend is None:
         from benchmarks.pytorch_baseline import open_pytorch  # torch would count as the bundles'
 
-        yield open_pytorch(checkpoint, stages, **baseline.options)
+        each_stages: list[dict[str, float]] = [{} for _ in work.checkpoints]
+        networks = [
+            open_pytorch(checkpoint, own, task=task or None, **baseline.options)
+            for (checkpoint, task), own in zip(work.checkpoints, each_stages, strict=True)
+        ]
+
+        def predict_each(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            maps = [network(images) for network in networks]
+            stages.clear()
+            for own in each_stages:
+                for stage, seconds in own.items():
+                    stages[stage] = stages.get(stage, 0.0) + seconds
+            return _side_by_side(maps)
+
+        yield predict_each
         return
     from runtime import LotusEngine
 
-    with LotusEngine(bundle, baseline.backend) as engine:
-        yield lambda images: np.stack([engine(image, resize=None).values for image in images])
+    with contextlib.ExitStack() as stack:
+        engines = [stack.enter_context(LotusEngine(bundle, baseline.backend)) for bundle in bundles]
+
+        def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            answers = [engine(list(images), resize=None) for engine in engines]
+            maps = [
+                np.stack([prediction[task].values for prediction in predictions])
+                for engine, predictions in zip(engines, answers, strict=True)
+                for task in engine.manifest.tasks
+            ]
+            return _side_by_side(maps)
+
+        yield predict
+
+
+def _side_by_side(maps: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """One array of the maps of all tasks, each [N,H,W] or [N,H,W,C]."""
+    if len(maps) == 1:
+        return maps[0]
+    return np.concatenate([values.reshape(*values.shape[:3], -1) for values in maps], axis=-1)

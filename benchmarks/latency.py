@@ -5,7 +5,9 @@ Each baseline is a process of its own. They are loaded in groups that fit into m
 with the reference. In every round each one predicts once, in turn, so that a machine that slows
 down slows all of them. The image is read and decoded beforehand; pre- and post-processing are
 inside the timed region. Ratios are of medians within one group. With --batch N a prediction is of N
-images: by PyTorch in one pass, by a bundle one after the other.
+images: by PyTorch in one pass, by a bundle one after the other, by `...-batch` in one run. Several
+checkpoints, with commas between them, are one joint bundle; `...-apart` is a bundle for each, and
+PyTorch runs one after the other.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import latency_worker
-from benchmarks.baselines import BASELINES, REFERENCE, built, bundle_path
+from benchmarks.baselines import BASELINES, REFERENCE, Work, built, bundle_paths
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from export.errors import BuildError
 
@@ -33,9 +35,11 @@ _CEILING_EDGE = 3072
 def main() -> int:
     """Measure and save; status 1 when nothing could be measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", default="random/lotus-d")
+    parser.add_argument("--checkpoint", default="random/lotus-d", metavar="CHECKPOINT[,...]")
+    parser.add_argument("--task", default="", metavar="TASK[,...]", help="as build_engine takes it")
     parser.add_argument("--resolution", default="512x512", metavar="HxW")
-    parser.add_argument("--what", nargs="+", default=list(BASELINES), choices=BASELINES)
+    alone = [name for name, each in BASELINES.items() if not (each.batched or each.apart)]
+    parser.add_argument("--what", nargs="+", default=alone, choices=BASELINES)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
@@ -49,12 +53,13 @@ def main() -> int:
         "--name", help="of the file of rows; default: latency-CHECKPOINT-RESOLUTION[-batch-N]"
     )
     arguments = parse_arguments(parser)
+    if arguments.task and arguments.task.count(",") != arguments.checkpoint.count(","):
+        parser.error("--task names a task for each checkpoint, or is left out")
     others = [name for name in arguments.what if name != REFERENCE]
     groups = [
         others[at : at + arguments.together] for at in range(0, len(others), arguments.together)
     ] or [[]]
-    title = f"latency-{Path(arguments.checkpoint).name}-{arguments.resolution}"
-    title += f"-batch-{arguments.batch}" if arguments.batch > 1 else ""
+    title = f"latency-{_work(arguments).name}"
     rows = [{"what": "ceiling", "gflops": _ceiling()}]
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(groups):
@@ -66,6 +71,15 @@ def main() -> int:
             saved = write_rows(arguments.name or title, rows, dirty=arguments.dirty)
             print(f"rows: {saved.name}, group {number + 1} of {len(groups)}")
     return 0 if any("p50_s" in row for row in rows) else 1
+
+
+def _work(arguments: argparse.Namespace) -> Work:
+    return Work(
+        checkpoint=arguments.checkpoint,
+        resolution=arguments.resolution,
+        batch=arguments.batch,
+        task=arguments.task,
+    )
 
 
 def _race(names: list[str], arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -118,14 +132,12 @@ class _Runner:
 
     def __init__(self, name: str, arguments: argparse.Namespace, folder: Path) -> None:
         self.name, self.seconds = name, list[float]()
-        built(name, arguments.checkpoint, arguments.resolution, arguments.bundles)
+        built(name, _work(arguments), arguments.bundles)
         command = latency_worker.command_line(
             name,
-            checkpoint=arguments.checkpoint,
-            resolution=arguments.resolution,
+            _work(arguments),
             bundles=arguments.bundles,
             image=arguments.image,
-            batch=arguments.batch,
             output=folder / f"{name}.npy",
         )
         self._process = subprocess.Popen(
@@ -155,11 +167,11 @@ class _Runner:
         }
         row |= {"p50_s": p50, "p90_s": p90, "p99_s": p99, "min_s": min(self.seconds)}
         row |= {"per_second": arguments.batch / p50}
-        bundle = bundle_path(
-            self.name, arguments.checkpoint, arguments.resolution, arguments.bundles
-        )
-        if bundle is not None:
-            row |= _work_of(bundle, p50 / arguments.batch)
+        work = _work(arguments)
+        row |= {"task": work.task} if work.task else {}
+        bundles = bundle_paths(self.name, work, arguments.bundles)
+        if bundles:
+            row |= _work_of([*bundles], p50 / arguments.batch)
         return row | self.start | end
 
     def _ask(self, word: str) -> dict[str, Any]:
@@ -182,16 +194,22 @@ class _Runner:
         return message
 
 
-def _work_of(bundle: Path, seconds: float) -> dict[str, Any]:
-    """Multiply-adds of the graph, for one image, and the rate at which they were done in these
-    seconds.
+def _work_of(bundles: list[Path], seconds: float) -> dict[str, Any]:
+    """Multiply-adds of the graphs, for one image, the rate at which they were done in these
+    seconds, and what the bundles take on the disk.
     """
     from export.bundle.costs import read_costs
     from runtime.manifest import Manifest
 
-    manifest = Manifest.load(bundle)
-    count = read_costs(bundle / manifest.buckets[0].graph)["all"].multiply_adds
-    return {"multiply_adds": count, "gflops": 2 * count / seconds / 1e9, "folds": manifest.folds}
+    count = size = 0
+    folds: list[str] = []
+    for bundle in bundles:
+        manifest = Manifest.load(bundle)
+        bucket, folds = manifest.buckets[0], manifest.folds
+        count += read_costs(bundle / bucket.graph)["all"].multiply_adds // bucket.batch
+        size += sum(file.bytes for file in manifest.files)
+    rate = 2 * count / seconds / 1e9
+    return {"multiply_adds": count, "gflops": rate, "folds": folds, "bundle_gb": size / 1e9}
 
 
 def _ceiling() -> dict[str, float]:

@@ -8,6 +8,7 @@ line of JSON. The last prediction is saved to `--output`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import sys
@@ -17,28 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baselines import BASELINES, bundle_path, opened
+from benchmarks.baselines import BASELINES, Work, bundle_paths, opened
 from runtime.errors import LotusError
 
 
-def command_line(
-    name: str,
-    *,
-    checkpoint: str,
-    resolution: str,
-    bundles: Path,
-    image: Path,
-    batch: int,
-    output: Path,
-) -> list[str]:
+def command_line(name: str, work: Work, *, bundles: Path, image: Path, output: Path) -> list[str]:
     """What `subprocess` starts a worker with."""
     options = {
         "what": name,
-        "checkpoint": checkpoint,
-        "resolution": resolution,
+        **dataclasses.asdict(work),
         "bundles": bundles,
         "image": image,
-        "batch": batch,
         "output": output,
     }
     words = [f"--{option}={value}" for option, value in options.items()]
@@ -54,6 +44,7 @@ def main() -> int:
     parser.add_argument("--bundles", type=Path, required=True)
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--task", default="")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     stages: dict[str, float] = {}
@@ -77,11 +68,17 @@ def _serve(arguments: argparse.Namespace, stages: dict[str, float]) -> None:
 
     name = arguments.what
     height, width = map(int, arguments.resolution.split("x"))
-    bundle = bundle_path(name, arguments.checkpoint, arguments.resolution, arguments.bundles)
+    work = Work(
+        checkpoint=arguments.checkpoint,
+        resolution=arguments.resolution,
+        batch=arguments.batch,
+        task=arguments.task,
+    )
+    bundles = list(bundle_paths(name, work, arguments.bundles))
     image = fit_to_bucket(load(arguments.image), Bucket(height=height, width=width, graph=""))[0]
     images = np.repeat(image[None], arguments.batch, axis=0)
     start = time.perf_counter()
-    with opened(name, arguments.checkpoint, bundle, stages) as predict:
+    with opened(name, work, bundles, stages) as predict:
         loaded = time.perf_counter()
         values = predict(images)  # a bundle opens its graph here: the first prediction holds that
         first = time.perf_counter()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.baselines import BASELINES, REFERENCE, built, opened
+from benchmarks.baselines import BASELINES, REFERENCE, Work, built, opened
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from runtime.image import IMAGE_SUFFIXES, load
 
@@ -45,10 +45,9 @@ def main() -> int:
         predictions = {}
         for name in (REFERENCE, *arguments.what):
             print(f"{checkpoint}: {name}", file=sys.stderr)
-            bundle = built(
-                name, checkpoint, f"{arguments.size}x{arguments.size}", arguments.bundles
-            )
-            with opened(name, checkpoint, bundle, {}) as predict:
+            work = Work(checkpoint=checkpoint, resolution=f"{arguments.size}x{arguments.size}")
+            bundles = built(name, work, arguments.bundles)
+            with opened(name, work, bundles, {}) as predict:
                 predictions[name] = [predict(crop[None])[0] for crop in crops]
         rows = list(_rows(predictions, [path.name for path in files]))
         for row in rows:

@@ -24,6 +24,7 @@ def open_pytorch(
     checkpoint: str,
     stages: dict[str, float],
     *,
+    task: str | None = None,
     published: bool = False,
     dtype: str | None = None,
     compile: bool = False,
@@ -34,14 +35,14 @@ def open_pytorch(
     Each prediction empties `stages` and then writes the seconds of each stage into it. `published`
     encodes the prompt for every image and samples the posterior; otherwise the prompt is stored and
     the posterior's mean is taken. `dtype` is a type of torch for autocast. `compile` compiles the
-    three networks.
+    three networks. `task` is for a checkpoint that does not imply it.
 
     Raises: CheckpointError.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint, task=task)
     vae, unet = loaded.vae.to(device), loaded.unet.to(device)
-    family, task = loaded.family, loaded.task
+    family, answered = loaded.family, loaded.task
     class_vector, stored_prompt = family.class_labels(), loaded.prompt.to(device)
     if class_vector is not None:
         class_vector = class_vector.to(device)
@@ -72,7 +73,7 @@ def open_pytorch(
                 ).sample
             with _timed(stages, "decoder"):
                 unit = (decoder(predicted / scaling).sample.float() / 2 + 0.5).clamp(0, 1)
-            return values_of(unit, task)
+            return values_of(unit, answered)
 
     return predict
 

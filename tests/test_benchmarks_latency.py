@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, bucket, pictures, write_null_bundle
 from PIL import Image
 
 from benchmarks import latency, parity, plots, report, rows, tables
+from benchmarks.baselines import BASELINES, Baseline, Work, bundle_paths, opened
 
 
 @pytest.mark.slow
@@ -68,6 +69,29 @@ def test_folded_and_plain_bundles_answer_as_pytorch_does(
     names = ("onnxruntime", "plain-onnxruntime")
     assert compared == [(names[0], "pytorch"), (names[1], "pytorch"), names]
     assert all(0 < row["max_abs"] < 2e-4 for row in saved)
+
+
+def test_a_joint_bundle_and_one_for_each_task_answer_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("joint", "apart"):
+        one = Baseline(meaning=name, backend="null", batched=True, apart=name == "apart")
+        monkeypatch.setitem(BASELINES, name, one)
+    work = Work(checkpoint="tiny/a,tiny/b", resolution="64x96", batch=2, task="depth,normal")
+    assert work.name == "a+b-64x96-batch-2"
+    joint, apart = (bundle_paths(name, work, tmp_path) for name in ("joint", "apart"))
+    assert list(joint.values()) == [[("tiny/a", "depth"), ("tiny/b", "normal")]]
+    assert list(apart.values()) == [[("tiny/a", "depth")], [("tiny/b", "normal")]]
+    assert all("batch=2" in path.name for path in (*joint, *apart))
+    for path, parts in (joint | apart).items():
+        tasks = tuple(task for _, task in parts)
+        write_null_bundle(path, task=tasks, buckets=[bucket(2)])
+    images = np.stack(pictures(2))
+    with opened("joint", work, [*joint], {}) as predict:
+        together = predict(images)
+    with opened("apart", work, [*apart], {}) as predict:
+        np.testing.assert_array_equal(together, predict(images))
+    assert together.shape == (2, 64, 96, 4)
 
 
 def test_the_process_of_a_bundle_carries_no_torch() -> None:
