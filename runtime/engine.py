@@ -147,7 +147,11 @@ class LotusEngine:
         **reading: Any,
     ) -> Prediction | Sequence[Prediction | ImageError]:
         """Predict for one image (path, PIL image, uint8 RGB array [H,W,3]) or for each image of a
-        list.
+        list. A prediction has a map for each task of the bundle.
+
+        A list fills buckets with a batch, where the bundle has them: images of one size are
+        gathered, in their order, and only the last of each size may share a run with copies of
+        itself. No more than a batch of each size is held beside the answers.
 
         `seed` draws the noise of mode G (None: the manifest's `noise_seed`); `noise` float32
         [1,C,h/8,w/8] of the bucket replaces it. `resize` brings the map back to the image's size
