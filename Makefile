@@ -67,4 +67,4 @@ $(TOOLS)/.ready: locks/tools.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TOOLS) out engines/demo engines/demo-normal
+	rm -rf $(VENV) $(TOOLS) out engines/demo

@@ -33,27 +33,38 @@ def main() -> int:
             return 1
         policy = Policy.read(path / manifest.quantisation.policy)
         everything = read_costs(path / manifest.buckets[0].graph)["all"].multiply_adds
-        kept = policy.high_precision
-        about = {"bundle": manifest.name, "budget": policy.max_error, "kept": kept}
-        about |= {"int8_of_all": manifest.quantisation.multiply_adds / everything}
-        steps = [
-            {"kept": s.high_precision, "int8_share": s.int8_share, "distance": s.error}
-            for s in policy.steps
-        ]
-        rows = [about | step for step in steps]
-        rows += [
-            {"bundle": manifest.name, "group": group, "alone": alone}
-            for group, alone in policy.alone.items()
-        ]
-        for step in steps:
-            print(
-                "{kept:4d} groups in higher precision  {int8_share:6.1%} in int8  "
-                "error {distance:.4f}".format(**step)
-            )
-        print(f"{about['int8_of_all']:.1%} of all multiply-adds in int8")
+        int8_of_all = manifest.quantisation.multiply_adds / everything
+        rows = []
+        for task in policy.max_errors:
+            several = len(policy.max_errors) > 1
+            name = f"{manifest.name} ({task})" if several else manifest.name
+            rows += _rows_of_task(name, policy, task, int8_of_all)
+        print(f"{int8_of_all:.1%} of all multiply-adds in int8")
         saved = write_rows(f"sensitivity-{manifest.name}", rows, dirty=arguments.dirty)
         print(f"rows: {saved.name}")
     return 0
+
+
+def _rows_of_task(
+    name: str, policy: Policy, task: str, int8_of_all: float
+) -> list[dict[str, object]]:
+    """What the policy says of one task, which is printed too."""
+    about = {"bundle": name, "budget": policy.max_errors[task], "kept": policy.high_precision}
+    about |= {"int8_of_all": int8_of_all}
+    rows: list[dict[str, object]] = []
+    for step in policy.steps:
+        error = step.errors[task]
+        print(
+            f"{name}: {step.high_precision:4d} groups in higher precision  {step.int8_share:6.1%} "
+            f"in int8  error {error:.4f}"
+        )
+        share = {"kept": step.high_precision, "int8_share": step.int8_share, "distance": error}
+        rows.append(about | share)
+    rows += [
+        {"bundle": name, "group": group, "alone": alone[task]}
+        for group, alone in policy.alone.items()
+    ]
+    return rows
 
 
 if __name__ == "__main__":

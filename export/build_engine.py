@@ -1,5 +1,5 @@
-"""Build a bundle: `python export/build_engine.py CHECKPOINT [...]`, or finish one on the device:
-`--from-bundle`.
+"""Build a bundle: `python export/build_engine.py CHECKPOINT [CHECKPOINT ...]`, or finish one on the
+device: `--from-bundle`.
 
 Progress goes to stderr; the last line on stdout is the bundle's path.
 """
@@ -26,7 +26,7 @@ from runtime.errors import LotusError
 from runtime.extras import explain_missing_packages, require
 from runtime.tasks import TASKS
 
-_ON_DEVICE = ("checkpoint", "target", "output", "overwrite", "command")
+_ON_DEVICE = ("checkpoint", "beside", "target", "output", "overwrite", "command")
 """The settings that --from-bundle can change; the graph in the bundle has the others."""
 
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     words = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(words)
-    if (arguments.checkpoint is None) == (arguments.from_bundle is None):
+    if bool(arguments.checkpoints) == (arguments.from_bundle is not None):
         parser.error("name a CHECKPOINT, or --from-bundle BUNDLE")
     command = " ".join(("python export/build_engine.py", shlex.join(map(without_folders, words))))
     if arguments.from_bundle:
@@ -55,19 +55,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Every option but the last few stands for the field of BuildSettings of its name."""
+    """Every option but the last few stands for the field of BuildSettings of its name; the
+    checkpoints for `checkpoint` and `beside`.
+    """
     parser = argparse.ArgumentParser(
-        prog="python export/build_engine.py", description="Turn a Lotus checkpoint into a bundle."
+        prog="python export/build_engine.py", description="Turn checkpoints into a bundle."
     )
     add = parser.add_argument
     add(
-        "checkpoint",
-        nargs="?",
+        "checkpoints",
+        nargs="*",
         metavar="CHECKPOINT",
         help="a diffusers folder, a hub id, tiny/disparity-d (embedded), or random/lotus-d, "
-        "random/lotus-g (full size)",
+        "random/lotus-g (full size); several that share their autoencoder make one bundle, which "
+        "encodes a picture once for all tasks",
     )
-    add("--task", choices=sorted(TASKS), help="what it predicts; known ids imply it")
+    add(
+        "--task",
+        metavar="TASK[,TASK...]",
+        help=f"what each predicts; known ids imply it. One of {', '.join(sorted(TASKS))}",
+    )
     add(
         "--resolution",
         dest="resolutions",
@@ -75,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
         default=(),
         metavar="HxW[,HxW...]",
         help="default: the size of training",
+    )
+    add(
+        "--batch",
+        dest="batches",
+        type=_batches,
+        default=(1,),
+        metavar="N[,M...]",
+        help="pictures that one run takes; each number makes a bucket of every resolution. "
+        "Default 1",
     )
     add("--target", default="onnxruntime", choices=sorted(TARGETS))
     add(
@@ -138,9 +154,10 @@ def _add_precision_options(parser: argparse.ArgumentParser) -> None:
     )
     precision.add_argument(
         "--budget",
-        type=float,
-        help="int8: the largest error against the fp32 prediction, as AbsRel after alignment "
-        "(default 0.01) or in degrees (default 1)",
+        type=_numbers,
+        metavar="X[,Y...]",
+        help="int8: the largest error of each task against the fp32 prediction, as AbsRel after "
+        "alignment (default 0.01) or in degrees (default 1)",
     )
     precision.add_argument(
         "--policy", type=Path, metavar="FILE", help="int8: policy.json of another bundle; no search"
@@ -174,7 +191,10 @@ def _build(arguments: argparse.Namespace, command: str) -> str:
         require("torch")  # before anything is downloaded
     fields = {field.name for field in dataclasses.fields(BuildSettings)} - {"command"}
     request = {name: value for name, value in vars(arguments).items() if name in fields}
-    plan = make_plan(BuildSettings(**request, command=command))
+    first, *others = arguments.checkpoints
+    plan = make_plan(
+        BuildSettings(checkpoint=first, beside=tuple(others), **request, command=command)
+    )
     if arguments.dry_run:
         return "\n".join(plan.lines())
     say("loading PyTorch")
@@ -214,6 +234,16 @@ def _resolutions(text: str) -> tuple[tuple[int, int], ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not HxW[,HxW...] in pixels, such as 512x512,384x640"
         ) from None
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not N[,M...], such as 1,4")
+    return tuple(map(int, text.split(",")))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
 
 
 def _seed(text: str) -> int:

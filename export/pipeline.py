@@ -1,11 +1,12 @@
 """From a checkpoint to a bundle: the straight path.
 
-The order is by construction. Hash and reference need the untouched modules of a checkpoint; the
-single pass takes these modules over, and the checkpoint refuses to answer after that.
+The order is by construction. Hash and reference need the untouched modules of the checkpoints; the
+single pass takes these modules over, and a checkpoint refuses to answer after that.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import gc
 import shutil
@@ -19,8 +20,8 @@ from export.bundle.golden import GOLDEN, write_golden
 from export.bundle.write import staged
 from export.folds import apply_folds
 from export.graph.write_graphs import write_graphs
-from export.network.autoencoder import replace_vae
-from export.network.checkpoint import Checkpoint, load
+from export.network.checkpoint import Checkpoint
+from export.network.joint import load_together
 from export.network.single_pass import SinglePass
 from export.plan import Plan, make_plan
 from export.progress import say
@@ -30,7 +31,7 @@ from export.settings import BuildSettings
 from export.versions import tool_versions
 from runtime.engine import draw_noise
 from runtime.manifest import Checkpoint as CheckpointEntry
-from runtime.manifest import Golden, Manifest, Quantisation
+from runtime.manifest import Golden, Manifest, Quantisation, Source, required_features
 
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
 
@@ -47,16 +48,16 @@ def build(settings: BuildSettings) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """Where the weights came from: the checkpoint, and what stands in for its autoencoder."""
+    """Where the weights came from: the checkpoints, and what stands in for their autoencoder."""
 
-    checkpoint: CheckpointEntry
+    checkpoints: list[CheckpointEntry]
     encoder: CheckpointEntry | None
     decoder: CheckpointEntry | None
 
     @property
     def entries(self) -> list[object]:
         """All of it."""
-        return [self.checkpoint, self.encoder, self.decoder]
+        return [*self.checkpoints, self.encoder, self.decoder]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +71,16 @@ class Build:
         plan = self.plan
         if plan.fallback_remark is not None:
             say(plan.fallback_remark)
-        checkpoint = load(plan.checkpoint, seed=plan.noise_seed)
-        checkpoint = replace_vae(checkpoint, plan.encoder, plan.decoder, seed=plan.noise_seed)
-        needed = plan.copies * _weight_bytes(checkpoint)
+        checkpoints = load_together(
+            plan.checkpoints, plan.encoder, plan.decoder, seed=plan.noise_seed
+        )
+        needed = plan.copies * _weight_bytes(checkpoints)
         with staged(plan.output, overwrite=plan.overwrite, needed_bytes=needed) as stage:
-            sources = self._identify(checkpoint)
-            write_golden(checkpoint, plan, stage)
-            network = SinglePass(checkpoint, self._fixed_noises())
+            sources = self._identify(checkpoints)
+            write_golden(checkpoints, plan, stage)
+            network = SinglePass(
+                *checkpoints, noises=self._fixed_noises(), batched=plan.recipe.decodes_batched
+            )
             folds = apply_folds(network, plan.recipe) if plan.folds else []
             ranges: Ranges = {}
             quantisation = None
@@ -89,10 +93,10 @@ class Build:
         shutil.rmtree(plan.search_cache, ignore_errors=True)
         return plan.output
 
-    def _identify(self, checkpoint: Checkpoint) -> _Sources:
+    def _identify(self, checkpoints: list[Checkpoint]) -> _Sources:
         """Names and hashes of the untouched weights."""
-        plan = self.plan
-        encoder, decoder = checkpoint.modules.small_encoder, checkpoint.modules.small_decoder
+        plan, modules = self.plan, checkpoints[0].modules
+        encoder, decoder = modules.small_encoder, modules.small_decoder
         entries: dict[str, CheckpointEntry | None] = {"encoder": None, "decoder": None}
         for half, vae, description in (
             ("encoder", encoder, plan.encoder),
@@ -100,8 +104,11 @@ class Build:
         ):
             if vae is not None and description is not None:
                 entries[half] = CheckpointEntry(id=description.public_id, sha256=vae.sha256(half))
-        own = CheckpointEntry(id=plan.checkpoint.public_id, sha256=checkpoint.sha256())
-        return _Sources(checkpoint=own, encoder=entries["encoder"], decoder=entries["decoder"])
+        own = [
+            CheckpointEntry(id=description.public_id, sha256=checkpoint.sha256())
+            for description, checkpoint in zip(plan.checkpoints, checkpoints, strict=True)
+        ]
+        return _Sources(checkpoints=own, encoder=entries["encoder"], decoder=entries["decoder"])
 
     def _describe(
         self, sources: _Sources, folds: list[str], quantisation: Quantisation | None
@@ -110,14 +117,24 @@ class Build:
         plan = self.plan
         largest, mean = plan.tolerance
         now = datetime.datetime.now(datetime.timezone.utc)
-        return Manifest(
+        first, *others = (
+            Source(
+                checkpoint=checkpoint,
+                family=description.family.name,
+                licence=description.family.licence,
+            )
+            for description, checkpoint in zip(plan.checkpoints, sources.checkpoints, strict=True)
+        )
+        names = [task.name for task in plan.tasks]
+        manifest = Manifest(
             name=plan.name,
-            checkpoint=sources.checkpoint,
-            family=plan.family.name,
-            licence=plan.family.licence,
-            mode=plan.family.mode,
-            tasks=[plan.task.name],
-            outputs={plan.task.name: plan.task.meaning},
+            checkpoint=first.checkpoint,
+            family=first.family,
+            licence=first.licence,
+            beside=dict(zip(names[1:], others, strict=True)),
+            mode="g" if plan.takes_noise else "d",
+            tasks=names,
+            outputs={task.name: task.meaning for task in plan.tasks},
             precision=plan.precision,
             target=plan.target.name,
             opset=plan.opset,
@@ -136,6 +153,7 @@ class Build:
             vae_encoder=sources.encoder,
             vae_decoder=sources.decoder,
         )
+        return dataclasses.replace(manifest, requires=required_features(manifest))
 
     def _fixed_noises(self) -> list[torch.Tensor]:
         """Mode G's noise for each size of latent, where it is part of the graph."""
@@ -146,7 +164,7 @@ class Build:
         return [torch.from_numpy(draw_noise(plan.noise_seed, shape)) for shape in shapes]
 
 
-def _weight_bytes(checkpoint: Checkpoint) -> int:
-    modules = (checkpoint.unet, checkpoint.vae)
+def _weight_bytes(checkpoints: list[Checkpoint]) -> int:
+    modules = (checkpoints[0].vae, *(checkpoint.unet for checkpoint in checkpoints))
     count: int = sum(p.numel() for module in modules for p in module.parameters())
     return 4 * count

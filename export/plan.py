@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.bundle.write import check_destination
 from export.errors import BuildError
-from export.families import Family
 from export.network.autoencoder import SmallVaeDescription, describe_small_vae
 from export.network.checkpoint import Description, describe
 from export.quantize.calibration import Calibration
@@ -17,6 +17,7 @@ from export.quantize.policy import Policy
 from export.settings import BuildSettings
 from export.targets import TARGETS, Recipe, Target
 from runtime.manifest import Bucket, Latent, Preprocess, Shape, input_shapes, noise_shape
+from runtime.manifest_check import LARGEST_BATCH
 from runtime.tasks import Task
 
 # At an opset older than the target's own, group norms are InstanceNormalization, which ONNX Runtime
@@ -33,12 +34,13 @@ _LIBRARY_BYTES, _BUILD_FACTOR, _ENGINE_FACTOR = 0.6e9, 2.1, 1.6
 class Plan:
     """A build, decided and checked; no weight is loaded yet.
 
-    `tolerance` is the golden's: largest and mean absolute difference. `max_error` is the limit of
-    an int8 build in the task's unit. `asked_precision` is what was asked for, where the target
-    builds another `precision` instead.
+    `checkpoints` are one for each task; they share the autoencoder, which is the first one's.
+    `tolerance` is the golden's: largest and mean absolute difference. `budgets` are the limits of
+    an int8 build by task, each in its unit. `asked_precision` is what was asked for, where the
+    target builds another `precision` instead.
     """
 
-    checkpoint: Description
+    checkpoints: tuple[Description, ...]
     encoder: SmallVaeDescription | None
     decoder: SmallVaeDescription | None
     target: Target
@@ -51,7 +53,7 @@ class Plan:
     fixed_noise: bool
     folds: bool
     calibration: Calibration
-    max_error: float
+    budgets: Mapping[str, float]
     policy: Path | None
     name: str
     output: Path
@@ -60,14 +62,14 @@ class Plan:
     preprocess: Preprocess = field(default_factory=Preprocess)
 
     @property
-    def family(self) -> Family:
-        """The checkpoint's family."""
-        return self.checkpoint.family
+    def tasks(self) -> tuple[Task, ...]:
+        """What is predicted, in the order of the network's answers."""
+        return tuple(checkpoint.task for checkpoint in self.checkpoints)
 
     @property
-    def task(self) -> Task:
-        """What is predicted."""
-        return self.checkpoint.task
+    def takes_noise(self) -> bool:
+        """Whether an answer depends on noise."""
+        return any(checkpoint.family.takes_noise for checkpoint in self.checkpoints)
 
     @property
     def recipe(self) -> Recipe:
@@ -77,12 +79,12 @@ class Plan:
     @property
     def latent(self) -> Latent:
         """Channels and scale of the latent."""
-        return self.checkpoint.latent
+        return self.checkpoints[0].latent
 
     @property
     def noise_is_input(self) -> bool:
         """Whether the graph takes noise."""
-        return self.family.takes_noise and not self.fixed_noise
+        return self.takes_noise and not self.fixed_noise
 
     @property
     def search_cache(self) -> Path:
@@ -92,7 +94,9 @@ class Plan:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights in fp32; 0 where they must be downloaded to know."""
-        return 4 * self.checkpoint.parameters
+        own = sum(checkpoint.parameters for checkpoint in self.checkpoints)
+        shared = sum(checkpoint.vae_parameters for checkpoint in self.checkpoints[1:])
+        return 4 * (own - shared)
 
     @property
     def copies(self) -> int:
@@ -126,10 +130,8 @@ class Plan:
         """What will be built, for a person: `--dry-run` prints it."""
         recipe, small = self.recipe, {"encoder": self.encoder, "decoder": self.decoder}
         rows = {
-            "checkpoint": f"{self.checkpoint.public_id} ({self.family.name})",
-            "licence": self.family.licence,
+            **self._checkpoint_rows(),
             **{half: vae.public_id for half, vae in small.items() if vae is not None},
-            "task": f"{self.task.name}: {self.task.meaning}",
             "sizes": ", ".join(map(str, self.buckets)),
             "inputs": ", ".join(self.input_shapes(self.buckets[0])),
             "target": f"{self.target.name}, ONNX opset {self.opset}",
@@ -149,6 +151,17 @@ class Plan:
         for label, text in rows.items():
             yield f"{label:<13}{text}"
 
+    def _checkpoint_rows(self) -> dict[str, str]:
+        rows: dict[str, str] = {}
+        for number, checkpoint in enumerate(self.checkpoints, 1):
+            end = f" {number}" if len(self.checkpoints) > 1 else ""
+            rows |= {
+                f"checkpoint{end}": f"{checkpoint.public_id} ({checkpoint.family.name})",
+                f"licence{end}": checkpoint.family.licence,
+                f"task{end}": f"{checkpoint.task.name}: {checkpoint.task.meaning}",
+            }
+        return rows
+
     @property
     def _falls_back(self) -> bool:
         return self.precision != self.asked_precision
@@ -166,7 +179,8 @@ class Plan:
     def _int8_words(self) -> str:
         if self.policy is not None:
             return f"layers as in {self.policy.name}"
-        return f"as many layers as fit an error of {self.max_error:g} {self.task.error_unit}"
+        limits = (f"{self.budgets[task.name]:g} {task.error_unit}" for task in self.tasks)
+        return f"as many layers as fit an error of {' and '.join(limits)}"
 
 
 def make_plan(settings: BuildSettings) -> Plan:
@@ -183,17 +197,19 @@ def make_plan(settings: BuildSettings) -> Plan:
     _check_int8(settings)
     if settings.output is not None:  # before a download of gigabytes
         check_destination(settings.output, overwrite=settings.overwrite)
-    checkpoint = describe(settings.checkpoint, task=settings.task)
-    if settings.fixed_noise and not checkpoint.family.takes_noise:
-        raise BuildError(f"{checkpoint.id!r} is of mode D: it has no noise to fix")
+    checkpoints = _describe(settings)
+    checkpoint = checkpoints[0]
+    if settings.fixed_noise and not any(each.family.takes_noise for each in checkpoints):
+        names = " and ".join(repr(each.id) for each in checkpoints)
+        raise BuildError(f"{names} is of mode D: it has no noise to fix")
     encoder, decoder = (
         None if name is None else describe_small_vae(name, checkpoint)
         for name in (settings.vae_encoder or settings.vae, settings.vae_decoder or settings.vae)
     )
     buckets = _buckets(settings, checkpoint)
     words = [
-        *(Path(checkpoint.public_id).name, *_vae_words(encoder, decoder)),
-        *(*map(str, buckets), precision, target.name),
+        *(Path(each.public_id).name for each in checkpoints),
+        *(*_vae_words(encoder, decoder), *map(str, buckets), precision, target.name),
     ]
     name = "-".join(words)
     opset = settings.opset or target.opset
@@ -201,7 +217,7 @@ def make_plan(settings: BuildSettings) -> Plan:
     output = settings.output or Path("engines") / name
     check_destination(output, overwrite=settings.overwrite)
     return Plan(
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
         encoder=encoder,
         decoder=decoder,
         target=target,
@@ -214,7 +230,7 @@ def make_plan(settings: BuildSettings) -> Plan:
         fixed_noise=settings.fixed_noise,
         folds=settings.folds,
         calibration=calibration,
-        max_error=checkpoint.task.max_error if settings.budget is None else settings.budget,
+        budgets=_budgets(settings, checkpoints),
         policy=settings.policy,
         name=name,
         output=output,
@@ -223,9 +239,50 @@ def make_plan(settings: BuildSettings) -> Plan:
     )
 
 
+def _describe(settings: BuildSettings) -> tuple[Description, ...]:
+    """The checkpoints, of different tasks and with the same latents. Raises: BuildError,
+    CheckpointError.
+    """
+    names = (settings.checkpoint, *settings.beside)
+    tasks: Sequence[str | None] = settings.task.split(",") if settings.task else [None] * len(names)
+    if len(tasks) != len(names):
+        raise BuildError(
+            f"--task names {', '.join(map(str, tasks))} for {len(names)} checkpoints: name one "
+            "task for each, in their order"
+        )
+    checkpoints = tuple(describe(name, task=task) for name, task in zip(names, tasks, strict=True))
+    predicted = [checkpoint.task.name for checkpoint in checkpoints]
+    if len(set(predicted)) < len(predicted):
+        raise BuildError(
+            f"the checkpoints predict {', '.join(predicted)}: a bundle holds each task once. Build "
+            "a bundle of each, or say with --task what they predict"
+        )
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        if other.latent != first.latent:
+            raise BuildError(
+                f"{first.id!r} and {other.id!r} cannot share an encoder and a decoder: their "
+                f"latents differ ({first.latent}, {other.latent}). Build a bundle of each"
+            )
+    return checkpoints
+
+
+def _budgets(settings: BuildSettings, checkpoints: Sequence[Description]) -> dict[str, float]:
+    """The limit of each task. Raises: BuildError."""
+    tasks = [checkpoint.task for checkpoint in checkpoints]
+    limits = settings.budget or [task.max_error for task in tasks]
+    if len(limits) != len(tasks):
+        raise BuildError(
+            f"the budget has {len(limits)} numbers for {len(tasks)} tasks: name one for each "
+            f"({', '.join(f'{task.name} in {task.error_unit}' for task in tasks)})"
+        )
+    return {task.name: limit for task, limit in zip(tasks, limits, strict=True)}
+
+
 def _check_int8(settings: BuildSettings) -> None:
-    if settings.budget is not None and not 0 < settings.budget < math.inf:
-        raise BuildError(f"the budget must be a positive number, found {settings.budget}")
+    for limit in settings.budget or ():
+        if not 0 < limit < math.inf:
+            raise BuildError(f"a budget must be a positive number, found {limit}")
     if settings.policy is None:
         return
     if not settings.policy.is_file():
@@ -243,20 +300,27 @@ def _buckets(settings: BuildSettings, checkpoint: Description) -> tuple[Bucket, 
                 f"the config of {checkpoint.id!r} names no size of training; pass --resolution"
             )
         sizes = (checkpoint.trained_size,)
-    buckets = tuple(_bucket(*size, checkpoint.latent.downscale) for size in sizes)
+    buckets = tuple(
+        _bucket(*size, batch, checkpoint.latent.downscale)
+        for size in sizes
+        for batch in settings.batches
+    )
     if len(set(buckets)) < len(buckets):
-        raise BuildError(f"a resolution is named twice: {', '.join(map(str, buckets))}")
+        raise BuildError(f"a size is named twice: {', '.join(map(str, buckets))}")
     return buckets
 
 
-def _bucket(height: int, width: int, multiple: int) -> Bucket:
+def _bucket(height: int, width: int, batch: int, multiple: int) -> Bucket:
     if height < multiple or width < multiple or height % multiple or width % multiple:
         near = (max(multiple, round(edge / multiple) * multiple) for edge in (height, width))
         raise BuildError(
             f"{height}x{width} is not a multiple of {multiple} pixels in both directions; the "
             f"nearest is {'x'.join(map(str, near))}"
         )
-    return Bucket(height=height, width=width, graph=f"model-{height}x{width}.onnx")
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise BuildError(f"a batch has 1 to {LARGEST_BATCH} pictures, found {batch}")
+    bucket = Bucket(height=height, width=width, batch=batch, graph="")
+    return dataclasses.replace(bucket, graph=f"model-{bucket}.onnx")
 
 
 def _vae_words(

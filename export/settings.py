@@ -11,8 +11,10 @@ class BuildSettings:
     """A request, as it is typed.
 
     `checkpoint`: a local diffusers folder, a hub id, `tiny/...` or `random/...`.
-    `task`: what it predicts; None where its id implies it.
+    `beside`: more checkpoints, of other tasks, that share its autoencoder.
+    `task`: what each predicts, by commas; None where its id implies it.
     `resolutions`: (height, width) in pixels; empty for the size the UNet was trained at.
+    `batches`: how many pictures one run takes; each makes a bucket of every resolution.
     `precision`, `target`: what to build, and where it runs.
     `opset`: the ONNX opset; None is the target's own.
     `output`: the bundle's folder; None is `engines/<name>`. `overwrite` replaces an old bundle.
@@ -23,14 +25,16 @@ class BuildSettings:
         the same for one half, and before `vae`.
     `calibration`: a folder of images, None for rendered ones, of which the first
         `calibration_images` show what a lower precision cannot hold.
-    `budget`: int8: the largest error of the prediction, in the task's unit; None is its default.
+    `budget`: int8: the largest error of each task's prediction, in its unit; None is its default.
     `policy`: int8: the policy.json of another bundle, whose choice is taken over without a search.
     `command`: the command line, for the manifest.
     """
 
     checkpoint: str
+    beside: tuple[str, ...] = ()
     task: str | None = None
     resolutions: tuple[tuple[int, int], ...] = ()
+    batches: tuple[int, ...] = (1,)
     precision: str = "fp32"
     target: str = "onnxruntime"
     opset: int | None = None
@@ -44,6 +48,6 @@ class BuildSettings:
     overwrite: bool = False
     calibration: Path | None = None
     calibration_images: int = 8
-    budget: float | None = None
+    budget: tuple[float, ...] | None = None
     policy: Path | None = None
     command: str = ""

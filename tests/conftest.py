@@ -190,7 +190,7 @@ def bundle_int8(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) ->
         resolutions=((BUCKET, BUCKET),),
         precision="int8",
         calibration_images=2,
-        budget=10.0,
+        budget=(10.0,),
     )
 
 

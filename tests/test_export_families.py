@@ -80,7 +80,7 @@ def test_a_new_family_or_task_is_a_value(checkpoint_d: Path, task: Task) -> None
     image = torch.from_numpy(picture.transpose(2, 0, 1)[None] / np.float32(127.5)) - 1
     network = SinglePass(negated.copy())
     with torch.inference_mode():
-        found = network(image)[0].numpy()
+        found = network(image)[0][0].numpy()
         latent = loaded.vae.encode(image).latent_dist.mode() * 0.18215
         output = -unet(
             latent, 1, encoder_hidden_states=loaded.prompt, class_labels=other.class_labels()

@@ -67,7 +67,7 @@ def load(checkpoint: Path, tokens: int | None = None, fixed_noise: bool = False)
         modules = dataclasses.replace(loaded.modules, prompt=prompt)
         loaded = Checkpoint(id=loaded.id, family=loaded.family, task=loaded.task, modules=modules)
     noises = [torch.randn(n, 4, h // 8, w // 8) for n, h, w in SIZES] if fixed_noise else []
-    module = SinglePass(loaded, noises).double()
+    module = SinglePass(loaded, noises=noises).double()
     module.unet.timestep = module.unet.timestep.long()
     module.unet.noises = {size: noise.double() for size, noise in module.unet.noises.items()}
     return module
@@ -86,7 +86,7 @@ def answers(
             batch, 4, height // 8, width // 8, dtype=torch.float64, generator=generator
         )
         with torch.no_grad():
-            found.append(module(image, drawn if noise else None))
+            found.extend(module(image, drawn if noise else None))
     return found
 
 

@@ -91,7 +91,7 @@ def test_opset_20_sums_norms_and_softmax_in_float32(
         tmp_path / "bundle",
         target="tensorrt",
         precision=precision,
-        budget=0.9,
+        budget=(0.9,),
         **SETTINGS,
     )
     manifest = Manifest.load(bundle)

@@ -115,9 +115,9 @@ def test_module_and_graph_round_alike(
     image = photo[:BUCKET, :BUCKET]
     feeds = torch.from_numpy(image.transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
     with torch.inference_mode():
-        exact = folded(feeds)[0, 0].numpy()
+        exact = folded(feeds)[0][0, 0].numpy()
         with FakeQuant(folded, ranges):
-            rounded = folded(feeds)[0, 0].numpy()
+            rounded = folded(feeds)[0][0, 0].numpy()
     with LotusEngine(bundle) as engine:
         answer = engine(image).values
     # A sum that lies between two steps of an output falls on the other one now and then.
@@ -149,7 +149,7 @@ def test_openvino_answers_as_onnxruntime(
         "task": "depth",
         "resolutions": ((BUCKET, BUCKET),),
         "precision": "int8",
-        "budget": 10.0,
+        "budget": (10.0,),
     }
     if not has_vnni():
         pytest.skip("without VNNI OpenVINO's int8 kernels are less exact: 0.028 where measured")

@@ -21,7 +21,7 @@ from export.errors import BuildError
 from export.folds import apply_folds, subpixel
 from export.graph import attention, group_norm
 from export.graph.half import HALVES
-from export.network import autoencoder
+from export.network import autoencoder, joint
 from export.network import checkpoint as checkpoints
 from export.network.checkpoint import load_checkpoint
 from export.network.single_pass import SinglePass
@@ -99,9 +99,18 @@ def test_a_dry_run_says_what_is_built_instead(tmp_path: Path) -> None:
         ({"calibration_images": 0}, "at least one image"),
         ({"calibration": Path("nowhere")}, "no folder nowhere"),
         ({"calibration": Path("empty")}, "holds no images"),
-        ({"budget": 0.0}, "positive number"),
-        ({"budget": math.nan}, "positive number"),
-        ({"budget": math.inf}, "positive number"),
+        ({"budget": (0.0,)}, "positive number"),
+        ({"budget": (math.nan,)}, "positive number"),
+        ({"budget": (math.inf,)}, "positive number"),
+        ({"budget": (1.0, 1.0)}, "2 numbers for 1 tasks"),
+        ({"beside": ("tiny/disparity-g",)}, "predict disparity, disparity"),
+        (
+            {"beside": ("tiny/normal-d",), "budget": (1.0,)},
+            "disparity in AbsRel, normal in degrees",
+        ),
+        ({"beside": ("random/lotus-d",), "task": "disparity"}, "for 2 checkpoints"),
+        ({"batches": (0,)}, "1 to 64 pictures"),
+        ({"batches": (2, 2)}, "a size is named twice"),
         ({"policy": Path("nowhere.json")}, "no policy nowhere.json"),
         ({"policy": Path("newer.json")}, f"policy of version {VERSION + 1}"),
         ({"policy": Path("broken.json")}, "is not a policy"),
@@ -140,7 +149,7 @@ def test_every_refusal_comes_before_a_weight_is_loaded(
     def fail(*_: object, **__: object) -> None:
         pytest.fail("a weight is loaded, or a reference runs")
 
-    for module, name in ((checkpoints, "load"), (pipeline, "load"), (autoencoder, "_load")):
+    for module, name in ((checkpoints, "load"), (joint, "load"), (autoencoder, "_load")):
         monkeypatch.setattr(module, name, fail)
     request = {"checkpoint": "tiny/disparity-d"} | changes
     with pytest.raises(LotusError, match=message):
@@ -174,13 +183,13 @@ def test_what_is_not_refused_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path
     def loaded(*_: object, **__: object) -> None:
         raise BuildError("loaded")
 
-    monkeypatch.setattr(pipeline, "load", loaded)
+    monkeypatch.setattr(pipeline, "load_together", loaded)
     with pytest.raises(BuildError, match="loaded"):
         pipeline.build(BuildSettings(checkpoint="tiny/disparity-d", output=tmp_path / "bundle"))
 
 
 def test_a_plan_and_what_it_holds_are_frozen(plan: Plan) -> None:
-    for value in (plan, plan.checkpoint, plan.target, plan.recipe, plan.calibration, plan.task):
+    for value in (plan, *plan.checkpoints, plan.target, plan.recipe, plan.calibration, *plan.tasks):
         for field in dataclasses.fields(value):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(value, field.name, None)
@@ -190,7 +199,7 @@ def test_what_a_request_leaves_open_is_decided(plan: Plan) -> None:
     assert [str(bucket) for bucket in plan.buckets] == ["256x256"]
     assert plan.output == Path("engines") / "disparity-d-256x256-fp32-onnxruntime"
     assert plan.opset == TARGETS["onnxruntime"].opset
-    assert plan.max_error == plan.task.max_error
+    assert plan.budgets == {"disparity": plan.tasks[0].max_error}
     assert plan.tolerance == plan.recipe.tolerance
     older = make_plan(BuildSettings(checkpoint="tiny/disparity-d", opset=20))
     assert older.tolerance[0] > plan.tolerance[0]

@@ -43,11 +43,13 @@ def test_residuals_that_a_policy_was_not_asked_about_are_kept(tmp_path: Path) ->
     path, ranges = tmp_path / "policy.json", dict.fromkeys(groups, RANGE)
     for asked, kept in ((("a", "b"), [f"a/{RESIDUAL}", "b"]), (groups, ["b"])):
         Policy(high_precision=["b"], layers=[decided(group) for group in asked]).write(path)
-        choice = _take_over(path, lambda ranges: 0.25 * len(ranges), layers, ranges)
+        choice = _take_over(path, lambda ranges: {"depth": 0.25 * len(ranges)}, layers, ranges)
         assert choice.high_precision == kept
         share = 1 - len(kept) / len(groups)
         assert choice.final == Step(
-            high_precision=len(kept), int8_share=pytest.approx(share), error=0.25 * (3 - len(kept))
+            high_precision=len(kept),
+            int8_share=pytest.approx(share),
+            errors={"depth": 0.25 * (3 - len(kept))},
         )
 
 
@@ -133,7 +135,7 @@ def test_the_golden_lies_within_the_ranges(checkpoint_d: Path, tmp_path: Path) -
         "task": "depth",
         "resolutions": ((BUCKET, BUCKET),),
         "precision": "int8",
-        "budget": 10.0,
+        "budget": (10.0,),
     }
     bundle = build_bundle(checkpoint_d, tmp_path / "bundle", calibration=tmp_path, **settings)
     manifest = Manifest.load(bundle)
@@ -171,14 +173,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     """Also where the next release adds fields of its own."""
     policy = Policy(
         high_precision=["b"],
-        max_error=0.01,
-        error=0.008,
-        unit="AbsRel",
+        max_errors={"depth": 0.01},
+        errors={"depth": 0.008},
+        units={"depth": "AbsRel"},
         multiply_adds=7,
         images=8,
         calibration_sha256="0" * 64,
-        alone={"a": 0.001, "b": 0.02},
-        steps=[Step(high_precision=1, int8_share=0.5, error=0.008)],
+        alone={"a": {"depth": 0.001}, "b": {"depth": 0.02}},
+        steps=[Step(high_precision=1, int8_share=0.5, errors={"depth": 0.008})],
         layers=[decided("a"), dataclasses.replace(decided("b"), int8=False)],
     )
     path = tmp_path / "policy.json"
@@ -212,13 +214,13 @@ def test_a_policy_of_version_1_is_read(tmp_path: Path) -> None:
     policy = Policy.read(path)
     assert policy == Policy(
         high_precision=["b"],
-        max_error=0.01,
-        error=0.008,
+        max_errors={"": 0.01},
+        errors={"": 0.008},
         multiply_adds=5,
         images=8,
         calibration_sha256="0" * 64,
-        alone={"a": 0.001, "b": 0.02},
-        steps=[Step(high_precision=1, int8_share=0.5, error=0.008)],
+        alone={"a": {"": 0.001}, "b": {"": 0.02}},
+        steps=[Step(high_precision=1, int8_share=0.5, errors={"": 0.008})],
         layers=[LayerChoice(**layer, method="mse", low=-0.25, high=3.5)],
     )
     assert policy.version == VERSION

@@ -36,9 +36,9 @@ def test_search_keeps_the_fewest() -> None:
     errors = {"a": 0.001, "bad": 0.02, "worse": 0.015}
     asked: list[set[str]] = []
 
-    def measure(ranges: Mapping[str, Range]) -> float:
+    def measure(ranges: Mapping[str, Range]) -> dict[str, float]:
         asked.append(set(ranges))
-        return sum(errors[name] for name in ranges)
+        return {"depth": sum(errors[name] for name in ranges)}
 
     ranges = dict.fromkeys(errors, Range(low=-1.0, high=1.0))
     for max_error, high_precision in (
@@ -47,9 +47,9 @@ def test_search_keeps_the_fewest() -> None:
         (0.01, ["worse", "bad"]),
         (1e-9, ["worse", "bad", "a"]),
     ):
-        choice = search(measure, layers, ranges, lambda: errors, max_error)
+        choice = search(measure, layers, ranges, lambda: of_depth(errors), {"depth": max_error})
         assert choice.high_precision == high_precision
-        assert choice.final.error <= max_error
+        assert choice.final.errors["depth"] <= max_error
         assert (
             choice.final.int8_share
             == sum(layer.multiply_adds for layer in layers if layer.name not in high_precision) / 90
@@ -64,12 +64,42 @@ def test_the_order_is_by_squares_and_what_saves_nothing_comes_first() -> None:
     layers = [Layer(name=name, group=name, multiply_adds=count) for name, count in work.items()]
     errors = {"small": 0.001, "large": 0.02, "residual": 0.0001}
 
-    def measure(ranges: Mapping[str, Range]) -> float:
-        return sum(errors[name] for name in ranges)
+    def measure(ranges: Mapping[str, Range]) -> dict[str, float]:
+        return {"depth": sum(errors[name] for name in ranges)}
 
     ranges = dict.fromkeys(work, Range(low=-1.0, high=1.0))
-    choice = search(measure, layers, ranges, lambda: errors, 1e-9)
+    choice = search(measure, layers, ranges, lambda: of_depth(errors), {"depth": 1e-9})
     assert choice.high_precision == ["residual", "large", "small"]
+
+
+def test_each_task_has_its_budget_and_one_within_it_keeps_its_layers_in_int8() -> None:
+    """`both` moves both maps; of the two UNets only depth's is beyond its limit."""
+    alone = {
+        "both": {"depth": 0.004, "normal": 0.1},
+        "depth-1": {"depth": 0.02, "normal": 0.0},
+        "depth-2": {"depth": 0.001, "normal": 0.0},
+        "normal-1": {"depth": 0.0, "normal": 0.5},
+        "normal-2": {"depth": 0.0, "normal": 0.2},
+    }
+    layers = [Layer(name=name, group=name, multiply_adds=1) for name in alone]
+
+    def measure(ranges: Mapping[str, Range]) -> dict[str, float]:
+        return {task: sum(alone[name][task] for name in ranges) for task in ("depth", "normal")}
+
+    ranges = dict.fromkeys(alone, Range(low=-1.0, high=1.0))
+    for limits, high_precision in (
+        ({"depth": 1.0, "normal": 1.0}, []),
+        ({"depth": 0.01, "normal": 1.0}, ["depth-1"]),
+        ({"depth": 1.0, "normal": 0.2}, ["normal-1", "normal-2"]),
+        ({"depth": 0.01, "normal": 0.5}, ["depth-1", "normal-1"]),
+    ):
+        choice = search(measure, layers, ranges, lambda: alone, limits)
+        assert choice.high_precision == high_precision
+        assert all(choice.final.errors[task] <= limit for task, limit in limits.items())
+
+
+def of_depth(errors: dict[str, float]) -> dict[str, dict[str, float]]:
+    return {group: {"depth": error} for group, error in errors.items()}
 
 
 def test_a_killed_search_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -80,16 +110,16 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path: Path) -> None:
     ranges = dict.fromkeys("abc", Range(low=-1.0, high=1.0))
     calls: list[str] = []
 
-    def measure(ranges: Mapping[str, Range]) -> float:
+    def measure(ranges: Mapping[str, Range]) -> dict[str, float]:
         calls.append("".join(ranges))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return 0.5 * len(ranges)
+        return {"depth": 0.5 * len(ranges)}
 
     def build() -> list[str]:
         cached = CachedErrors(measure, tmp_path / "cache.json")
         ranked = partial(rank, cached, layers, ranges)
-        return search(cached, layers, ranges, ranked, 0.5).high_precision
+        return search(cached, layers, ranges, ranked, {"depth": 0.5}).high_precision
 
     (tmp_path / "cache.json").write_text("{damaged")
     with pytest.raises(KeyboardInterrupt):
@@ -107,13 +137,13 @@ def test_a_build_ranks_with_fixed_noise_and_forgets_what_it_measured(
     asked: list[tuple[str, int]] = []
 
     class Spy(ErrorMetric):
-        def __call__(self, ranges: Ranges) -> float:
+        def __call__(self, ranges: Ranges) -> dict[str, float]:
             (image, *_), *_ = self._feeds()
             asked.append(("all" if len(ranges) > 2 else "one", image.shape[-1]))
             (tmp_path / "seen").write_text(
                 " ".join(path.name for path in tmp_path.glob(".bundle.search/*"))
             )
-            return float(len(ranges) > 2)
+            return {"normal": float(len(ranges) > 2)}
 
     monkeypatch.setattr(int8, "ErrorMetric", Spy)
     for fixed, edge in ((True, BUCKET), (False, BUCKET // 2)):
@@ -122,7 +152,7 @@ def test_a_build_ranks_with_fixed_noise_and_forgets_what_it_measured(
             "task": "normal",
             "resolutions": ((BUCKET, BUCKET),),
             "precision": "int8",
-            "budget": 0.5,
+            "budget": (0.5,),
         }
         build_bundle(
             checkpoint_g,
@@ -180,7 +210,7 @@ def test_stages_that_nothing_rounded_has_touched_are_not_run_again(
         for _ in range(2)
     ]
     inputs = [(*image, *noise) for image, noise in zip(image_inputs(), noises, strict=True)]
-    metric = ErrorMetric(module, TASKS["depth"], lambda: inputs)
+    metric = ErrorMetric(module, [TASKS["depth"]], lambda: inputs)
     stages = dict(module.named_children())
     ran: list[str] = []
     for name, part in stages.items():
@@ -189,7 +219,7 @@ def test_stages_that_nothing_rounded_has_touched_are_not_run_again(
     for layer in find_layers(module, inputs[0]):
         first.setdefault(layer.name.partition("/")[0], layer.name)
     with torch.inference_mode():
-        exact = [module(*one)[0].numpy() for one in inputs]
+        exact = [module(*one)[0][0].numpy() for one in inputs]
     metric({})  # what is exact is kept from here on
     for rounded in (
         ["encoder"],
@@ -202,11 +232,12 @@ def test_stages_that_nothing_rounded_has_touched_are_not_run_again(
         ranges = {first[stage]: Range(low=-12.7, high=12.7) for stage in rounded}
         with torch.inference_mode(), FakeQuant(module, ranges):
             wanted = [
-                TASKS["depth"].error(module(*one)[0].numpy(), was)
+                TASKS["depth"].error(module(*one)[0][0].numpy(), was)
                 for one, was in zip(inputs, exact, strict=True)
             ]
         ran.clear()
-        assert metric(ranges) == np.mean(wanted) > 0
+        assert metric(ranges) == {"depth": np.mean(wanted)}
+        assert np.mean(wanted) > 0
         assert ran == list(stages)[list(stages).index(rounded[0]) :] * 2
 
 

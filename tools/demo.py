@@ -1,7 +1,7 @@
 """Try the project: `python -m tools.demo`. It is what `make demo` runs, and runs on every system.
 
-It makes a virtual environment, builds two bundles from toy networks, verifies one, and predicts for
-the pictures in tiny/samples.
+It makes a virtual environment, builds a bundle of two toy networks (disparity and normals, with one
+encoder and one decoder), verifies it, and predicts for the pictures in tiny/samples.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from tools.install import main as install_command
 
 _BUILD = ("export/build_engine.py", "--resolution", "256x256", "--overwrite")
 _STEPS = (
-    (*_BUILD, "tiny/disparity-d", "--output", "engines/demo"),
-    (*_BUILD, "tiny/normal-d", "--output", "engines/demo-normal"),
+    (*_BUILD, "tiny/disparity-d", "tiny/normal-d", "--output", "engines/demo"),
     ("-m", "runtime", "verify", "engines/demo"),
     ("-m", "runtime", "predict", "engines/demo", "tiny/samples", "--output=out/demo"),
-    ("-m", "runtime", "predict", "engines/demo-normal", "tiny/samples", "--output=out/demo-normal"),
 )
 
 
@@ -32,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     if not is_ready(venv) and install_command(["--venv", str(venv)]):
         return 1
     print(
-        "Building two bundles from toy networks into engines/, about 30 s each on two cores.\n"
-        "Then: verifying one, and predicting for the pictures in tiny/samples into out/.\n",
+        "Building a bundle of two toy networks into engines/demo, about 45 s on two cores.\n"
+        "Then: verifying it, and predicting for the pictures in tiny/samples into out/demo/.\n",
         flush=True,
     )
     for step in _STEPS:
@@ -41,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         status = subprocess.run([str(python_of(venv)), *step], cwd=ROOT, check=False).returncode
         if status:
             return status
-    print("Look at out/demo/*.png and out/demo-normal/*.png")
+    print("Look at out/demo/*-disparity.png and out/demo/*-normal.png")
     return 0
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from PIL import Image
 
 from export.progress import say
 from runtime.engine import draw_noise
+from runtime.manifest import Bucket
 
 if TYPE_CHECKING:
     from export.network.checkpoint import Checkpoint
@@ -19,35 +21,64 @@ if TYPE_CHECKING:
 GOLDEN = "golden.npz"
 
 
-def write_golden(checkpoint: Checkpoint, plan: Plan, stage: Path) -> None:
-    """Write `golden.npz` into the folder `stage`: `image_HxW`, `noise_HxW` (mode G) and
-    `<task>_HxW` for each bucket.
+def write_golden(checkpoints: Sequence[Checkpoint], plan: Plan, stage: Path) -> None:
+    """Write `golden.npz` into the folder `stage`: `image_B`, `noise_B` (mode G) and `<task>_B` for
+    each bucket B; of a bucket with a batch each array has its pictures one after the other.
 
     Where a small autoencoder stands in, says how far that moves the reference. Raises:
     CheckpointError when the reference answers NaN; OSError.
     """
-    family, task = plan.family, plan.task
-    own_vae = checkpoint.with_own_vae()
     arrays: dict[str, NDArray[np.generic]] = {}
+    known: dict[tuple[object, ...], NDArray[np.float32]] = {}  # of buckets of the same size
     for bucket in plan.buckets:
         say(f"PyTorch reference at {bucket}")
-        image = golden_image(bucket.height, bucket.width, seed=plan.noise_seed)
-        noise = None
-        if family.takes_noise:
-            noise = draw_noise(plan.noise_seed, plan.noise_shape(bucket))
-        prediction = family.reference(checkpoint, image, noise)
-        arrays[f"image_{bucket}"] = image
-        if noise is not None and plan.noise_is_input:
-            arrays[f"noise_{bucket}"] = noise
-        arrays[f"{task.name}_{bucket}"] = prediction
-        if own_vae is not None:
-            difference = np.abs(prediction - family.reference(own_vae, image, noise))
-            say(
-                f"the small autoencoder moves the {task.name} of the golden by "
-                f"{difference.mean():.2e} in the mean, {difference.max():.2e} at most; what it "
-                "costs in accuracy: in a clone, python -m benchmarks.accuracy"
-            )
+        seeds = [plan.noise_seed + number for number in range(bucket.batch)]
+        images = [golden_image(bucket.height, bucket.width, seed=seed) for seed in seeds]
+        noises = _noises(plan, bucket, seeds)
+        maps: dict[str, list[NDArray[np.float32]]] = {}
+        for checkpoint, image, noise, seed in (
+            (checkpoint, *one)
+            for checkpoint in checkpoints
+            for one in zip(images, noises, seeds, strict=True)
+        ):
+            key = (checkpoint.task.name, bucket.height, bucket.width, seed)
+            if key not in known:
+                known[key] = _reference(checkpoint, image, noise)
+            maps.setdefault(checkpoint.task.name, []).append(known[key])
+        stack = np.stack if bucket.batch > 1 else _only
+        arrays[f"image_{bucket}"] = stack(images)
+        if plan.noise_is_input:
+            arrays[f"noise_{bucket}"] = np.concatenate(noises)
+        arrays |= {f"{task}_{bucket}": stack(answers) for task, answers in maps.items()}
     np.savez_compressed(stage / GOLDEN, **arrays)  # type: ignore[arg-type]
+
+
+def _noises(plan: Plan, bucket: Bucket, seeds: list[int]) -> list[NDArray[np.float32]]:
+    """[1,C,h,w] for each picture; where the noise is part of the graph, the same for all."""
+    drawn = [plan.noise_seed] * len(seeds) if plan.fixed_noise else seeds
+    return [draw_noise(seed, plan.noise_shape(bucket)) for seed in drawn]
+
+
+def _reference(
+    checkpoint: Checkpoint, image: NDArray[np.uint8], noise: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The authors' computation of one picture, [channels,H,W]."""
+    family, task = checkpoint.family, checkpoint.task
+    taken = noise if family.takes_noise else None
+    prediction = family.reference(checkpoint, image, taken)
+    own_vae = checkpoint.with_own_vae()
+    if own_vae is not None:
+        difference = np.abs(prediction - family.reference(own_vae, image, taken))
+        say(
+            f"the small autoencoder moves the {task.name} of the golden by "
+            f"{difference.mean():.2e} in the mean, {difference.max():.2e} at most; what it "
+            "costs in accuracy: in a clone, python -m benchmarks.accuracy"
+        )
+    return prediction
+
+
+def _only(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0]
 
 
 def golden_image(height: int, width: int, *, seed: int) -> NDArray[np.uint8]:

@@ -53,9 +53,9 @@ class LeanBlock(nn.Module):
 
 
 def fold(module: SinglePass, recipe: Recipe) -> Folded:
-    """Rewrite every transformer of the UNet whose blocks are folded."""
+    """Rewrite every transformer of the UNets whose blocks are folded."""
     folded = Folded()
-    for parent in list(module.unet.network.modules()):
+    for parent in list(module.unet.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Transformer2DModel) and folded.accept(_refusal(child)):
                 setattr(parent, name, LeanTransformer(child))

@@ -54,13 +54,13 @@ class ConstantNoiseConv(nn.Module):
 
 
 def fold(module: SinglePass, recipe: Recipe) -> Folded:
-    """Rewrite the UNet's first convolution where the noise is fixed."""
+    """Rewrite a UNet's first convolution where its noise is fixed."""
     folded = Folded()
-    unet = module.unet
-    if unet.noises and folded.accept(_refusal(unet.network.conv_in)):
-        with torch.no_grad():
-            unet.network.conv_in = ConstantNoiseConv(unet.network.conv_in, unet.noises)
-        unet.noises = {}
+    for unet in module.unets.values():
+        if unet.noises and folded.accept(_refusal(unet.network.conv_in)):
+            with torch.no_grad():
+                unet.network.conv_in = ConstantNoiseConv(unet.network.conv_in, unet.noises)
+            unet.noises = {}
     return folded
 
 

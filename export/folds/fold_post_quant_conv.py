@@ -25,17 +25,17 @@ from export.targets import Recipe
 
 
 def fold(module: SinglePass, recipe: Recipe) -> Folded:
-    """Merge the UNet's last convolution, `1 / scaling` and `post_quant_conv`."""
+    """Merge each UNet's last convolution, `1 / scaling` and `post_quant_conv`."""
     decoder = module.decoder
     folded = Folded()
-    conv, quant = module.unet.network.conv_out, decoder.quant
+    quant = decoder.quant
     if not folded.accept(
         refuse_wide("post_quant_conv", quant) or refuse_nothing(quant, decoder.scaling)
     ):
         return folded
-    set_affine(
-        conv,
-        *merge_pixelwise(weight_of(conv) / decoder.scaling, bias_of(conv) / decoder.scaling, quant),
-    )
+    for unet in module.unets.values():
+        conv = unet.network.conv_out
+        weight, bias = weight_of(conv) / decoder.scaling, bias_of(conv) / decoder.scaling
+        set_affine(conv, *merge_pixelwise(weight, bias, quant))
     decoder.quant, decoder.scaling = nn.Identity(), 1.0
     return folded

@@ -82,15 +82,16 @@ class ConstantKeyAttention(nn.Module):
 
 
 def fold(module: SinglePass, recipe: Recipe) -> Folded:
-    """Rewrite the cross attention of every transformer block of the UNet."""
+    """Rewrite the cross attention of every transformer block of the UNets."""
     folded = Folded()
-    for block in module.unet.network.modules():
-        if (
-            isinstance(block, BasicTransformerBlock)
-            and block.attn2 is not None
-            and folded.accept(_refusal(block))
-        ):
-            block.attn2 = _constant(block.attn2, module.unet.prompt)
+    for unet in module.unets.values():
+        for block in unet.network.modules():
+            if (
+                isinstance(block, BasicTransformerBlock)
+                and block.attn2 is not None
+                and folded.accept(_refusal(block))
+            ):
+                block.attn2 = _constant(block.attn2, unet.prompt)
     return folded
 
 

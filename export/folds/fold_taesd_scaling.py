@@ -4,7 +4,7 @@
     decoder   tanh(z / 3) * 3, conv   = tanh(z'), conv'    conv'  has the weight  3 W
               2 conv(h) - 1           = conv'(h)           conv'  has the weight  2 W, bias  2 b - 1
 
-The UNet's last convolution makes z' = z / 3.
+A UNet's last convolution makes z' = z / 3.
 
 Scales alone go through a padded convolution: zero stays zero. The encoder's + 1 does not, and
 stays.
@@ -52,15 +52,17 @@ class BoundedDecoder(nn.Module):
 def fold(module: SinglePass, recipe: Recipe) -> Folded:
     """Rewrite the small encoder and the small decoder, where the checkpoint's own were replaced."""
     folded = Folded()
-    encoder, unet, decoder = module.encoder, module.unet, module.decoder
+    encoder, decoder = module.encoder, module.decoder
     if isinstance(encoder.network, EncoderTiny) and folded.accept(_refusal(encoder.network)):
         _scale(encoder.network.layers[0], 0.5)
         encoder.network = ShiftedEncoder(encoder.network)
     if isinstance(decoder.network, DecoderTiny) and folded.accept(
         _refusal(decoder.network) or _between(decoder)
     ):
-        conv, last = unet.network.conv_out, last_convolution(decoder.network)
-        set_affine(conv, weight_of(conv) / _BOUND, bias_of(conv) / _BOUND)
+        last = last_convolution(decoder.network)
+        for unet in module.unets.values():
+            conv = unet.network.conv_out
+            set_affine(conv, weight_of(conv) / _BOUND, bias_of(conv) / _BOUND)
         _scale(decoder.network.layers[0], _BOUND)
         set_affine(last, 2 * weight_of(last), 2 * bias_of(last) - 1)
         decoder.network = BoundedDecoder(decoder.network)

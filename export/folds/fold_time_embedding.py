@@ -33,21 +33,21 @@ class Known(nn.Module):
 
 
 def fold(module: SinglePass, recipe: Recipe) -> Folded:
-    """Rewrite every residual block of the UNet that takes the embedding."""
+    """Rewrite every residual block of the UNets that takes the embedding."""
     folded = Folded()
-    embedding = module.unet.embedding()
-    for block in module.unet.network.modules():
-        if (
-            isinstance(block, ResnetBlock2D)
-            and block.time_emb_proj is not None
-            and folded.accept(_refusal(block))
-        ):
-            _absorb(block, embedding)
-    network = module.unet.network
-    network.time_embedding, network.class_embedding = (
-        Known(embedding),
-        Known(torch.zeros_like(embedding)),
-    )
+    for unet in module.unets.values():
+        embedding, network = unet.embedding(), unet.network
+        for block in network.modules():
+            if (
+                isinstance(block, ResnetBlock2D)
+                and block.time_emb_proj is not None
+                and folded.accept(_refusal(block))
+            ):
+                _absorb(block, embedding)
+        network.time_embedding, network.class_embedding = (
+            Known(embedding),
+            Known(torch.zeros_like(embedding)),
+        )
     return folded
 
 

@@ -46,9 +46,9 @@ class SelfAttention(nn.Module):
 
 
 def fold(module: SinglePass, recipe: Recipe) -> Folded:
-    """Rewrite every transformer block of the UNet."""
+    """Rewrite every transformer block of the UNets."""
     folded = Folded()
-    for block in module.unet.network.modules():
+    for block in module.unet.modules():
         if isinstance(block, BasicTransformerBlock) and folded.accept(_refusal(block)):
             block.attn1 = _merge(block.attn1)
             for norm, layer in _norms(block):

@@ -95,7 +95,7 @@ class SubpixelUpsample(nn.Module):
 
 
 def fold(module: SinglePass, recipe: Recipe) -> Folded:
-    """Rewrite every upsampling of the UNet and of the decoder, in the recipe's form."""
+    """Rewrite every upsampling of the UNets and of the decoder, in the recipe's form."""
     form, folded = recipe.upsampling, Folded()
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

@@ -46,19 +46,15 @@ _FEWEST_PIXELS = 128 * 128
 
 
 def spell_out_group_norm(graph: ir.Graph, form: str) -> int:
-    """Replace every `GroupNormalization` of static shape [1,C,...] ("rows"), or those of wide maps
+    """Replace every `GroupNormalization` of static shape [N,C,...] ("rows"), or those of wide maps
     ("channels").
 
-    "kernel" leaves all. Returns how many were replaced. Raises: ValueError for another form, or
-    for several maps at once.
+    "kernel" leaves all. Returns how many were replaced. Raises: ValueError for another form.
     """
     if form not in FORMS:
         raise ValueError(f"group normalisation has the forms {FORMS}, not {form!r}")
     nodes = [node for node in graph if node.op_type == "GroupNormalization" and _wanted(node, form)]
     for node in nodes:
-        batch = static_shape(node.inputs[0])[0]
-        if batch != 1:
-            raise ValueError(f"{node.name}: batch {batch}; statistics are written for one map")
         writer = NodeWriter(graph, node.name or "")
         y = {"rows": _by_rows, "channels": _by_channels}[form](writer, node)
         ir.convenience.replace_nodes_and_values(
@@ -75,9 +71,12 @@ def _wanted(node: ir.Node, form: str) -> bool:
 
 def _by_rows(writer: NodeWriter, node: ir.Node) -> ir.Value:
     add, constant, (x, scale, bias) = writer.add, writer.constant, node.inputs
-    _, channels, *space = static_shape(node.inputs[0])
+    batch, channels, *space = static_shape(node.inputs[0])
     groups = node.attributes["num_groups"].as_int()
     per_group = channels // groups
+    if batch > 1:  # maps of a batch are as groups of one map: each has statistics of its own
+        scale, bias = (add("Concat", *[values] * batch, axis=0) for values in (scale, bias))
+        channels, groups = batch * channels, batch * groups
     row = _longest_divisor(math.prod(space), _LONGEST_ROW)
     within, over_rows = constant(np.array([3])), constant(np.array([2]))
     rows = add(
@@ -90,7 +89,7 @@ def _by_rows(writer: NodeWriter, node: ir.Node) -> ir.Value:
         np.full((1, 1, per_group, 1), 1 / row, np.float32)
     )  # one variance for each channel of the group
     variance = add("Mul", add("ReduceMean", square_sum, over_rows, keepdims=1), spread)
-    return add(
+    normalised = add(
         "BatchNormalization",
         add("Reshape", centred, constant(np.array([1, channels, *space]))),
         scale,
@@ -99,6 +98,9 @@ def _by_rows(writer: NodeWriter, node: ir.Node) -> ir.Value:
         add("Reshape", variance, constant(np.array([channels]))),
         epsilon=node.attributes["epsilon"].as_float(),
     )
+    if batch == 1:
+        return normalised
+    return add("Reshape", normalised, constant(np.array(static_shape(node.inputs[0]))))
 
 
 def _by_channels(writer: NodeWriter, node: ir.Node) -> ir.Value:

@@ -33,13 +33,13 @@ class Traced:
     operators: Mapping[ir.Node, str]
 
 
-def trace(network: SinglePass, shapes: Mapping[str, Shape], output: str, opset: int) -> Traced:
-    """Trace `network` for float32 inputs of these `shapes`, by name; `output` names its answer.
+def trace(network: SinglePass, shapes: Mapping[str, Shape], opset: int) -> Traced:
+    """Trace `network` for float32 inputs of these `shapes`, by name. Answers are named after tasks.
 
     At opset 23 attention is `Attention` and group normalisation `GroupNormalization`; at opset 20
     both are spelled out in older operators. Raises: BuildError when the exporter refuses.
     """
-    program = _export(network, shapes, output, opset)
+    program = _export(network, shapes, opset)
     exported = program.exported_program
     if exported is None:
         raise BuildError("the exporter kept no program of the traced network")
@@ -50,9 +50,7 @@ def trace(network: SinglePass, shapes: Mapping[str, Shape], output: str, opset: 
     return Traced(model=model, program=exported, operators=operators)
 
 
-def _export(
-    network: SinglePass, shapes: Mapping[str, Shape], output: str, opset: int
-) -> torch.onnx.ONNXProgram:
+def _export(network: SinglePass, shapes: Mapping[str, Shape], opset: int) -> torch.onnx.ONNXProgram:
     inputs = {name: torch.zeros(shape) for name, shape in shapes.items()}
     with quiet_exporter(), torch.no_grad():
         try:
@@ -62,7 +60,7 @@ def _export(
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(inputs),
-                output_names=[output],
+                output_names=list(network.tasks),
                 verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:

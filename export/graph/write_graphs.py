@@ -33,7 +33,7 @@ def write_graphs(network: SinglePass, plan: Plan, stage: Path, ranges: Ranges) -
         weights = WeightFile(stream)
         for bucket in plan.buckets:
             say(f"tracing the {bucket} graph (ONNX opset {plan.opset})")
-            traced = trace(network, plan.input_shapes(bucket), plan.task.name, plan.opset)
+            traced = trace(network, plan.input_shapes(bucket), plan.opset)
             _rewrite(traced, plan, bucket, ranges)
             weights.externalise(traced.model.graph)
             ir.save(traced.model, stage / bucket.graph)
@@ -53,7 +53,7 @@ def _rewrite(traced: Traced, plan: Plan, bucket: Bucket, ranges: Ranges) -> None
     quantize(graph, ranges, unsigned=recipe.int8 is not None and recipe.int8.zero_points)
     if recipe.half is not None:
         feeds = plan.calibration.feeds(plan, bucket)
-        to_half_precision(traced, recipe.half, feeds, len(plan.calibration))
+        to_half_precision(traced, recipe.half, feeds, plan.calibration.batches(bucket))
     if recipe.int8 is not None and recipe.int8.weights_only:
         say(f"int8 weights in {weights_to_int8(graph)} operators")
     RemoveUnusedNodesPass()(traced.model)

@@ -53,7 +53,7 @@ RANDOM_UNETS: dict[str, dict[str, Any]] = {
     "random/lotus-g": {**_UNET_CONFIG, "in_channels": 8},
 }
 """The full-size network with seeded random weights: latency and memory do not depend on weights."""
-_RANDOM_PARAMETERS = 949_600_000  # of UNet and autoencoder, about
+_RANDOM_PARAMETERS, _RANDOM_VAE = 949_600_000, 83_700_000  # of both networks and of one, about
 
 DIFFUSERS_FOLDER = CheckpointSource(
     description=(
@@ -74,7 +74,8 @@ class Description:
     """What a checkpoint says about itself before a weight is loaded.
 
     `folder` is None for random weights and for what has still to be downloaded. `unet` and `vae`
-    are the configs, `parameters` the numbers in the weights (0: not known yet).
+    are the configs, `parameters` the numbers in the weights (0: not known yet), `vae_parameters`
+    those of the autoencoder among them.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Description:
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
     parameters: int
+    vae_parameters: int = 0
 
     @property
     def latent(self) -> Latent:
@@ -134,7 +136,7 @@ def describe(name: str, *, task: str | None = None) -> Description:
         resolve_task(name, task)  # another task than the known one is refused before a download
     if name in RANDOM_UNETS:
         unet, vae = RANDOM_UNETS[name], _VAE_CONFIG
-        folder, parameters = None, _RANDOM_PARAMETERS
+        folder, parameters, vae_parameters = None, _RANDOM_PARAMETERS, _RANDOM_VAE
     else:
         folder = find_folder(name, DIFFUSERS_FOLDER)
         configs = download(name, DIFFUSERS_FOLDER, configs_only=True) if folder is None else folder
@@ -143,7 +145,8 @@ def describe(name: str, *, task: str | None = None) -> Description:
             for part in (unet_folder, vae_folder):
                 check_folder(part)
         unet, vae = read_config(unet_folder), read_config(vae_folder)
-        parameters = count_parameters(unet_folder) + count_parameters(vae_folder)
+        vae_parameters = count_parameters(vae_folder)
+        parameters = count_parameters(unet_folder) + vae_parameters
     return Description(
         id=name,
         family=find_family(name, unet, vae),
@@ -152,6 +155,7 @@ def describe(name: str, *, task: str | None = None) -> Description:
         unet=unet,
         vae=vae,
         parameters=parameters,
+        vae_parameters=vae_parameters,
     )
 
 

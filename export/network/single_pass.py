@@ -1,8 +1,9 @@
-"""The network as one module: image (and noise) in, the finished map out. This is what becomes the
+"""The network as one module: image (and noise) in, the finished maps out. This is what becomes the
 ONNX graph.
 
 Its three children are the stages `encoder`, `unet` and `decoder`; every node of the graph is named
-after its stage.
+after its stage. Several checkpoints that share their autoencoder make one network: the image is
+encoded once, each UNet predicts its latent, and one decoder makes a map of each.
 """
 
 from __future__ import annotations
@@ -19,26 +20,47 @@ from runtime.tasks import Task
 
 
 class SinglePass(nn.Module):
-    """A checkpoint with prompt, timestep and class vector as constants, and the posterior's mean in
+    """Checkpoints with prompt, timestep and class vector as constants, and the posterior's mean in
     place of a sample.
 
-    It takes the checkpoint's modules over, so that folds may rewrite them. `noises` [1,C,h,w] are
-    mode G's constant noise, one for each size of latent; without them noise is an input.
+    It takes the checkpoints' modules over, so that folds may rewrite them; the autoencoder is the
+    first one's. `noises` [1,C,h,w] are mode G's constant noise, one for each size of latent;
+    without them noise is an input. `batched` decodes the latents of several tasks in one pass, as
+    a batch, not in turn.
+
+    The UNet of one task is the child `unet`; of several, task by task, `unet.<task>`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, noises: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, *checkpoints: Checkpoint, noises: Sequence[Tensor] = (), batched: bool = False
+    ) -> None:
         super().__init__()
-        modules = checkpoint.hand_over()
-        self.encoder = _Encoder(modules)
-        self.unet = _UNet(modules, checkpoint.family, noises)
-        self.decoder = _Decoder(modules, checkpoint.family, checkpoint.task)
+        modules = [checkpoint.hand_over() for checkpoint in checkpoints]
+        unets = {
+            checkpoint.task.name: _UNet(its, checkpoint.family, noises)
+            for checkpoint, its in zip(checkpoints, modules, strict=True)
+        }
+        self.tasks = tuple(unets)
+        self.encoder = _Encoder(modules[0])
+        self.unet = nn.ModuleDict(unets) if len(unets) > 1 else unets[self.tasks[0]]
+        outputs = [(checkpoint.family, checkpoint.task) for checkpoint in checkpoints]
+        self.decoder = _Decoder(modules[0], outputs, batched)
 
-    def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Image [1,3,H,W] in [-1,1], noise [1,C,H/8,W/8] for mode G, to the task's map
-        [1,channels,H,W] in its range; normals are not scaled to unit length.
+    @property
+    def unets(self) -> dict[str, _UNet]:
+        """Each task's UNet, by what the names of its layers begin with."""
+        if isinstance(self.unet, _UNet):
+            return {"unet/": self.unet}
+        return {f"unet/{task}.": self.unet[task] for task in self.tasks}  # type: ignore[misc]
+
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Image [N,3,H,W] in [-1,1], noise [N,C,H/8,W/8] for mode G, to each task's map
+        [N,channels,H,W] in its range; normals are not scaled to unit length.
         """
-        prediction: Tensor = self.decoder(self.unet(self.encoder(image), noise))
-        return prediction
+        encoded = self.encoder(image)
+        latents = [unet(encoded, noise) for unet in self.unets.values()]
+        maps: tuple[Tensor, ...] = self.decoder(latents)
+        return maps
 
 
 class _Encoder(nn.Module):
@@ -72,7 +94,8 @@ class _UNet(nn.Module):
         super().__init__()
         self.network: Any = modules.unet
         self.factor = family.latent_factor
-        self.noises = {tuple(noise.shape[2:]): noise for noise in noises}
+        self.takes_noise = family.takes_noise
+        self.noises = {tuple(noise.shape[2:]): noise for noise in noises if self.takes_noise}
         self.register_buffer("prompt", modules.prompt)
         self.register_buffer("task", family.class_labels())
         self.register_buffer("timestep", torch.tensor([family.timestep]))
@@ -89,11 +112,11 @@ class _UNet(nn.Module):
         return time + classes
 
     def forward(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
-        if noise is None and self.noises:
-            noise = self.noises[tuple(latent.shape[2:])]
-        if noise is not None:
-            latent = torch.cat([latent, noise], dim=1)
         count = len(latent)
+        if self.noises:
+            noise = self.noises[tuple(latent.shape[2:])].expand(count, -1, -1, -1)
+        if noise is not None and self.takes_noise:
+            latent = torch.cat([latent, noise], dim=1)
         prompt = self.prompt if count == 1 else self.prompt.expand(count, -1, -1)
         output: Tensor = self.network(
             latent, self.timestep, prompt, class_labels=self.task, return_dict=False
@@ -102,16 +125,34 @@ class _UNet(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Predicted latent to the task's map [N,channels,H,W]."""
+    """Predicted latents to the tasks' maps [N,channels,H,W]."""
 
-    def __init__(self, modules: Modules, family: Family, task: Task) -> None:
+    def __init__(
+        self, modules: Modules, outputs: Sequence[tuple[Family, Task]], batched: bool
+    ) -> None:
         super().__init__()
         small = modules.small_decoder
         vae: Any = modules.vae if small is None else small.network
         self.scaling = vae.config.scaling_factor
         self.quant = getattr(vae, "post_quant_conv", None) or nn.Identity()
         self.network = vae.decoder
-        self.family, self.task = family, task
+        self.outputs, self.batched = tuple(outputs), batched and len(outputs) > 1
 
-    def forward(self, latent: Tensor) -> Tensor:
-        return self.family.to_map(self.network(self.quant(latent / self.scaling)), self.task)
+    def forward(
+        self, latents: Sequence[Tensor], numbers: Sequence[int] | None = None
+    ) -> tuple[Tensor, ...]:
+        """The maps of all tasks, or of those with these `numbers`, whose latents are given."""
+        outputs = self.outputs if numbers is None else [self.outputs[one] for one in numbers]
+        pictures: Sequence[Tensor]
+        if self.batched and len(latents) > 1:
+            pictures = self._decode(torch.cat(list(latents))).chunk(len(latents))
+        else:
+            pictures = [self._decode(latent) for latent in latents]
+        return tuple(
+            family.to_map(picture, task)
+            for (family, task), picture in zip(outputs, pictures, strict=True)
+        )
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        picture: Tensor = self.network(self.quant(latent / self.scaling))
+        return picture

@@ -57,19 +57,26 @@ class Calibration:
     def feeds(
         self, plan: Plan, bucket: Bucket, more: Sequence[NDArray[np.uint8]] = ()
     ) -> Iterator[tuple[Tensor, ...]]:
-        """The network's inputs for each image at the bucket's size: image and, where the graph
-        takes it, noise.
+        """The network's inputs for each image at the bucket's size, or for each batch of images:
+        image and, where the graph takes it, noise. The last batch is filled up with its last image.
 
         The images `more`, RGB uint8 [H,W,3] of that size, come last.
         """
         import torch
 
-        for number, rgb in enumerate(itertools.chain(self._images(bucket), more)):
-            inputs = [plan.preprocess.apply(rgb)]
-            shape = plan.input_shapes(bucket).get("noise")
-            if shape is not None:
-                inputs.append(draw_noise(plan.noise_seed + number, shape))
+        numbered = enumerate(itertools.chain(self._images(bucket), more))
+        while batch := list(itertools.islice(numbered, bucket.batch)):
+            batch += batch[-1:] * (bucket.batch - len(batch))
+            inputs = [np.concatenate([plan.preprocess.apply(rgb) for _, rgb in batch])]
+            if plan.noise_is_input:
+                shape = plan.noise_shape(bucket)
+                noises = [draw_noise(plan.noise_seed + number, shape) for number, _ in batch]
+                inputs.append(np.concatenate(noises))
             yield tuple(map(torch.from_numpy, inputs))
+
+    def batches(self, bucket: Bucket) -> int:
+        """How often `feeds` yields, without more images."""
+        return -(-len(self) // bucket.batch)
 
     def sha256(self, bucket: Bucket) -> str:
         """Over the pixels of every image at the bucket's size."""

@@ -1,5 +1,5 @@
-"""The straight path of `--precision int8`: from calibration images and a limit on the error to the
-int8 layers and their ranges.
+"""The straight path of `--precision int8`: from calibration images and a limit on the error of each
+task to the int8 layers and their ranges.
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ from export.progress import say
 from export.quantize.layers import RESIDUAL, Layer, Ranges, find_layers
 from export.quantize.policy import POLICY, LayerChoice, Policy, Step
 from export.quantize.ranges import choose_ranges
-from export.quantize.search import CachedErrors, Choice, ErrorMetric, Measure, rank, search
+from export.quantize.search import (
+    CachedErrors,
+    Choice,
+    ErrorMetric,
+    Measure,
+    in_words,
+    rank,
+    search,
+)
 from export.quantize.smooth import smooth
-from runtime.manifest import Bucket, Quantisation
+from runtime.manifest import Bucket, Quantisation, Spent
 
 # Which group is costlier shows on few and small images too, at a fraction of the time.
 _RANKING_IMAGES = 2
@@ -36,7 +44,8 @@ def choose_int8(
     Raises: BuildError for a policy of another network, or images that cannot be calibrated with;
     ImageError.
     """
-    bucket, calibration, int8 = plan.buckets[0], plan.calibration, plan.recipe.int8
+    bucket = dataclasses.replace(plan.buckets[0], batch=1)
+    calibration, int8 = plan.calibration, plan.recipe.int8
     extra, zero_points = (int8.extra_tensors, int8.zero_points) if int8 else ((), False)
     feeds = functools.partial(calibration.feeds, plan, bucket)
     layers = find_layers(network, next(feeds()), extra)
@@ -52,24 +61,27 @@ def choose_int8(
         images=len(calibration) + len(proof),
     )
     pixels = calibration.sha256(bucket)
-    metric = ErrorMetric(network, plan.task, feeds)
+    metric = ErrorMetric(network, plan.tasks, feeds)
     if plan.policy is not None:
         choice = _take_over(plan.policy, metric, layers, ranges)
     else:
         key = _cache_key(plan, sources, pixels, ranges)
         choice = _search(network, plan, metric, layers, ranges, key)
     int8_layers = [layer for layer in layers if layer.group not in choice.high_precision]
-    described = Quantisation(
-        policy=POLICY,
-        calibration_sha256=pixels,
-        images=len(calibration),
-        max_error=plan.max_error,
-        error=choice.final.error,
-        unit=plan.task.error_unit,
+    policy = Policy(
+        high_precision=choice.high_precision,
+        max_errors=dict(plan.budgets),
+        errors=choice.final.errors,
+        units={task.name: task.error_unit for task in plan.tasks},
         multiply_adds=sum(layer.multiply_adds for layer in int8_layers),
+        images=len(calibration),
+        calibration_sha256=pixels,
+        alone={group: dict(errors) for group, errors in choice.alone.items()},
+        steps=choice.steps,
+        layers=_choices(layers, ranges, choice),
     )
-    _policy(layers, ranges, choice, described).write(stage / POLICY)
-    return {layer.name: ranges[layer.name] for layer in int8_layers}, described
+    policy.write(stage / POLICY)
+    return {layer.name: ranges[layer.name] for layer in int8_layers}, _describe(policy)
 
 
 def _search(
@@ -83,11 +95,11 @@ def _search(
     few = dataclasses.replace(plan.calibration, count=min(plan.calibration.count, _RANKING_IMAGES))
     small_feeds = functools.partial(few.feeds, plan, _ranking_bucket(plan))
     alone = CachedErrors(
-        ErrorMetric(network, plan.task, small_feeds), plan.search_cache / f"alone-{key}.json"
+        ErrorMetric(network, plan.tasks, small_feeds), plan.search_cache / f"alone-{key}.json"
     )
     together = CachedErrors(metric, plan.search_cache / f"together-{key}.json")
     ranked = functools.partial(rank, alone, layers, ranges)
-    return search(together, layers, ranges, ranked, plan.max_error)
+    return search(together, layers, ranges, ranked, plan.budgets)
 
 
 def _take_over(path: Path, measure: Measure, layers: list[Layer], ranges: Ranges) -> Choice:
@@ -111,9 +123,9 @@ def _take_over(path: Path, measure: Measure, layers: list[Layer], ranges: Ranges
     int8_layers = [layer for layer in layers if layer.group not in kept]
     work = sum(layer.multiply_adds for layer in layers)
     share = sum(layer.multiply_adds for layer in int8_layers) / work
-    error = measure({layer.name: ranges[layer.name] for layer in int8_layers})
-    say(f"policy of {path.name}: {share:.1%} of these layers in int8, error {error:.3g}")
-    step = Step(high_precision=len(kept), int8_share=share, error=error)
+    errors = measure({layer.name: ranges[layer.name] for layer in int8_layers})
+    say(f"policy of {path.name}: {share:.1%} of these layers in int8, error {in_words(errors)}")
+    step = Step(high_precision=len(kept), int8_share=share, errors=dict(errors))
     return Choice(high_precision=kept, alone={}, steps=[step])
 
 
@@ -127,18 +139,19 @@ def _ranking_bucket(plan: Plan) -> Bucket:
     height, width = (
         max(1, round(edge * shrink / multiple)) * multiple for edge in (bucket.height, bucket.width)
     )
-    return dataclasses.replace(bucket, height=height, width=width)
+    return dataclasses.replace(bucket, height=height, width=width, batch=1)
 
 
 def _cache_key(plan: Plan, sources: list[object], pixels: str, ranges: Ranges) -> str:
     """What an error depends on, but for the layers that are quantised."""
-    settings = [plan.task.name, plan.folds, plan.fixed_noise, plan.noise_seed, plan.target.name]
+    tasks = [task.name for task in plan.tasks]
+    settings = [tasks, plan.folds, plan.fixed_noise, plan.noise_seed, plan.target.name]
     spans = sorted((name, span.method, *span.widest) for name, span in ranges.items())
     everything = [*sources, *settings, plan.buckets[0], pixels, spans]
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
 
 
-def _policy(layers: list[Layer], ranges: Ranges, choice: Choice, described: Quantisation) -> Policy:
+def _choices(layers: list[Layer], ranges: Ranges, choice: Choice) -> list[LayerChoice]:
     chosen = []
     for layer in layers:
         low, high = ranges[layer.name].widest
@@ -151,15 +164,22 @@ def _policy(layers: list[Layer], ranges: Ranges, choice: Choice, described: Quan
                 high=high,
             )
         )
-    return Policy(
-        high_precision=choice.high_precision,
-        max_error=described.max_error,
-        error=described.error,
-        unit=described.unit,
-        multiply_adds=described.multiply_adds,
-        images=described.images,
-        calibration_sha256=described.calibration_sha256,
-        alone=choice.alone,
-        steps=choice.steps,
-        layers=chosen,
+    return chosen
+
+
+def _describe(policy: Policy) -> Quantisation:
+    """What the manifest says of a policy."""
+    first, *others = (
+        Spent(max_error=limit, error=policy.errors[task], unit=policy.units[task])
+        for task, limit in policy.max_errors.items()
+    )
+    return Quantisation(
+        policy=POLICY,
+        calibration_sha256=policy.calibration_sha256,
+        images=policy.images,
+        max_error=first.max_error,
+        error=first.error,
+        unit=first.unit,
+        multiply_adds=policy.multiply_adds,
+        beside=dict(zip(list(policy.max_errors)[1:], others, strict=True)),
     )

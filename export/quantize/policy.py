@@ -11,18 +11,18 @@ from typing import Any
 from export.errors import BuildError
 
 POLICY = "policy.json"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One point of the search: the number of groups in higher precision, the share of multiply-adds
-    in int8 (0 to 1), and the error of the prediction.
+    in int8 (0 to 1), and the error of each task's prediction.
     """
 
     high_precision: int
     int8_share: float
-    error: float
+    errors: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +44,20 @@ class LayerChoice:
 class Policy:
     """What stays in higher precision, and how that was found.
 
-    `high_precision` are the groups. `alone` is each group's error when it alone is quantised, and
-    `steps` are what the search measured; both in `unit`, as the limit `max_error` and the `error`
-    that was reached. `calibration_sha256` is over the pixels of the `images` for calibration.
+    `high_precision` are the groups. `alone` are each group's errors when it alone is quantised, and
+    `steps` are what the search measured. All errors are by task, in `units`, as the limits
+    `max_errors` and the `errors` that were reached. `calibration_sha256` is over the pixels of the
+    `images` for calibration.
     """
 
     high_precision: list[str]
-    max_error: float = 0.0
-    error: float = 0.0
-    unit: str = ""
+    max_errors: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
     multiply_adds: int = 0
     images: int = 0
     calibration_sha256: str = ""
-    alone: dict[str, float] = field(default_factory=dict)
+    alone: dict[str, dict[str, float]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     layers: list[LayerChoice] = field(default_factory=list)
     version: int = VERSION
@@ -72,7 +73,7 @@ class Policy:
 
     @classmethod
     def read(cls, path: Path) -> Policy:
-        """Read a file of this version or of the one before. Fields that are not there take their
+        """Read a file of this version or of an older one. Fields that are not there take their
         defaults. Raises: BuildError for a file that is no policy, or of a newer version.
         """
         try:
@@ -83,7 +84,8 @@ class Policy:
                     f"{path} is a policy of version {version}; this release reads up to {VERSION}. "
                     "Use the lotus-edge release that made it, or search anew without --policy."
                 )
-            return _parse(_upgrade(body) if version == 1 else body)
+            body = _from_1(body) if version < 2 else body
+            return _parse(_from_2(body) if version < 3 else body)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BuildError(
                 f"{path} is not a policy: {error!r}; a bundle of --precision int8 holds one"
@@ -106,7 +108,22 @@ def _take(kind: Any, entry: dict[str, Any]) -> Any:
     return kind(**{field.name: entry[field.name] for field in dataclasses.fields(kind)})
 
 
-def _upgrade(body: dict[str, Any]) -> dict[str, Any]:
+def _from_2(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 2, which knew one task, and did not name it: here it is ""."""
+    several = {"max_error": "max_errors", "error": "errors", "unit": "units"}
+
+    def rename(entry: dict[str, Any]) -> dict[str, Any]:
+        return {
+            several.get(name, name): {"": value} if name in several else value
+            for name, value in entry.items()
+        }
+
+    alone = {group: {"": error} for group, error in body.get("alone", {}).items()}
+    steps = [rename(step) for step in body.get("steps", [])]
+    return rename(body) | {"alone": alone, "steps": steps}
+
+
+def _from_1(body: dict[str, Any]) -> dict[str, Any]:
     """Version 1, which had no number, other names, and each layer's range as an object."""
     renamed = {"kept": "high_precision", "budget": "max_error", "distance": "error"}
 

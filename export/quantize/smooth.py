@@ -73,7 +73,9 @@ def _largest_inputs(module: SinglePass, layers: list[nn.Linear], feeds: Feeds) -
 
     with torch.inference_mode(), LayerHooks(module, note):
         for image, *noise in feeds():
-            module.unet(module.encoder(image), *noise)  # nothing of the decoder is smoothed
+            encoded = module.encoder(image)
+            for unet in module.unets.values():  # nothing of the decoder is smoothed
+                unet(encoded, *noise)
     return {key: channels.clone() for key, channels in largest.items()}
 
 

@@ -48,6 +48,7 @@ class Recipe:
     `group_norm`, `attention`, `upsampling`: forms of operators, of export/graph/group_norm.py,
         export/graph/attention.py and export/folds/subpixel.py; `python -m benchmarks.forms`
         measures them.
+    `decodes_batched`: whether the latents of several tasks are decoded as one batch, not in turn.
     `winograd`: whether wide convolutions are faster and exact enough by export/folds/winograd.py.
     """
 
@@ -58,6 +59,7 @@ class Recipe:
     attention: str = "split"
     upsampling: str = "transposed"
     winograd: bool = False
+    decodes_batched: bool = False
 
     @property
     def quantizes_layers(self) -> bool:
