@@ -69,6 +69,11 @@ ENTRIES |= {
         *("tiny/disparity-d", "--vae", "tiny/taesd"),
         *("--target", "openvino", "--precision", "int8"),
     ),
+    "joint": ("tiny/disparity-d", "tiny/normal-g", "--batch", "1,2"),
+    "joint-int8": (
+        *("tiny/disparity-d", "tiny/normal-d"),
+        *("--target", "openvino", "--precision", "int8"),
+    ),
 }
 """What is built, by name: the words of a command line; 64x64 unless they say otherwise."""
 QUICK = ("disparity-d-fp32-onnxruntime", "normal-g-int8-tensorrt", "small-vae-int8")
@@ -109,7 +114,8 @@ def build(name: str) -> dict[str, Any]:
     if "--resolution" not in words:
         words += ["--resolution", "64x64"]
     if "int8" in words:
-        words += ["--budget", str(_ALL_INT8)]
+        count = sum(word.startswith("tiny/") and word != "tiny/taesd" for word in words)
+        words += ["--budget", ",".join([str(_ALL_INT8)] * count)]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         words += ["--calibration-images", "1", "--output", str(bundle)]

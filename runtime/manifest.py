@@ -111,7 +111,8 @@ class Preprocess:
     def apply(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 [N,H,W,3], or [H,W,3] for N = 1, to the network's float32 [N,3,H,W]."""
         pictures = rgb.reshape(-1, *rgb.shape[-3:])
-        planes: NDArray[np.float32] = pictures.transpose(0, 3, 1, 2).astype(np.float32)
+        # In the order of the layout that its shape says: PyTorch sums in another order otherwise.
+        planes: NDArray[np.float32] = pictures.transpose(0, 3, 1, 2).astype(np.float32, order="C")
         planes *= np.float32(self.scale)
         planes += np.float32(self.offset)
         return planes
