@@ -49,9 +49,8 @@ def main() -> int:
 
 def _run_kind(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     kind = find_kind(name)
-    count = max(1, round(arguments.count * kind.share))
-    with _Log(name, count, arguments) as log:
-        numbers = range(arguments.first, arguments.first + count)
+    with _Log(name, arguments.count, arguments) as log:
+        numbers = range(arguments.first, arguments.first + arguments.count)
         run_cases(
             name,
             kind,

@@ -1,6 +1,6 @@
 """Kill builds at random moments, and check what is left.
 
-    python -m benchmarks.kill_build --count 100
+    python -m benchmarks.kill_build
 
 Half of the kills come at a random second. The others are aimed: at a file operation (open, rename,
 remove, link, sync) on the bundle or beside it, just before it or within 0.3 s after, and half
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import parse_arguments, write_rows
 from export.bundle import replace
 from export.bundle.replace import clear_up
 from export.bundle.write import staged
@@ -60,9 +61,9 @@ class Aim:
     def label(self) -> str:
         """The row of the table it belongs to."""
         if self.operation is None:
-            return f"at a random moment of a build {'that traces' if self.traces else 'of copies'}"
-        moment = "before a file operation" if self.delay == 0 else "just after a file operation"
-        return moment if self.exchange else f"{moment}, without exchange"
+            return "at a random moment"
+        moment = "before a file operation" if self.delay == 0 else "within 0.3 s after one"
+        return moment if self.exchange else f"{moment}, where folders cannot be exchanged"
 
 
 def watch_operations(folder: Path, act: Callable[[int, str], None]) -> None:
@@ -230,7 +231,7 @@ class Range:
     def __init__(self, scratch: Path) -> None:
         self._folder = scratch / "engines"
         self._output, self._old = self._folder / "bundle", scratch / "old"
-        self.table: Counter[tuple[str, str]] = Counter()
+        self.table: dict[str, Counter[str]] = {}  # outcomes by moment
         self.faults: list[str] = []
 
     def _build(self, command: str, *, traces: bool) -> None:
@@ -258,6 +259,7 @@ class Range:
         status = run_killed(build, self._folder, aim)
         if not aim.exchange:  # between two renames there is none: the next build brings it back
             in_child(functools.partial(clear_up, self._output))
+        known = len(self.faults)
         try:
             found = state(self._output, _verify)
             if found not in (before, "new"):
@@ -265,22 +267,24 @@ class Range:
         except Exception as error:
             found = "broken"
             self.faults.append(f"{aim}: {error}")
-        moment = aim.label if status == _KILLED else "not killed: done before"
-        self.table[moment, f"{before} -> {found}"] += 1
         in_child(functools.partial(next_build, self._output, self._old))
         left = sorted(set(os.listdir(self._folder)) - {self._output.name})
         same = (self._output / MANIFEST).read_bytes() == (self._old / MANIFEST).read_bytes()
         if left or not same:
             self.faults.append(f"{aim}: the next build leaves {left}")
+        moment = aim.label if status == _KILLED else "not killed, done before"
+        outcome = "new" if found == "new" else "as_before"
+        counts = self.table.setdefault(moment, Counter(as_before=0, new=0, faults=0))
+        counts["faults" if len(self.faults) > known else outcome] += 1
         return f"{moment}: {before} -> {found}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Exit status: 0 where each kill left what it may, else 1."""
     parser = argparse.ArgumentParser(prog="kill_build", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
+    arguments = parse_arguments(parser, argv)
     import export.pipeline  # noqa: F401  # once, for all children
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -292,9 +296,9 @@ def main(argv: list[str] | None = None) -> int:
         for number, aim in enumerate(aims):
             line = shots.shoot(aim, "old" if number % 4 < 2 else "absent")
             print(f"{number + 1}/{arguments.count} {line}", flush=True)
-    for (moment, change), times in sorted(shots.table.items()):
-        print(f"| {moment} | {change} | {times} |")
-    print(*shots.faults, f"{len(shots.faults)} faults in {arguments.count} kills", sep="\n")
+    rows = [{"moment": moment, **counts} for moment, counts in sorted(shots.table.items())]
+    print(*rows, *shots.faults, f"{len(shots.faults)} faults", sep="\n")
+    print(f"rows: {write_rows('kills', rows, dirty=arguments.dirty).name}")
     return 1 if shots.faults else 0
 
 

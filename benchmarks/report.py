@@ -25,6 +25,7 @@ from runtime.extras import require
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "benchmarks.md",
+    ROOT / "docs" / "build.md",
     ROOT / "docs" / "experiments.md",
     ROOT / "docs" / "precision.md",
     ROOT / "tiny" / "README.md",

@@ -199,6 +199,19 @@ def fuzz_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def kills_table(bodies: list[Body]) -> list[str]:
+    """One line for each moment at which builds were killed: what lay there afterwards."""
+    lines = [
+        "| killed | old or none, as before | new, and it verifies | anything else |",
+        "|---|---|---|---|",
+    ]
+    for row in (row for body in bodies for row in body["rows"]):
+        lines.append(f"| {row['moment']} | {row['as_before']} | {row['new']} | {row['faults']} |")
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
 def versions_table(bodies: list[Body]) -> list[str]:
     """One line for each environment: what was expected of it, and what came out."""
     lines = [
@@ -222,6 +235,7 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "precisions": precisions_table,
     "forms": forms_table,
     "fuzz": fuzz_table,
+    "kills": kills_table,
     "versions": versions_table,
 }
 """The lines of a table of bodies, by its kind."""

@@ -92,12 +92,11 @@ class Graphs(Kind):
 
 
 class OpenVinoGraphs(Graphs):
-    """The same for OpenVINO, which takes longer to open one."""
+    """The same for OpenVINO."""
 
     name = "graphs-openvino"
     target = "openvino"
     address_space = 12
-    share = 0.2
 
 
 def for_ever(model: ModelProto) -> str:

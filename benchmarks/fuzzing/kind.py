@@ -35,16 +35,15 @@ class Kind(ABC):
     """A kind of input and how it is damaged.
 
     `seconds` of CPU time and `megabytes` beyond what the process held before are the limits of one
-    case, `address_space` GB that of the whole process. `share` is the part of the asked number of
-    cases. `crashes`: the input is a program for the vendor's library, and so a crash, a time-out,
-    memory and words on stderr are that library's; such cases are counted apart.
+    case, `address_space` GB that of the whole process. `crashes`: the input is a program for the
+    vendor's library, and so a crash, a time-out, memory and words on stderr are that library's;
+    such cases are counted apart.
     """
 
     name: str
     seconds: float = 20.0
     megabytes: int = 256
     address_space: int = 4
-    share: float = 1.0
     crashes: bool = False
 
     @abstractmethod
