@@ -6,6 +6,7 @@ The installed command `lotus-edge` (apps/__main__.py) has these commands and tho
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -94,7 +95,7 @@ def add_predict(commands: Commands) -> None:
         help="an image, or a folder (with subfolders)",
     )
     predict.add_argument("--output", type=_path, required=True, metavar="DIR")
-    predict.add_argument("--backend", help="default: the bundle's target")
+    _add_opening(predict)
     predict.add_argument(
         "--seed", type=_natural, help="noise seed of mode G; default: the bundle's"
     )
@@ -128,7 +129,7 @@ def add_verify(commands: Commands) -> None:
         "verify", help="check the files and run the golden sample on this machine"
     )
     verify.add_argument("bundle", type=_named, help=_BUNDLE)
-    verify.add_argument("--backend", help="default: the bundle's target")
+    _add_opening(verify)
     verify.set_defaults(run=_verify)
 
 
@@ -150,7 +151,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         if (value := getattr(arguments, name)) is not None
     }
     found = find_pictures(arguments.images, arguments.output)
-    with LotusEngine(arguments.bundle, arguments.backend) as engine:
+    with _open(arguments) as engine:
         engine.check_seed(arguments.seed)
         failed = predict_all(
             engine, found, arguments.output, overwrite=arguments.overwrite, options=options
@@ -159,7 +160,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    with LotusEngine(arguments.bundle, arguments.backend) as engine:
+    with _open(arguments) as engine:
         result = engine.verify()
     for bucket, error in result.errors.items():
         of_tasks = {f"{bucket} {task}": each for task, each in error.by_task.items()}
@@ -217,6 +218,21 @@ def _bucket_in_words(bucket: Bucket) -> str:
     return str(bucket) if bucket.batch == 1 else f"{bucket} ({bucket.batch} images at once)"
 
 
+def _add_opening(parser: argparse.ArgumentParser) -> None:
+    """How a bundle is opened."""
+    parser.add_argument("--backend", help="default: the bundle's target")
+    parser.add_argument(
+        "--deadline",
+        type=_seconds,
+        metavar="SECONDS",
+        help="give up a bundle that takes longer to open, or for its golden sample",
+    )
+
+
+def _open(arguments: argparse.Namespace) -> LotusEngine:
+    return LotusEngine(arguments.bundle, arguments.backend, deadline=arguments.deadline)
+
+
 def _engine_in_words(built: EngineInfo | None) -> str:
     if built is None:
         return "none"
@@ -237,6 +253,16 @@ def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected 0, 1, 2, ..., found {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, found {text!r}")
+    return seconds
 
 
 def _positive(text: str) -> int:

@@ -6,6 +6,7 @@ A listener may go away (`| head -1`), be full (a log on a full disk) or never ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import unicodedata
@@ -37,7 +38,9 @@ def prepare() -> None:
 
 
 def release() -> None:
-    """Empty the buffers, so that the interpreter has nothing to complain about when it exits."""
+    """Empty the buffers, so that the interpreter has nothing to complain about when it exits. For
+    commands alone: a stream that nobody reads leads nowhere from now on.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -46,19 +49,19 @@ def release() -> None:
 
 
 def say(*lines: str) -> None:
-    """Write lines to stderr. Never fails: nobody listens, nothing is said."""
+    """Write lines to stderr, which stays as it is: it belongs to the program, not to a library.
+    Never fails: nobody listens, nothing is said.
+    """
     if sys.stderr is None:  # a program without a console
         return
-    try:
+    with contextlib.suppress(OSError, ValueError):
         for line in lines:
             sys.stderr.write(_encodable(line, sys.stderr))
         sys.stderr.flush()
-    except (OSError, ValueError):
-        _drop(sys.stderr)
 
 
 def show(line: str) -> None:
-    """Write a line of the result to stdout; quiet when its reader has gone.
+    """Write a line of a command's result to stdout; quiet when its reader has gone.
 
     Raises: OutputError when it cannot be written, as on a full disk.
     """

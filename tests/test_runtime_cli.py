@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 
 from runtime import LotusEngine, Prediction
 from runtime.__main__ import main
+from runtime.backends.null import BackendSession
+from runtime.backends.session import Tensors
 from runtime.manifest import Checkpoint, Manifest
 
 
@@ -136,6 +139,8 @@ def test_errors_are_one_line_and_status_1(
         ["predict", "b", "x.png", "--output", "o", "--seed", "-1"],
         ["predict", "b", "x.png", "--output", "o", "--max-pixels", "0"],
         ["predict", "b", "x.png", "--output", "o", "--max-pixels", "many"],
+        ["predict", "b", "x.png", "--output", "o", "--deadline", "0"],
+        ["verify", "b", "--deadline", "nan"],
     ],
 )
 def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +163,31 @@ def test_the_null_backend_is_not_offered(
         with pytest.raises(SystemExit):
             main(words)
     assert "null" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["predict", "verify"])
+def test_a_bundle_that_never_opens_ends_at_the_deadline(
+    command: str,
+    null_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    released, opened = threading.Event(), BackendSession._open
+
+    def hangs(session: BackendSession) -> Tensors:
+        released.wait(10)
+        return opened(session)
+
+    words = [command, str(null_bundle)]
+    if command == "predict":
+        words += [str(picture(tmp_path / "a.png")), "--output", str(tmp_path / "o")]
+    with monkeypatch.context() as patch:
+        patch.setattr(BackendSession, "_open", hangs)
+        assert main([*words, "--deadline", "0.1"]) == 1
+    assert "took more than 0.1 s" in capsys.readouterr().err
+    released.set()
+    assert main([*words, "--deadline", "60"]) == 0
 
 
 @pytest.mark.parametrize("command", ["predict", "verify", "info"])

@@ -190,3 +190,14 @@ def test_streams_that_are_no_files_will_do(monkeypatch: pytest.MonkeyPatch) -> N
     memory.close()
     console.say("nobody hears this")
     console.release()
+
+
+@FULL
+def test_the_library_leaves_a_broken_stderr_to_its_program() -> None:
+    """A notice of the library once led all of the process's stderr away."""
+    code = (
+        "import os; from runtime import console; before = os.fstat(2); console.say('notice'); "
+        "print(os.path.samestat(before, os.fstat(2)))"
+    )
+    done = shell(f'{sys.executable} -c "{code}" 2>/dev/full')
+    assert (done.returncode, done.stdout) == (0, "True\n")
