@@ -20,7 +20,7 @@ from runtime.errors import ImageError, ImageWarning
 from runtime.manifest import Bucket
 from runtime.pictures.colour import array_to_rgb, to_rgb
 from runtime.pictures.decode import decode_file, decode_image
-from runtime.pictures.formats import IMAGE_SUFFIXES, why_not_read
+from runtime.pictures.formats import IMAGE_SUFFIXES, MAX_PIXELS, why_not_read
 from runtime.tasks import Resize, Task
 
 __all__ = [
@@ -37,10 +37,6 @@ __all__ = [
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
 
-MAX_PIXELS = 200_000_000
-"""Pixels that `load` takes by default: the largest cameras of phones have 200 megapixels. Decoding
-that many takes 1.4 GB."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
@@ -55,7 +51,7 @@ class Fit:
 
 
 def load(
-    image: ImageLike, *, strict: bool = False, icc: bool = True, max_pixels: int = MAX_PIXELS
+    image: ImageLike, *, strict: bool = False, icc: bool = True, max_pixels: int | None = None
 ) -> NDArray[np.uint8]:
     """Any picture as RGB uint8 [H,W,3], upright, in sRGB.
 
@@ -66,11 +62,12 @@ def load(
 
     What is odd but usable gives an ImageWarning: an end that is missing, a profile that cannot be
     used, a range that had to be guessed. `strict=True` refuses it. `icc=False` ignores embedded
-    profiles, as the reference does. More than `max_pixels` are refused before they are decoded.
+    profiles, as the reference does. More than `max_pixels` are refused before they are decoded
+    (None: MAX_PIXELS, of formats that take more memory fewer: 1.4 GB in any case).
 
     Raises: ImageError for a missing, damaged, foreign, empty, non-finite or over-large picture.
     """
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
+    if max_pixels is not None and (type(max_pixels) is not int or max_pixels < 1):
         raise ImageError(f"max_pixels is a positive integer, found {max_pixels!r}")
     if isinstance(image, np.ndarray):
         name = "the given array"

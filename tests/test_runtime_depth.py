@@ -239,6 +239,33 @@ def test_12_bits_in_a_jpeg_2000_of_16(tmp_path: Path) -> None:
         assert np.array_equal(grey(opened), GREY)
 
 
+def j2k16(path: Path, samples: np.ndarray, **options: bool) -> Path:
+    """Colour of 16 bits, which Pillow does not write: `samples` uint8 [H,W,C], times 256."""
+    Image.fromarray(samples).save(path, irreversible=True, **options)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\xff\x4f\xff\x51") + 42
+    for component in range(samples.shape[2]):  # the irreversible transform scales with the depth
+        content[at + 3 * component] = 15
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("plain", [True, False])
+def test_colour_of_12_bits_in_a_jpeg_2000_of_16(channels: int, plain: bool, tmp_path: Path) -> None:
+    """Pillow has no low bytes of it: never dark in silence."""
+    rgba = np.dstack([RGB, np.full_like(GREY, 255)])[..., 4 - channels :]
+    full = j2k16(tmp_path / "full.jp2", rgba, no_jp2=plain)
+    assert np.abs(load(full).astype(int)[..., :1] - rgba[..., :1]).max() < 12
+    with Image.open(full) as opened:
+        assert np.array_equal(load(opened), load(full))
+    dark = j2k16(tmp_path / "dark.jp2", rgba // 16, no_jp2=plain)
+    with pytest.raises(ImageError, match="nearly black; save it as PNG or TIFF"):
+        load(dark)
+    with Image.open(dark) as opened, pytest.raises(ImageError, match="nearly black; save it"):
+        load(opened)
+
+
 def test_signed_bytes_are_refused(tmp_path: Path) -> None:
     path = tiff(tmp_path / "a.tif", (GREY // 2).astype(np.int8), 8, 2)
     with pytest.raises(ImageError, match="signed samples of 8 bits"):

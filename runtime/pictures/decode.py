@@ -25,7 +25,7 @@ from PIL import Image, ImageFile
 
 from runtime.errors import ImageError
 from runtime.pictures.avif import read_avif
-from runtime.pictures.formats import FORMATS, sniff
+from runtime.pictures.formats import FORMATS, MAX_PIXELS, sniff
 from runtime.pictures.gif import read_gif
 from runtime.pictures.jpeg import read_jpeg
 from runtime.pictures.metadata import orientation
@@ -45,8 +45,10 @@ _READERS: dict[str, Callable[[BinaryIO], Source]] = {
     "WEBP": read_webp,
 }
 _MAKE_ROOM = {"WEBP", "AVIF", "HEIF", "GIF"}  # their plugins decode into memory of their own
+_DECODERS = {"WEBP", "AVIF"}  # of these they stay, with all their memory, as long as the picture
 _BYTES_PER_PIXEL = 10  # of a file: 16-bit RGBA has 8
 _SMALLEST_LIMIT = 2**26  # bytes of a file, for few pixels
+_DARK = "has 16 bits, of which Pillow keeps the high bytes, and those are nearly black"
 _SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
@@ -64,12 +66,12 @@ class Picture:
     notes: list[str] = field(default_factory=list)
 
 
-def decode_file(path: Path, *, strict: bool, max_pixels: int) -> Picture:
+def decode_file(path: Path, *, strict: bool, max_pixels: int | None) -> Picture:
     """The first picture of a file, decoded.
 
     Raises: ImageError, and whatever a decoder raises.
     """
-    largest = max(_SMALLEST_LIMIT, _BYTES_PER_PIXEL * max_pixels)
+    largest = max(_SMALLEST_LIMIT, _BYTES_PER_PIXEL * (max_pixels or MAX_PIXELS))
     with open_regular(path, largest) as file:
         source = _examined(file, max_pixels)
         if strict and source.damage:
@@ -79,13 +81,18 @@ def decode_file(path: Path, *, strict: bool, max_pixels: int) -> Picture:
             return _opened(source, stream, max_pixels, swap)
 
         with _quiet_libtiff() if source.format == "TIFF" else contextlib.nullcontext():
-            image, missing = _loaded(opened, source)
+            image, notes = _loaded(opened, source)
             low = None
             # A full range of 16 bits needs no low bytes: the high ones are the answer.
             if source.samples.deep and (source.samples.full or 0) < 65535 and _peak(image) < 64:
+                if source.format == "JPEG2000":
+                    raise ImageError(f"{_DARK}; save it as PNG or TIFF of 16 bits")
                 low, _ = _loaded(partial(opened, swap=True), source)
                 if source.samples.paired:  # read as four channels: high and low byte of each sample
                     low = Image.merge(image.mode, [low.getchannel(1)] * len(image.getbands()))
+    if source.size is not None and source.size != image.size:
+        held, said = ("{}x{}".format(*size) for size in (source.size, image.size))
+        notes.append(f"it holds {held} pixels, stretched to the {said} of its header")
     exif, xmp = image.info.get("exif"), image.info.get("xmp")
     return Picture(
         image=image,
@@ -93,11 +100,11 @@ def decode_file(path: Path, *, strict: bool, max_pixels: int) -> Picture:
         orientation=source.orientation or orientation(exif, xmp),
         icc=source.icc or image.info.get("icc_profile"),
         samples=source.samples,
-        notes=[*source.damage, *missing],
+        notes=[*source.damage, *notes],
     )
 
 
-def decode_image(image: Image.Image, *, max_pixels: int) -> Picture:
+def decode_image(image: Image.Image, *, max_pixels: int | None) -> Picture:
     """A Pillow image, decoded if it was not yet; Pillow's own warnings may come.
 
     Raises: ImageError, and whatever a decoder raises.
@@ -105,13 +112,13 @@ def decode_image(image: Image.Image, *, max_pixels: int) -> Picture:
     _check_pixels(image.size, image.format or "", max_pixels)
     # Colour and alpha of 16 bits, of which Pillow keeps the high byte.
     deep = image.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(image, "tile", ""))
+    if image.format == "JPEG2000" and getattr(image, "tile", None):
+        deep = _jpeg_2000_samples(image.fp).deep  # type: ignore[attr-defined]
     with _quiet_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
     if deep and _peak(image) < 64:
-        raise ImageError(
-            "has 16 bits, of which Pillow has left the high bytes, and those are nearly black; "
-            "pass the path of the file"
-        )
+        other = "save it as PNG or TIFF of 16 bits"
+        raise ImageError(f"{_DARK}; {other if image.format == 'JPEG2000' else 'pass the path'}")
     samples, tags = Samples(), getattr(image, "tag_v2", None)
     if tags is not None:
         known = {tag: tags[tag] for tag in (258, 262, 281, 338, 339, 341) if tag in tags}
@@ -131,7 +138,7 @@ def decode_image(image: Image.Image, *, max_pixels: int) -> Picture:
     )
 
 
-def _examined(file: BinaryIO, max_pixels: int) -> Source:
+def _examined(file: BinaryIO, max_pixels: int | None) -> Source:
     head = file.read(64)
     file.seek(0)
     name = sniff(head)
@@ -143,17 +150,24 @@ def _examined(file: BinaryIO, max_pixels: int) -> Source:
         _check_pixels(size, name, max_pixels)
     if name in _READERS:
         return _READERS[name](file)
-    full = _jpeg_2000_white(file) if name == "JPEG2000" else None
-    return Source(stream=file, format=name, samples=Samples(full=full))
+    samples = _jpeg_2000_samples(file) if name == "JPEG2000" else Samples()
+    return Source(stream=file, format=name, samples=samples)
 
 
-def _opened(source: Source, stream: BinaryIO, max_pixels: int, swap: bool) -> Any:
+def _opened(source: Source, stream: BinaryIO, max_pixels: int | None, swap: bool) -> Any:
     stream.seek(0)
     image = FORMATS[source.format].load()(stream)
     _check_pixels(image.size, source.format, max_pixels)
     if source.format == "TIFF":
         # Made here, since Pillow checks its own limit where it makes it.
         image.im = Image.new(image.mode, image.size).im
+    if source.format in _DECODERS:
+
+        def prepare() -> None:
+            image._decoder = None  # with its canvases: the first picture is out
+            type(image).load_prepare(image)
+
+        image.load_prepare = prepare
     tiles = [tuple(tile) for tile in image.tile]
     if source.tile:
         tiles = [("raw", (0, 0, *image.size), source.tile[0], (source.tile[1], 0, 1))]
@@ -258,25 +272,34 @@ def _peak(image: Image.Image) -> int:
     return int(max(high for _, high in extrema))
 
 
-def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    weight = FORMATS[name].weight if name in FORMATS else 1
+def _check_pixels(size: tuple[int, int], name: str, max_pixels: int | None) -> None:
     if 0 in size:
         raise ImageError(f"the image is empty ({size[0]}x{size[1]})")
-    if size[0] * size[1] * weight > max_pixels:
-        counted = f", which count {weight} times as {name}" if weight > 1 else ""
+    kind = FORMATS.get(name, FORMATS["JPEG"])
+    pixels, most = size[0] * size[1], max_pixels or kind.most_pixels
+    if pixels > most:
+        of_format = f" for {name}" if max_pixels is None and most < MAX_PIXELS else ""
         raise ImageError(
-            f"has {size[0]}x{size[1]} = {size[0] * size[1]:,} pixels{counted}; the limit is "
-            f"{max_pixels:,}: pass a smaller copy, or raise max_pixels"
+            f"has {size[0]}x{size[1]} = {pixels:,} pixels; the limit{of_format} is {most:,}: pass "
+            f"a smaller copy, or raise max_pixels (it takes {pixels * kind.memory / 1e9:.2g} GB)"
         )
 
 
-def _jpeg_2000_white(file: BinaryIO) -> int | None:
-    """Pillow shifts samples up to 16 bits, so white is all of them; but a file that says 16 may
-    hold fewer, as any other file of 16 bits.
+def _jpeg_2000_samples(file: BinaryIO) -> Samples:
+    """Pillow shifts grey up to 16 bits, so white is all of them, and colour down to 8. But a file
+    that says 16 may hold fewer, as any other file of 16 bits.
     """
+    place = file.tell()
+    file.seek(0)
     head = file.read(2**20)
-    at = head.find(b"\xff\x4f\xff\x51")  # SOC and SIZ; the depth of the first component follows
-    return None if at < 0 or head[at + 42 : at + 43] == b"\x0f" else 65535
+    file.seek(place)
+    at = head.find(b"\xff\x4f\xff\x51")  # SOC and SIZ
+    if at < 0 or len(head) < at + 43:
+        return Samples()
+    components, depth = int.from_bytes(head[at + 40 : at + 42], "big"), head[at + 42] & 0x7F
+    if depth < 15:
+        return Samples(full=65535)
+    return Samples(deep=components > 1)
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:

@@ -7,13 +7,17 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+MAX_PIXELS = 200_000_000
+"""Pixels that are read by default: the largest cameras of phones have 200 megapixels. Decoding that
+many takes 1.4 GB. Formats whose decoders need more memory have a lower limit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """A format with Pillow's (or a plugin's) class for it.
 
-    `needs` is a module that may be missing, `advice` how to get it. `weight` is how much memory a
-    pixel takes while it is decoded, against the 7 bytes of a baseline JPEG.
+    `needs` is a module that may be missing, `advice` how to get it. `memory` are the bytes that a
+    pixel takes at most while it is decoded, with the decoded picture.
     """
 
     module: str
@@ -21,7 +25,12 @@ class Format:
     suffixes: tuple[str, ...]
     needs: str = ""
     advice: str = ""
-    weight: int = 1
+    memory: int = 7
+
+    @property
+    def most_pixels(self) -> int:
+        """How many are read by default: those that take the memory of MAX_PIXELS of a JPEG."""
+        return MAX_PIXELS * 7 // self.memory
 
     @property
     def available(self) -> bool:
@@ -46,7 +55,7 @@ FORMATS = {
         suffixes=(".webp",),
         needs="PIL._webp",
         advice="this Pillow has no WebP: `pip install --upgrade pillow`",
-        weight=3,
+        memory=16,
     ),
     "TIFF": Format(
         module="PIL.TiffImagePlugin", decoder="TiffImageFile", suffixes=(".tif", ".tiff")
@@ -63,7 +72,7 @@ FORMATS = {
         module="PIL.Jpeg2KImagePlugin",
         decoder="Jpeg2KImageFile",
         suffixes=(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
-        weight=3,
+        memory=20,
     ),
     "AVIF": Format(
         module="PIL.AvifImagePlugin",
@@ -71,7 +80,7 @@ FORMATS = {
         suffixes=(".avif", ".avifs"),
         needs="PIL._avif",
         advice="`pip install --upgrade pillow` (11.3 or newer)",
-        weight=2,
+        memory=12,
     ),
     "HEIF": Format(
         module="pillow_heif",

@@ -45,6 +45,7 @@ class Source:
     EXIF's 1 to 8; it and `icc` are None where Pillow is to tell. `tile`: (offset, raw mode) to
     decode with, in place of the plugin's own. `cut`: the end of the file is missing, and rows may
     be. `other` opens the same picture with another end, where the decoder makes up for an end.
+    `size` (width, height) is what the compressed data say, None where only the header is known.
     `damage`: what a strict reader refuses.
     """
 
@@ -56,6 +57,7 @@ class Source:
     tile: tuple[int, str] | None = None
     cut: bool = False
     other: Callable[[], BinaryIO] | None = None
+    size: tuple[int, int] | None = None
     damage: list[str] = field(default_factory=list)
 
 
