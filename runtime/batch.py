@@ -12,7 +12,7 @@ import time
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -147,7 +147,8 @@ class _Plan:
     def make(cls, pictures: list[Picture], output: Path, tasks: list[str]) -> _Plan:
         """Names under which no result replaces another, an image, or another task's result.
 
-        `a.jpg` beside `a.png` become `a-jpg` and `a-png`. The task is part of all names where a
+        `a.jpg` beside `a.png` become `a-jpg` and `a-png`, and those of two named folders lie below
+        the folders' names. The task is part of all names where a
         bundle has several, or where one would be that of an earlier result of another task. What
         collides all the same gets a problem, all but the first.
         """
@@ -296,18 +297,36 @@ def _why_not(path: Path, in_output: bool) -> str | None:
 
 
 def _apart(pictures: list[Picture]) -> list[Picture]:
-    """Each picture once, and with its ending in the name of the result where names are equal."""
+    """Each picture once. Where names of results are equal they get what tells them apart: the
+    folder that was named, and then the ending.
+    """
     once = {(os.path.realpath(picture.path), picture.name): picture for picture in pictures}
-    count = Counter(_same(picture.name) for picture in once.values() if not picture.problem)
+    return _renamed(_renamed([*once.values()], _with_folder), _with_ending)
+
+
+def _renamed(pictures: list[Picture], new_name: Callable[[Picture], Path]) -> list[Picture]:
+    """Pictures of one name get new names, if those are not all the same again."""
+    names: dict[str, set[str]] = {}
+    for picture in pictures:
+        if not picture.problem:
+            names.setdefault(_same(picture.name), set()).add(_same(new_name(picture)))
     return [
-        picture
-        if count[_same(picture.name)] < 2 or not picture.path.suffix
-        else dataclasses.replace(
-            picture,
-            name=picture.name.with_name(f"{picture.name.name}-{picture.path.suffix[1:]}"),
-        )
-        for picture in once.values()
+        dataclasses.replace(picture, name=new_name(picture))
+        if len(names.get(_same(picture.name), ())) > 1
+        else picture
+        for picture in pictures
     ]
+
+
+def _with_folder(picture: Picture) -> Path:
+    """Below the name of the folder that was named, or in which the named picture lies."""
+    folder = os.path.realpath(picture.path.parents[len(picture.name.parts) - 1])
+    return Path(Path(folder).name, picture.name)
+
+
+def _with_ending(picture: Picture) -> Path:
+    ending = picture.path.suffix[1:]
+    return picture.name.with_name(f"{picture.name.name}-{ending}") if ending else picture.name
 
 
 def _place(path: Path) -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from runtime.backends.process import Home
 from runtime.backends.session import Session
 from runtime.errors import BackendError, DeadlineError
 from runtime.manifest import Bucket
@@ -31,7 +31,7 @@ class Sessions:
         self._opening = False
         self._closed = False
         self._given_up: DeadlineError | None = None
-        self._process = os.getpid()
+        self._home = Home()
 
     @contextmanager
     def lease(self, bucket: Bucket) -> Iterator[Session]:
@@ -50,9 +50,10 @@ class Sessions:
     def close(self) -> None:
         """Wait for the answers that are under way, then close every session. Safe to call twice.
 
-        Raises: BackendError where it would wait for itself: in a signal handler, say.
+        Raises: BackendError where it would wait for itself: in a signal handler, say. (A session
+        refuses that too. But leases are waited for before any session is asked.)
         """
-        if os.getpid() != self._process:  # what a fork copied is not ours to release
+        if not self._home.is_here:  # what a fork copied is not ours to release
             return
         with self._changed:
             if any(thread == threading.get_ident() for _, thread in self._leases):
@@ -76,12 +77,7 @@ class Sessions:
             session.close()
 
     def _take(self, bucket: Bucket) -> Session:
-        if os.getpid() != self._process:
-            raise BackendError(
-                "this engine was opened before the process was forked, and what the inference "
-                "engine started did not come along: open the bundle again in each process, or "
-                "start processes with the method 'spawn'"
-            )
+        self._home.check("this engine")
         with self._changed:
             while True:
                 if self._closed:

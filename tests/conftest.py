@@ -36,9 +36,10 @@ def has_vnni() -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tests' own cache folder, for subprocesses too."""
+    """The tests' own cache folder, and the null backend; for subprocesses too."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["LOTUS_EDGE_CACHE"] = str(folder)
+    os.environ["LOTUS_EDGE_NULL"] = "1"
     return folder
 
 

@@ -218,12 +218,37 @@ def test_results_with_one_name_get_their_ending(predict: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "results"),
+    [
+        (["d", "e"], ["c", "d/a", "d/sub/b", "e/A-jpg", "e/a-png", "e/sub/b"]),
+        (["d/a.png", "e/a.png"], ["d/a", "e/a"]),
+        (["d", "e/a.png"], ["c", "d/a", "e/a", "sub/b"]),
+        (["d", "d/sub"], ["a", "b", "c", "sub/b"]),
+    ],
+)
+def test_results_of_two_folders_with_one_name_get_the_folders(
+    words: list[str], results: list[str], predict: Run
+) -> None:
+    for name in ("d/a.png", "d/c.png", "d/sub/b.png", "e/a.png", "e/A.jpg", "e/sub/b.png"):
+        picture(Path(name))
+    assert predict(*words) == 0, predict.said
+    assert predict.arrays() == results
+
+
+def test_the_same_folder_under_another_name(predict: Run) -> None:
+    picture(Path("d/a.png"))
+    os.chdir("d")
+    assert predict(".", "../d", output="../o") == 0
+    assert predict.last == "1 done"
+
+
+@pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("d/a.png", "e/a.png"),
-        ("d/A.png", "e/a.png"),
-        ("d/\u00c9.png", "e/E\u0301.png"),
-        ("d/stra\u00dfe.png", "e/STRASSE.png"),
+        ("d/in/a.png", "e/in/a.png"),
+        ("d/in/A.png", "e/in/a.png"),
+        ("d/in/\u00c9.png", "e/in/E\u0301.png"),
+        ("d/in/stra\u00dfe.png", "e/in/STRASSE.png"),
         ("d/a.png", "d/a-16bit.png"),
         ("d/a-16bit.png", "d/a.png"),
     ],

@@ -14,6 +14,7 @@ from PIL import Image
 
 from runtime import LotusEngine, Prediction
 from runtime.__main__ import main
+from runtime.backends import installed
 from runtime.backends.null import BackendSession
 from runtime.backends.session import Tensors
 from runtime.manifest import Checkpoint, Manifest
@@ -163,6 +164,20 @@ def test_the_null_backend_is_not_offered(
         with pytest.raises(SystemExit):
             main(words)
     assert "null" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["verify"], ["verify", "--backend", "null"]])
+def test_a_bundle_cannot_ask_for_the_null_backend(
+    words: list[str],
+    null_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It answers maps without any network, and a manifest can be signed again by anyone."""
+    monkeypatch.delenv("LOTUS_EDGE_NULL")
+    assert main([*words, str(null_bundle)]) == 1
+    assert "unknown backend 'null'" in capsys.readouterr().err
+    assert "null" not in installed()
 
 
 @pytest.mark.parametrize("command", ["predict", "verify"])

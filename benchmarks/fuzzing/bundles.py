@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.fuzzing.kind import Map, WrongAnswerError
 from runtime import LotusEngine
-from runtime.backends import BACKENDS, open_session
+from runtime.backends import BACKENDS, FOR_TESTS, open_session
 from runtime.manifest import (
     MANIFEST,
     Bucket,
@@ -41,6 +41,7 @@ def write_bundle(folder: Path, *, target: str) -> Path:
     folder.mkdir(parents=True)
     buckets = [Bucket(height=HEIGHT, width=WIDTH, graph=GRAPH)]
     if target == "null":
+        os.environ[FOR_TESTS] = "1"
         buckets.append(Bucket(height=WIDTH, width=HEIGHT, graph=GRAPH))
         (folder / GRAPH).write_bytes(b"no graph " * 100)
         (folder / WEIGHTS).write_bytes(bytes(range(256)) * 16)

@@ -1,5 +1,5 @@
 """No network at all: answers a fixed function of the image, so that everything around a network is
-testable.
+testable. Opened only where the environment says so (`FOR_TESTS`).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.pool import Pool
+from runtime.backends.process import Home
 from runtime.backends.versions import KnownVersions, too_old, version_of
 from runtime.errors import BackendError, BackendMissingError, DamagedBundleError, LotusError
 from runtime.extras import how_to_install
@@ -119,7 +120,7 @@ class Session(ABC):
         self.parallel = parallel
         self.input_shapes: Shapes = manifest.input_shapes(bucket)
         self.output_shapes: Shapes = manifest.output_shapes(bucket)
-        self._process = os.getpid()
+        self._home = Home()
         _opened.add(self)
         self._runners: Pool[Any] = Pool(
             limit=parallel, owner=f"the session of bucket {bucket} in {folder}"
@@ -146,7 +147,7 @@ class Session(ABC):
         a closed session and a forked child; DamagedBundleError for an answer of another type or
         shape than the manifest says.
         """
-        self._check_process()
+        self._home.check(str(self.folder))
         given = _tensors(inputs)
         if given != _float32(self.input_shapes):
             raise BackendError(
@@ -167,7 +168,7 @@ class Session(ABC):
 
         Raises: BackendError from a handler of a signal that interrupts a run of the same thread.
         """
-        if self._process != os.getpid():
+        if not self._home.is_here:
             return
         self._runners.close()
         self._close()
@@ -233,14 +234,6 @@ class Session(ABC):
                 f"{vendor} cannot {task} {path}: {excerpt(str(error) or type(error).__name__)}\n"
                 "`python -m runtime verify` tells whether the bundle is whole and right here."
             ) from error
-
-    def _check_process(self) -> None:
-        if self._process != os.getpid():
-            raise BackendError(
-                f"{self.folder} was opened before the process was forked, and threads of the "
-                "vendor do not live on in the child; open the bundle after the fork, or start "
-                "processes with multiprocessing's 'spawn'"
-            )
 
     def _check_outputs(self, outputs: Arrays) -> None:
         found, expected = _tensors(outputs), _float32(self.output_shapes)
