@@ -2,21 +2,18 @@
 `python -m benchmarks.soak` (`make soak`).
 
 Each backend is a process of its own. Sizes and contents of the pictures are random; they come as
-arrays, Pillow images and JPEG files in turn. Samples before WARM_UP are not judged: the network is
-compiled there, and allocators grow to what the largest pictures need. It fails where the resident
-memory of the last quarter (median) is beyond `--bound` of that of the quarter after the warm-up, or
-where descriptors or threads change after it.
+arrays, Pillow images and JPEG files in turn, the largest ones first. Samples before WARM_UP are not
+judged: the network is compiled there, and allocators grow to what the largest pictures need. It
+fails where the resident memory of the last quarter (median) is beyond `--bound` of that of the
+quarter after the warm-up, or where descriptors or threads change after it.
 
-Before a sample glibc gives free pages back. It keeps up to 60 MB of them after large pictures, now
-more, now less, and a leak would hide in that.
+Another process makes the pictures: that takes ten times the memory of a picture, and glibc keeps
+free pages of it, now more, now less, in which a leak would hide.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import io
 import multiprocessing
 import os
 import statistics
@@ -36,17 +33,15 @@ from benchmarks.rows import parse_arguments, write_rows
 WARM_UP = 0.1  # of the pictures
 SAMPLES = 400
 SMALLEST, LARGEST = 16, 1024  # pixels along an edge
+LARGE = 9  # pictures of the largest size
 BACKENDS = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What the process holds at one moment: resident memory once free pages are given back, and
-    before.
-    """
+    """What the process holds at one moment."""
 
     rss_mb: float
-    with_free_mb: float
     descriptors: int
     threads: int
 
@@ -55,7 +50,7 @@ class Sample:
 class Soak:
     """One backend's run. `growth` is the last quarter against the quarter after the warm-up;
     `descriptors` and `threads` are the numbers seen after the warm-up, `highest_mb` the most
-    resident memory, with free pages.
+    resident memory.
     """
 
     backend: str
@@ -136,16 +131,17 @@ def judge(backend: str, samples: list[Sample], pictures: int, seconds: float) ->
         rss_mb=round(before, 1),
         last_rss_mb=round(after, 1),
         growth=round(after / before - 1, 5),
-        highest_mb=round(max(sample.with_free_mb for sample in steady), 1),
+        highest_mb=round(max(sample.rss_mb for sample in steady), 1),
         descriptors=sorted({sample.descriptors for sample in steady}),
         threads=sorted({sample.threads for sample in steady}),
     )
 
 
 def picture(index: int) -> NDArray[np.uint8]:
-    """RGB uint8 [H,W,3] of a size and content of its own."""
+    """RGB uint8 [H,W,3] of a size and content of its own; the first LARGE are the largest."""
     random = np.random.default_rng(index)
-    height, width = np.exp(random.uniform(np.log(SMALLEST), np.log(LARGEST), 2)).astype(int)
+    smallest = SMALLEST if index >= LARGE else LARGEST - 1
+    height, width = np.exp(random.uniform(np.log(smallest), np.log(LARGEST), 2)).astype(int)
     slope = random.uniform(-1, 1, (2, 3))
     plane = np.linspace(0, slope[0], height)[:, None] + np.linspace(0, slope[1], width)
     noise = random.standard_normal((height, width, 3), dtype=np.float32) * random.uniform(0, 60)
@@ -153,23 +149,32 @@ def picture(index: int) -> NDArray[np.uint8]:
     return rgb
 
 
+def write_picture(index: int, folder: Path) -> None:
+    """The picture as an array and as a JPEG."""
+    rgb = picture(index)
+    np.save(folder / "picture.npy", rgb)
+    Image.fromarray(rgb).save(folder / "picture.jpg")
+
+
 def _soak_here(bundle: Path, backend: str, count: int) -> Soak:
     from runtime import LotusEngine
 
     samples, start, step = [], time.monotonic(), max(count // SAMPLES, 1)
-    with tempfile.TemporaryDirectory() as folder, LotusEngine(bundle, backend=backend) as engine:
-        file = Path(folder) / "picture.jpg"
+    fresh = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(1, mp_context=fresh) as maker,
+        LotusEngine(bundle, backend=backend) as engine,
+    ):
+        folder = Path(name)
         for index in range(count):
-            rgb = picture(index)
+            maker.submit(write_picture, index, folder).result()
             if index % 3 == 0:
-                engine(rgb)
+                engine(np.load(folder / "picture.npy"))
             elif index % 3 == 1:
-                engine(Image.fromarray(rgb))
+                engine(Image.fromarray(np.load(folder / "picture.npy")))
             else:
-                content = io.BytesIO()
-                Image.fromarray(rgb).save(content, "JPEG")
-                file.write_bytes(content.getvalue())
-                engine(file)
+                engine(folder / "picture.jpg")
             if index % step == step - 1:
                 samples.append(_sample())
             if (index + 1) % max(count // 10, 1) == 0:
@@ -178,12 +183,8 @@ def _soak_here(bundle: Path, backend: str, count: int) -> Soak:
 
 
 def _sample() -> Sample:
-    before = _resident()
-    with contextlib.suppress(AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
     return Sample(
         rss_mb=_resident(),
-        with_free_mb=before,
         descriptors=len(os.listdir("/proc/self/fd")) - 1,  # that of the list itself
         threads=len(os.listdir("/proc/self/task")),
     )
