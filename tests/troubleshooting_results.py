@@ -49,7 +49,7 @@ def of_another_task(t: Try) -> None:
 
 
 def one_name(t: Try) -> None:
-    photos = (photo(t.folder / "a.png"), photo(t.folder / "b" / "A.png"))
+    photos = (photo(t.folder / "b" / "a.png"), photo(t.folder / "c" / "b" / "A.png"))
     t.command("predict", t.bundle, *photos, "--output", t.folder / "out")
 
 
