@@ -4,6 +4,7 @@ whose decoders take more what `Format.memory` says, by which their pixels are li
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from runtime.image import load
 from runtime.pictures.formats import FORMATS
 
 SIZE = (4000, 3000)
@@ -62,6 +64,26 @@ def make(kind: str, path: Path) -> None:
             grey.convert("RGBA").save(path, "AVIF", speed=10)
         case "JPEG2000":
             grey.convert("RGB").save(path, "JPEG2000")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "TIFF"])
+def test_no_decoded_picture_waits_for_the_garbage_collector(tmp_path: Path, kind: str) -> None:
+    if not FORMATS[kind].available:
+        pytest.skip(f"this Pillow has no {kind}")
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "a", kind)
+
+    def alive() -> int:
+        return sum(isinstance(each, Image.Image) for each in gc.get_objects())
+
+    load(tmp_path / "a")
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        load(tmp_path / "a")
+        assert alive() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc says how much memory")

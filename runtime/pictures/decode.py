@@ -165,7 +165,8 @@ def _opened(source: Source, stream: BinaryIO, max_pixels: int | None, swap: bool
 
         def prepare() -> None:
             image._decoder = None  # with its canvases: the first picture is out
-            type(image).load_prepare(image)
+            del image.load_prepare  # this function, which holds the picture
+            image.load_prepare()
 
         image.load_prepare = prepare
     tiles = [tuple(tile) for tile in image.tile]
