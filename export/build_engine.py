@@ -18,6 +18,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 # Only light imports here: a Jetson runs `--from-bundle` with NumPy and TensorRT alone.
+from export.families import FAMILIES
 from export.progress import Progress, say
 from export.settings import BuildSettings
 from export.targets import TARGETS
@@ -66,9 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoints",
         nargs="*",
         metavar="CHECKPOINT",
-        help="a diffusers folder, a hub id, tiny/disparity-d (embedded), or random/lotus-d, "
-        "random/lotus-g (full size); several that share their autoencoder make one bundle, which "
-        "encodes a picture once for all tasks",
+        help="a diffusers folder, a hub id (ID or ID@REVISION), tiny/disparity-d (embedded), or "
+        "random/lotus-d, random/lotus-g (full size; random/lotus-d@1 is another UNet); several "
+        "that share their autoencoder make one bundle, which encodes a picture once for all tasks",
     )
     add(
         "--task",
@@ -116,6 +117,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_network_options(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("the network")
+    network.add_argument(
+        "--family",
+        metavar="FAMILY[,FAMILY...]",
+        help="which kind of network it is, one for all or one for each; known ids imply it, and "
+        f"configs where they can. One of {', '.join(FAMILIES)}",
+    )
+    network.add_argument(
+        "--base",
+        metavar="CHECKPOINT2",
+        help="for a UNet alone (GenPercept): the folder or hub id of autoencoder and text encoder",
+    )
     network.add_argument(
         "--seed",
         type=_seed,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from export.bundle.write import check_destination
 from export.errors import BuildError
+from export.families import Family
 from export.network.autoencoder import SmallVaeDescription, describe_small_vae
 from export.network.checkpoint import Description, describe
 from export.quantize.calibration import Calibration
@@ -158,6 +159,7 @@ class Plan:
             rows |= {
                 f"checkpoint{end}": f"{checkpoint.public_id} ({checkpoint.family.name})",
                 f"licence{end}": checkpoint.family.licence,
+                **_note(checkpoint.family, end),
                 f"task{end}": f"{checkpoint.task.name}: {checkpoint.task.meaning}",
             }
         return rows
@@ -239,6 +241,10 @@ def make_plan(settings: BuildSettings) -> Plan:
     )
 
 
+def _note(family: Family, end: str) -> dict[str, str]:
+    return {} if family.remark is None else {f"note{end}": family.remark}
+
+
 def _describe(settings: BuildSettings) -> tuple[Description, ...]:
     """The checkpoints, of different tasks and with the same latents. Raises: BuildError,
     CheckpointError.
@@ -250,7 +256,17 @@ def _describe(settings: BuildSettings) -> tuple[Description, ...]:
             f"--task names {', '.join(map(str, tasks))} for {len(names)} checkpoints: name one "
             "task for each, in their order"
         )
-    checkpoints = tuple(describe(name, task=task) for name, task in zip(names, tasks, strict=True))
+    families = settings.family.split(",") if settings.family else [None]
+    if len(families) not in (1, len(names)):
+        raise BuildError(
+            f"--family names {', '.join(map(str, families))} for {len(names)} checkpoints: name "
+            "one for all, or one for each, in their order"
+        )
+    families = families * len(names) if len(families) == 1 else families
+    checkpoints = tuple(
+        describe(name, task=task, family=family, base=settings.base)
+        for name, task, family in zip(names, tasks, families, strict=True)
+    )
     predicted = [checkpoint.task.name for checkpoint in checkpoints]
     if len(set(predicted)) < len(predicted):
         raise BuildError(

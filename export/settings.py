@@ -10,9 +10,13 @@ from pathlib import Path
 class BuildSettings:
     """A request, as it is typed.
 
-    `checkpoint`: a local diffusers folder, a hub id, `tiny/...` or `random/...`.
+    `checkpoint`: a local diffusers folder, a hub id (ID or ID@REVISION), `tiny/...` or `random/...`
+        (`@N`: another UNet, drawn from N).
     `beside`: more checkpoints, of other tasks, that share its autoencoder.
     `task`: what each predicts, by commas; None where its id implies it.
+    `family`: which kind of network it is, one for all or one for each by commas; None where its id
+        or its configs say it.
+    `base`: for a UNet alone, the folder or hub id of the rest.
     `resolutions`: (height, width) in pixels; empty for the size the UNet was trained at.
     `batches`: how many pictures one run takes; each makes a bucket of every resolution.
     `precision`, `target`: what to build, and where it runs.
@@ -33,6 +37,8 @@ class BuildSettings:
     checkpoint: str
     beside: tuple[str, ...] = ()
     task: str | None = None
+    family: str | None = None
+    base: str | None = None
     resolutions: tuple[tuple[int, int], ...] = ()
     batches: tuple[int, ...] = (1,)
     precision: str = "fp32"

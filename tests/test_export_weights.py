@@ -19,7 +19,8 @@ from conftest import save_checkpoint, write_null_bundle
 from safetensors.torch import load_file, save_file
 
 from export.errors import CheckpointError
-from export.network.checkpoint import DIFFUSERS_FOLDER, Checkpoint, describe, load_checkpoint
+from export.network.checkpoint import Checkpoint, describe, load_checkpoint
+from export.network.parts import DIFFUSERS_FOLDER
 from export.network.weights import NETWORK, choose_weights, find_weights
 from export.progress import Progress
 

@@ -7,17 +7,32 @@ network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
 
 from export.errors import CheckpointError
-from export.families.family import Family
+from export.families.e2e_ft import E2E_FT
+from export.families.family import Configs, Family
 from export.families.lotus import LOTUS_D, LOTUS_G
+from export.families.marigold import MARIGOLD
+from export.families.others import refuse_by_id, refuse_by_structure
 from runtime.tasks import TASKS, Task
 
-__all__ = ["FAMILIES", "LOTUS_D", "LOTUS_G", "Family", "find_family", "known_ids", "resolve_task"]
+__all__ = [
+    "FAMILIES",
+    "LOTUS_D",
+    "LOTUS_G",
+    "Configs",
+    "Family",
+    "find_family",
+    "known_ids",
+    "named_family",
+    "refuse_by_id",
+    "resolve_task",
+]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LOTUS_D, LOTUS_G)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (LOTUS_D, LOTUS_G, E2E_FT, MARIGOLD)
+}
 
 
 def known_ids() -> dict[str, tuple[Family, str]]:
@@ -29,24 +44,58 @@ def known_ids() -> dict[str, tuple[Family, str]]:
     }
 
 
-def find_family(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Family:
-    """The family that the configs of a checkpoint belong to.
+def named_family(name: str, asked: str | None) -> Family | None:
+    """The family that was asked for, or that a known id implies; None where neither says it.
 
-    Raises: CheckpointError, which says for each family what it would have wanted.
+    Raises: CheckpointError where they differ, or for an unknown one.
     """
-    mismatches = {family.name: family.mismatches(unet, vae) for family in FAMILIES.values()}
-    fitting = [FAMILIES[family] for family, reasons in mismatches.items() if not reasons]
-    if len(fitting) != 1:
-        lines = [f"  {family}: {'; '.join(reasons)}" for family, reasons in mismatches.items()]
+    implied = known_ids()[name][0] if name in known_ids() else None
+    if asked is not None and asked not in FAMILIES:
+        raise CheckpointError(f"unknown family {asked!r}; known: {sorted(FAMILIES)}")
+    if asked is not None and implied is not None and implied.name != asked:
         raise CheckpointError(
-            f"{name!r} is no checkpoint of a known family. What each family has:\n"
+            f"{name!r} is known as {implied.name}, but --family {asked} was asked"
+        )
+    return implied if asked is None else FAMILIES[asked]
+
+
+def find_family(name: str, configs: Configs, asked: str | None = None) -> Family:
+    """The family of a checkpoint, with the timestep and the factors of its scheduler: the one that
+    was asked for or that a known id implies, or the only one that fits the configs.
+
+    Raises: CheckpointError, which says for each family what it would have wanted, or which ones
+    fit.
+    """
+    named = named_family(name, asked)
+    refuse_by_structure(name, configs)
+    candidates = list(FAMILIES.values()) if named is None else [named]
+    against = {
+        family.name: family.mismatches(configs.unet, configs.vae)
+        + (family.doubts(configs) if named is None else [])
+        for family in candidates
+    }
+    fitting = [family for family in candidates if not against[family.name]]
+    if not fitting:
+        lines = [f"  {family}: {'; '.join(reasons)}" for family, reasons in against.items()]
+        kind = "a known family" if named is None else f"the family {named.name}"
+        raise CheckpointError(
+            f"{name!r} is no checkpoint of {kind}. What each family has:\n" + "\n".join(lines)
+        )
+    if len(fitting) > 1:
+        lines = [f"  {family.name}: {family.about}" for family in fitting]
+        raise CheckpointError(
+            f"the configs of {name!r} do not tell which family it is; pass --family with one of:\n"
             + "\n".join(lines)
         )
-    return fitting[0]
+    try:
+        return fitting[0].derived(configs.scheduler)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name!r} as {fitting[0].name}: {error}") from error
 
 
-def resolve_task(name: str, asked: str | None) -> Task:
-    """The task of a checkpoint: what was asked for, or what a known id implies.
+def resolve_task(name: str, asked: str | None, family: Family | None = None) -> Task:
+    """The task of a checkpoint: what was asked for, or what a known id implies, in the words of
+    the family.
 
     Raises: CheckpointError where neither says it, or where they differ.
     """
@@ -63,4 +112,5 @@ def resolve_task(name: str, asked: str | None) -> Task:
     task = asked or implied
     if task not in TASKS:
         raise CheckpointError(f"unknown task {task!r}; known: {sorted(TASKS)}")
-    return TASKS[task]
+    meaning = None if family is None else family.meanings.get(task)
+    return TASKS[task] if meaning is None else dataclasses.replace(TASKS[task], meaning=meaning)

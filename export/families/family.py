@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.families.one_step import Step
 from runtime.tasks import Task
 
 if TYPE_CHECKING:
@@ -22,37 +24,90 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Configs:
+    """What the files of a checkpoint say, as JSON objects; an empty one where there is no file.
+
+    `unet`, `vae` and `scheduler` are those of the modules, `index` is model_index.json, `names`
+    are the files and folders beside it.
+    """
+
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+
+def no_doubts(configs: Configs) -> list[str]:
+    """Whatever has the right networks is of the family."""
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """What the single pass of one kind of checkpoint computes around its networks.
 
+    `about` says in a line what it is, for people who have to choose.
     `mode` is "d" (the same answer for the same image) or "g" (takes noise).
     `timestep` is the constant one of the UNet's call.
     `class_switch` is what the UNet's class embedding reads, by its sines and cosines; None where
     the UNet has no such embedding.
-    `beside_latent` is what stands beside the image latent in the UNet's input: "noise" or None.
-    `latent_factor` times the UNet's output is the predicted latent.
+    `beside_latent` is what stands beside the image latent in the UNet's input: "noise", "zeros" or
+    None.
+    The predicted latent is `latent_factor` times the UNet's output, and `noise_factor` times what
+    stands beside the image latent.
+    `step` computes timestep and factors from the config of the checkpoint's scheduler (see
+    `derived`); None where they are constants. `scheduler` is that config.
     `to_map` turns the decoded picture [N,3,H,W] into the task's map [N,channels,H,W].
+    `meanings` are words for the meaning of tasks, where a family's maps differ from others'.
     `known_ids` gives the task of published and embedded checkpoints by their id.
-    `licence` is that of the published weights, in words.
+    `unet_alone` says that these are a UNet, and the rest comes from elsewhere.
+    `doubts` says, in words, what speaks against the family beside the shapes of its networks; it
+    is not asked where the family was named.
+    `licence` is that of the published weights, in words. `remark` is what a user should know.
     `reference` is the authors' computation in PyTorch: checkpoint, RGB uint8 [H,W,3] and noise
     [1,C,h,w] (or None) to the map [channels,H,W].
     """
 
     name: str
+    about: str
     mode: str
-    timestep: int
-    class_switch: tuple[float, ...] | None
-    beside_latent: str | None
+    timestep: int = -1
+    class_switch: tuple[float, ...] | None = None
+    beside_latent: str | None = None
     latent_factor: float = 1.0
+    noise_factor: float = 0.0
+    step: Callable[[Mapping[str, Any]], Step] | None = None
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
     to_map: Callable[[Tensor, Task], Tensor]
+    meanings: Mapping[str, str] = field(default_factory=dict)
     known_ids: Mapping[str, str]
+    unet_alone: bool = False
+    doubts: Callable[[Configs], list[str]] = no_doubts
     licence: str
+    remark: str | None = None
     reference: Reference
 
     @property
     def takes_noise(self) -> bool:
         """Whether the answer depends on noise."""
         return self.beside_latent == "noise"
+
+    def derived(self, scheduler: Mapping[str, Any]) -> Family:
+        """The family with the timestep and the factors of a checkpoint's own scheduler.
+
+        Raises: CheckpointError where the family has no rule for it.
+        """
+        if self.step is None:
+            return self
+        step = self.step(scheduler)
+        return dataclasses.replace(
+            self,
+            timestep=step.timestep,
+            latent_factor=step.latent_factor,
+            noise_factor=step.noise_factor if self.takes_noise else 0.0,
+            scheduler=dict(scheduler),
+        )
 
     def class_labels(self) -> Tensor | None:
         """`class_labels` for the UNet, float32 [1,2n]: sines, then cosines of the switch."""

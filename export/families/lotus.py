@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.families.family import Family
+from export.families.maps import in_range
 from runtime.tasks import Task
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ def to_map(decoded: Tensor, task: Task) -> Tensor:
     bounded = decoded.clamp(-1, 1)
     if task.channels < bounded.shape[1]:
         bounded = bounded.mean(dim=1, keepdim=True)
-    if (task.low, task.high) == (-1, 1):
-        return bounded
-    return bounded / (2 / (task.high - task.low)) + (task.low + task.high) / 2
+    return in_range(bounded, task)
 
 
 def _reference(
@@ -50,6 +49,7 @@ def _reference(
 # Source of the published ids: the model zoo of the published repository.
 LOTUS_D = Family(
     name="lotus-d",
+    about="Lotus, regression: the UNet reads the image latent alone",
     mode="d",
     timestep=TIMESTEP,
     class_switch=ANNOTATION,
@@ -70,6 +70,7 @@ LOTUS_D = Family(
 )
 LOTUS_G = Family(
     name="lotus-g",
+    about="Lotus, generation: the UNet reads noise beside the image latent",
     mode="g",
     timestep=TIMESTEP,
     class_switch=ANNOTATION,

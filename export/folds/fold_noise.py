@@ -6,6 +6,8 @@ it.
 with m = W_n n + b, a map [1, C, h, w] for each bucket.
 
 The border is exact: both halves are padded with the same zeros.
+
+What a scheduler's step adds of the noise to the predicted latent is constant too.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def fold(module: SinglePass, recipe: Recipe) -> Folded:
         if unet.noises and folded.accept(_refusal(unet.network.conv_in)):
             with torch.no_grad():
                 unet.network.conv_in = ConstantNoiseConv(unet.network.conv_in, unet.noises)
-            unet.noises = {}
+            if unet.noise_factor != 0:
+                unet.offsets = {size: unet.noise_factor * n for size, n in unet.noises.items()}
+            unet.noises, unet.noise_factor = {}, 0.0
     return folded
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from export.folds.linear import (
     bias_of,
     merge_pixelwise,
+    refuse_between,
     refuse_nothing,
     refuse_wide,
     set_affine,
@@ -30,7 +31,9 @@ def fold(module: SinglePass, recipe: Recipe) -> Folded:
     folded = Folded()
     quant = decoder.quant
     if not folded.accept(
-        refuse_wide("post_quant_conv", quant) or refuse_nothing(quant, decoder.scaling)
+        refuse_wide("post_quant_conv", quant)
+        or refuse_nothing(quant, decoder.scaling)
+        or refuse_between(module.unets.values())
     ):
         return folded
     for unet in module.unets.values():

@@ -17,7 +17,7 @@ from typing import Any
 from diffusers.models.autoencoders.vae import DecoderTiny, EncoderTiny
 from torch import Tensor, nn
 
-from export.folds.linear import bias_of, last_convolution, set_affine, weight_of
+from export.folds.linear import bias_of, last_convolution, refuse_between, set_affine, weight_of
 from export.folds.report import Folded
 from export.network.single_pass import SinglePass
 from export.targets import Recipe
@@ -57,7 +57,7 @@ def fold(module: SinglePass, recipe: Recipe) -> Folded:
         _scale(encoder.network.layers[0], 0.5)
         encoder.network = ShiftedEncoder(encoder.network)
     if isinstance(decoder.network, DecoderTiny) and folded.accept(
-        _refusal(decoder.network) or _between(decoder)
+        _refusal(decoder.network) or _between(decoder) or refuse_between(module.unets.values())
     ):
         last = last_convolution(decoder.network)
         for unet in module.unets.values():

@@ -44,10 +44,9 @@ def fold(module: SinglePass, recipe: Recipe) -> Folded:
                 and folded.accept(_refusal(block))
             ):
                 _absorb(block, embedding)
-        network.time_embedding, network.class_embedding = (
-            Known(embedding),
-            Known(torch.zeros_like(embedding)),
-        )
+        network.time_embedding = Known(embedding)
+        if unet.task is not None:
+            network.class_embedding = Known(torch.zeros_like(embedding))
     return folded
 
 

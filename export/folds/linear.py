@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -44,6 +45,13 @@ def refuse_nothing(quant: nn.Module, scaling: float) -> str | None:
     """Why there is nothing to merge where a small autoencoder's latents are the UNet's own."""
     if isinstance(quant, nn.Identity) and scaling == 1:
         return "the autoencoder's latents are the scaled ones, and no 1x1 convolution is between"
+    return None
+
+
+def refuse_between(unets: Iterable[Any]) -> str | None:
+    """Why the UNets' last convolutions cannot take what comes behind them all."""
+    if any(unet.adds_noise or unet.factor != 1 for unet in unets):
+        return "the scheduler's step is between the UNet's last convolution and the decoder"
     return None
 
 

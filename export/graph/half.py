@@ -27,7 +27,10 @@ HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """The half precisions by their names on the command line."""
 
 _ALWAYS_WIDE = ("Softmax", "InstanceNormalization")
-_TAIL = ("Clip", "ReduceMean", "Div", "Mul", "Add", "Sub")  # behind the last convolution
+_TAIL = (  # behind the last convolution
+    *("Clip", "ReduceMean", "Div", "Mul", "Add", "Sub"),
+    *("ReduceMin", "ReduceMax", "Max"),
+)
 
 
 def to_half(graph: ir.Graph, half: ir.DataType, wide: Collection[ir.Node] = ()) -> int:

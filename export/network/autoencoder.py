@@ -20,10 +20,10 @@ from export.network.checkpoint import (
     Checkpoint,
     Description,
     SmallVae,
-    check_folder,
     public_id,
 )
 from export.network.hub import CheckpointSource, download, find_folder, read_config
+from export.network.parts import check_folder
 from export.network.weights import NETWORK
 from export.progress import say
 

@@ -9,14 +9,23 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.errors import CheckpointError
-from export.families import Family, find_family, known_ids, resolve_task
-from export.network.hub import CheckpointSource, download, find_folder, read_config
-from export.network.weights import NETWORK, TEXT_ENCODER, count_parameters, find_weights
+from export.families import (
+    Configs,
+    Family,
+    find_family,
+    known_ids,
+    named_family,
+    refuse_by_id,
+    resolve_task,
+)
+from export.network.hub import split_revision
+from export.network.parts import check_base, find_parts
+from export.network.weights import count_parameters
 from export.progress import say
 from runtime.manifest import Latent
 from runtime.tasks import Task
@@ -24,8 +33,6 @@ from runtime.tasks import Task
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-
-PROMPT_FILE = "prompt_embedding.safetensors"
 
 # Stable Diffusion 2 base, as Lotus changes it (class embedding). Source: the released config files.
 _UNET_CONFIG: dict[str, Any] = {
@@ -55,27 +62,15 @@ RANDOM_UNETS: dict[str, dict[str, Any]] = {
 """The full-size network with seeded random weights: latency and memory do not depend on weights."""
 _RANDOM_PARAMETERS, _RANDOM_VAE = 949_600_000, 83_700_000  # of both networks and of one, about
 
-DIFFUSERS_FOLDER = CheckpointSource(
-    description=(
-        "diffusers folder (with unet/ and vae/), a hub id such as "
-        "jingheya/lotus-depth-d-v2-0-disparity"
-    ),
-    files=("*.json", "*.txt", PROMPT_FILE),
-    parts=(("unet", NETWORK), ("vae", NETWORK), ("text_encoder", TEXT_ENCODER)),
-    marker="unet/config.json",
-    usage="./{folder} --task {task}",
-    offline_names=tuple(sorted(n for n in known_ids() if n.startswith(("tiny/", "random/")))),
-    tasks={name: task for name, (_, task) in known_ids().items()},
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """What a checkpoint says about itself before a weight is loaded.
 
-    `folder` is None for random weights and for what has still to be downloaded. `unet` and `vae`
-    are the configs, `parameters` the numbers in the weights (0: not known yet), `vae_parameters`
-    those of the autoencoder among them.
+    `folder` is None for random weights and for what has still to be downloaded. `unet`, `vae` and
+    `scheduler` are the configs, `parameters` the numbers in the weights (0: not known yet),
+    `vae_parameters` those of the autoencoder among them. `base` names what a UNet alone takes the
+    rest from.
     """
 
     id: str
@@ -86,6 +81,8 @@ class Description:
     vae: Mapping[str, Any]
     parameters: int
     vae_parameters: int = 0
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    base: str | None = None
 
     @property
     def latent(self) -> Latent:
@@ -126,37 +123,56 @@ def public_id(name: str) -> str:
     return folder.name
 
 
-def describe(name: str, *, task: str | None = None) -> Description:
-    """Describe a local diffusers folder, a hub id (whose configs are downloaded), `tiny/...`
-    (embedded) or `random/...` (seeded weights, full size).
+def describe(
+    name: str, *, task: str | None = None, family: str | None = None, base: str | None = None
+) -> Description:
+    """Describe a local diffusers folder, a hub id (ID or ID@REVISION, whose configs are
+    downloaded), `tiny/...` (embedded) or `random/...` (seeded weights, full size; `@N` is the
+    UNet's own seed). `base` is the folder or id of what a UNet alone lacks.
 
-    Raises: CheckpointError for a name, a task or a network that is unknown.
+    Raises: CheckpointError for a name, a task, a family or a network that is unknown.
     """
-    if name in known_ids():
-        resolve_task(name, task)  # another task than the known one is refused before a download
-    if name in RANDOM_UNETS:
-        unet, vae = RANDOM_UNETS[name], _VAE_CONFIG
+    bare, revision = split_revision(name)
+    if bare in known_ids():
+        resolve_task(bare, task)  # another task than the known one is refused before a download
+    elif not Path(bare).exists():
+        refuse_by_id(bare)
+    check_base(bare, named_family(bare, family), base)
+    if bare in RANDOM_UNETS:
+        _unet_seed(bare, revision)
+        configs = Configs(unet=RANDOM_UNETS[bare], vae=_VAE_CONFIG)
         folder, parameters, vae_parameters = None, _RANDOM_PARAMETERS, _RANDOM_VAE
     else:
-        folder = find_folder(name, DIFFUSERS_FOLDER)
-        configs = download(name, DIFFUSERS_FOLDER, configs_only=True) if folder is None else folder
-        unet_folder, vae_folder = configs / "unet", _vae_folder(configs)
-        if folder is not None:
-            for part in (unet_folder, vae_folder):
-                check_folder(part)
-        unet, vae = read_config(unet_folder), read_config(vae_folder)
-        vae_parameters = count_parameters(vae_folder)
-        parameters = count_parameters(unet_folder) + vae_parameters
+        parts = find_parts(name, base, configs_only=True)
+        parts.check()
+        configs, folder = parts.configs(), parts.root if parts.local else None
+        vae_parameters = count_parameters(parts.vae)
+        parameters = count_parameters(parts.unet) + vae_parameters
+    found = find_family(bare, configs, family)
     return Description(
         id=name,
-        family=find_family(name, unet, vae),
-        task=resolve_task(name, task),
+        family=found,
+        task=resolve_task(bare, task, found),
         folder=folder,
-        unet=unet,
-        vae=vae,
+        unet=configs.unet,
+        vae=configs.vae,
         parameters=parameters,
         vae_parameters=vae_parameters,
+        scheduler=configs.scheduler,
+        base=base,
     )
+
+
+def _unet_seed(name: str, revision: str | None) -> int | None:
+    """The seed of the UNet's weights alone, of `random/...@N`. Raises: CheckpointError."""
+    if revision is None:
+        return None
+    if not revision.isdecimal() or int(revision) >= 1 << 63:
+        raise CheckpointError(
+            f"the revision of {name!r} is the seed of the UNet's weights, a number; found "
+            f"{revision!r}"
+        )
+    return int(revision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,25 +287,32 @@ def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_checkpoint(name: str, *, task: str | None = None, seed: int = 0) -> Checkpoint:
+def load_checkpoint(
+    name: str, *, task: str | None = None, seed: int = 0, family: str | None = None
+) -> Checkpoint:
     """`describe` and `load` in one step. Raises: CheckpointError."""
-    return load(describe(name, task=task), seed=seed)
+    return load(describe(name, task=task, family=family), seed=seed)
 
 
 def load(description: Description, *, seed: int = 0) -> Checkpoint:
-    """The modules of a described checkpoint; `seed` draws the weights of `random/...`.
+    """The modules of a described checkpoint; `seed` draws the weights of `random/...`, and of
+    `random/...@N` all but the UNet's.
 
     Raises: CheckpointError.
     """
     from export.network.modules import draw_modules, load_modules
 
-    if description.id in RANDOM_UNETS:
+    bare, revision = split_revision(description.id)
+    if bare in RANDOM_UNETS:
+        own = _unet_seed(bare, revision)
         say(f"drawing the weights of {description.id} with seed {seed}")
-        modules = draw_modules(description.unet, description.vae, seed)
+        modules = draw_modules(description.unet, description.vae, seed, unet_seed=own)
     else:
-        folder = description.folder or download(description.id, DIFFUSERS_FOLDER)
-        say(f"loading {description.id}")
-        modules = load_modules(folder, _vae_folder(folder))
+        parts = find_parts(description.id, description.base)
+        say(f"loading {description.id}; licence of its weights: {description.family.licence}")
+        modules = load_modules(parts)
+    if description.family.remark is not None:
+        say(f"{description.family.name}: {description.family.remark}")
     width = description.unet.get("cross_attention_dim", 1280)
     if modules.prompt.ndim != 3 or modules.prompt.shape[0] != 1 or modules.prompt.shape[2] != width:
         raise CheckpointError(
@@ -299,21 +322,3 @@ def load(description: Description, *, seed: int = 0) -> Checkpoint:
     return Checkpoint(
         id=description.id, family=description.family, task=description.task, modules=modules
     )
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a module's folder without config or whole weights. Raises: CheckpointError."""
-    if not (folder / "config.json").is_file():
-        files = sorted(path.name for path in folder.glob("*")) or "nothing"
-        raise CheckpointError(
-            f"{folder} needs config.json and safetensors (a module's folder of diffusers); found "
-            f"{files}"
-        )
-    find_weights(folder)
-
-
-def _vae_folder(folder: Path) -> Path:
-    """The checkpoint's own autoencoder, or the one beside its folder, which a whole series of
-    checkpoints shares."""
-    beside = folder.resolve().parent / "vae"
-    return beside if not (folder / "vae").is_dir() and beside.is_dir() else folder / "vae"

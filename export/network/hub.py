@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,7 +18,8 @@ from export.network.what_it_is import what_it_is
 from export.progress import say
 
 _HUB_SECONDS = 5.0  # the hub's own client tries for two minutes where nothing answers
-_CONFIGS = ("*config.json",)
+_CONFIGS = ("*config.json", "model_index.json")
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,19 @@ def find_folder(name: str, source: CheckpointSource) -> Path | None:
     return None
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`ID@REVISION` as id and revision: a branch, a tag or a commit of a repository on the hub.
+
+    Raises: CheckpointError where one of the two is empty.
+    """
+    if "@" not in name or Path(name).exists():
+        return name, None
+    bare, _, revision = name.partition("@")
+    if not bare or not revision:
+        raise CheckpointError(f"{name!r} is not ID@REVISION: id or revision is empty")
+    return bare, revision
+
+
 def did_you_mean(name: str, source: CheckpointSource) -> str:
     """A sentence with the known names that `name` resembles, whole or without their owner."""
     known = sorted({*source.offline_names, *source.tasks})
@@ -95,7 +110,9 @@ def did_you_mean(name: str, source: CheckpointSource) -> str:
 
 def download(name: str, source: CheckpointSource, *, configs_only: bool = False) -> Path:
     """The folder of a repository on the hub: configs and one set of weights, or `configs_only`.
+    `name` is ID or ID@REVISION.
 
+    A token comes from the environment (HF_TOKEN), by the hub's own client, and is written nowhere.
     Where the hub does not answer, what lies in its local cache. Raises: CheckpointError, with what
     to do without network.
     """
@@ -103,52 +120,68 @@ def download(name: str, source: CheckpointSource, *, configs_only: bool = False)
 
     what = "the configs of " if configs_only else ""
     say(f"downloading {what}{name} (or reading it from the local cache)")
+    bare, revision = split_revision(name)
     # The hub's client raises OSError, ValueError, httpx and hub types of its own for one and the
     # same missing network.
     try:
-        info = HfApi().model_info(name, timeout=_HUB_SECONDS)
+        info = HfApi().model_info(bare, revision=revision, timeout=_HUB_SECONDS)
     except Exception as error:
         try:
-            return Path(snapshot_download(name, allow_patterns=_CONFIGS, local_files_only=True))
+            cached = snapshot_download(
+                bare, revision=revision, allow_patterns=_CONFIGS, local_files_only=True
+            )
+            return Path(cached)
         except Exception:
             raise _not_fetched(name, source, error) from error
     names = [file.rfilename for file in info.siblings or ()]
-    if source.marker not in names:
+    if source.marker and source.marker not in names:
         raise CheckpointError(
             f"{name!r} on the hub has no {source.marker}: it holds {sorted(names)[:8]}. Wanted is "
             f"a {source.description}"
         )
     wanted = list(_CONFIGS) if configs_only else list(source.wanted(names))
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=_HUB_SECONDS))
+        fetched = snapshot_download(
+            bare, revision=revision, allow_patterns=wanted, etag_timeout=_HUB_SECONDS
+        )
+        return Path(fetched)
     except Exception as error:
         raise _not_fetched(name, source, error) from error
 
 
 def _not_fetched(name: str, source: CheckpointSource, error: Exception) -> CheckpointError:
     """What to say of a name that is no local folder and did not come from the hub."""
-    reason = str(error).splitlines()[0] if str(error) else ""
-    folder = Path(name).name
-    usage = source.usage.format(folder=folder, task=source.tasks.get(name, "TASK"))
-    advice = did_you_mean(name, source) if name not in source.tasks else ""
+    bare, revision = split_revision(name)
+    reason = _without_token(str(error).splitlines()[0]) if str(error) else ""
+    folder = Path(bare).name
+    usage = source.usage.format(folder=folder, task=source.tasks.get(bare, "TASK"))
+    advice = did_you_mean(bare, source) if bare not in source.tasks else ""
+    words = bare if revision is None else f"{bare} --revision {revision}"
     return CheckpointError(
         f"no such folder: {name!r}, and cannot download it as an id on the hub: "
         f"{type(error).__name__}: {reason}\n"
         + (
             advice.strip()
             or f"A folder is named by its path from here, such as ./{name}. For an id without "
-            f"network: on a machine that has it, run `hf download {name} --local-dir {folder}`, "
+            f"network: on a machine that has it, run `hf download {words} --local-dir {folder}`, "
             f"copy the folder here and pass its path: `python export/build_engine.py {usage}`"
         )
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a module's folder; empty where there is none.
+def _without_token(text: str) -> str:
+    for name in _TOKENS:
+        if token := os.environ.get(name):
+            text = text.replace(token, f"${name}")
+    return text
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The `config.json` of a module's folder, or another JSON file; empty where there is none.
 
     Raises: CheckpointError for a file that is no JSON object.
     """
-    config = folder / "config.json"
+    config = folder / name
     try:
         content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     except (OSError, ValueError) as error:

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from export.errors import CheckpointError
-from export.network.checkpoint import PROMPT_FILE, Modules, check_folder
+from export.network.checkpoint import Modules
 from export.network.hub import read_config
+from export.network.parts import PROMPT_FILE, Parts, check_folder
 from export.network.weights import NETWORK, TEXT_ENCODER, find_weights
 from export.progress import say
 
@@ -25,39 +26,52 @@ _NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 _OLD_ATTENTION = re.compile(r"(?<=\.)(?:query|key|value|proj_attn)(?=\.(?:weight|bias)$)")
 
 
-def load_modules(folder: Path, vae_folder: Path) -> Modules:
-    """UNet, autoencoder and empty prompt of a diffusers folder. Raises: CheckpointError."""
-    prompt = _load_prompt(folder)
+def load_modules(parts: Parts) -> Modules:
+    """UNet, autoencoder and empty prompt of a checkpoint's folders. Raises: CheckpointError."""
+    prompt = _load_prompt(parts.rest)
+    unet = load_network(UNet2DConditionModel, parts.unet, shape=parts.shape)
     return Modules(
-        unet=load_network(UNet2DConditionModel, folder / "unet").eval().requires_grad_(False),
-        vae=load_network(AutoencoderKL, vae_folder).eval().requires_grad_(False),
+        unet=unet.eval().requires_grad_(False),
+        vae=load_network(AutoencoderKL, parts.vae).eval().requires_grad_(False),
         prompt=prompt,
     )
 
 
-def draw_modules(unet: Mapping[str, Any], vae: Mapping[str, Any], seed: int) -> Modules:
-    """The architecture of these configs with PyTorch's default initialisation."""
+def draw_modules(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], seed: int, *, unet_seed: int | None = None
+) -> Modules:
+    """The architecture of these configs with PyTorch's default initialisation.
+
+    With `unet_seed` the UNet alone is another: autoencoder and prompt are those of `seed`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks = UNet2DConditionModel(**unet), AutoencoderKL(**vae)
+        network, autoencoder = UNet2DConditionModel(**unet), AutoencoderKL(**vae)
         prompt = torch.randn(1, 2, unet["cross_attention_dim"])
+        if unet_seed is not None:  # the first was drawn for those that come behind it
+            del network
+            torch.manual_seed(unet_seed)
+            network = UNet2DConditionModel(**unet)
     return Modules(
-        unet=networks[0].eval().requires_grad_(False),
-        vae=networks[1].eval().requires_grad_(False),
+        unet=network.eval().requires_grad_(False),
+        vae=autoencoder.eval().requires_grad_(False),
         prompt=prompt,
     )
 
 
-def load_network(network: Any, folder: Path) -> Any:
-    """One module's folder as fp32; every tensor must be there. `network` is its diffusers class.
+def load_network(network: Any, folder: Path, *, shape: Path | None = None) -> Any:
+    """One module's folder as fp32; every tensor must be there. `network` is its diffusers class,
+    `shape` the folder of its config where that is another.
 
     Raises: CheckpointError.
     """
-    check_folder(folder)
+    shape = folder if shape is None else shape
+    if shape == folder:
+        check_folder(folder)
     tensors = _load_tensors(folder, NETWORK)
     try:
         with torch.device("meta"):  # the weights come next: no memory and no time for random ones
-            module = network.from_config(read_config(folder))
+            module = network.from_config(read_config(shape))
         report = module.load_state_dict(tensors, strict=False, assign=True)
     except _LOADING_ERRORS as error:
         raise CheckpointError(f"cannot load {folder}: {_first_lines(error)}") from error

@@ -84,7 +84,10 @@ class _Encoder(nn.Module):
 
 
 class _UNet(nn.Module):
-    """Latent (and noise) to the predicted latent, at the family's timestep."""
+    """Latent (and noise) to the predicted latent, at the family's timestep.
+
+    `offsets` are what constant noise adds to the predicted latent, by the latter's size.
+    """
 
     prompt: Tensor
     task: Tensor | None
@@ -93,12 +96,19 @@ class _UNet(nn.Module):
     def __init__(self, modules: Modules, family: Family, noises: Sequence[Tensor]) -> None:
         super().__init__()
         self.network: Any = modules.unet
-        self.factor = family.latent_factor
+        self.factor, self.noise_factor = family.latent_factor, family.noise_factor
         self.takes_noise = family.takes_noise
+        self.reads_zeros = family.beside_latent == "zeros"
+        self.offsets: dict[tuple[int, ...], Tensor] = {}
         self.noises = {tuple(noise.shape[2:]): noise for noise in noises if self.takes_noise}
         self.register_buffer("prompt", modules.prompt)
         self.register_buffer("task", family.class_labels())
         self.register_buffer("timestep", torch.tensor([family.timestep]))
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether noise is added behind the network's last convolution."""
+        return self.noise_factor != 0 or bool(self.offsets)
 
     def embedding(self) -> Tensor:
         """What timestep and class vector together give every residual block, [1,E]."""
@@ -115,13 +125,18 @@ class _UNet(nn.Module):
         count = len(latent)
         if self.noises:
             noise = self.noises[tuple(latent.shape[2:])].expand(count, -1, -1, -1)
-        if noise is not None and self.takes_noise:
-            latent = torch.cat([latent, noise], dim=1)
+        noise = noise if self.takes_noise else None
+        second = torch.zeros_like(latent) if self.reads_zeros else noise
+        if second is not None:
+            latent = torch.cat([latent, second], dim=1)
         prompt = self.prompt if count == 1 else self.prompt.expand(count, -1, -1)
         output: Tensor = self.network(
             latent, self.timestep, prompt, class_labels=self.task, return_dict=False
         )[0]
-        return output if self.factor == 1 else output * self.factor
+        output = output if self.factor == 1 else output * self.factor
+        if noise is not None and self.noise_factor != 0:
+            return output + noise * self.noise_factor
+        return output + self.offsets[tuple(output.shape[2:])] if self.offsets else output
 
 
 class _Decoder(nn.Module):

@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ _FIRST = ("", "fp16", "bf16")  # full precision before half; other variants afte
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _LFS = b"version https://git-lfs"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+"""Endings of files that may run code when they are read, and are not."""
+_PICKLE_STEMS = {NETWORK: (NETWORK,), TEXT_ENCODER: ("pytorch_model", TEXT_ENCODER)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,8 @@ def find_weights(folder: Path, stem: str = NETWORK) -> Weights:
     if chosen is None:
         raise CheckpointError(
             f"{folder} needs {stem}.safetensors, whole or in shards, in full precision or as a "
-            f"variant such as fp16; found {names or 'nothing'}. Pickled .bin weights are not read."
+            f"variant such as fp16; found {names or 'nothing'}."
+            + _pickle_advice(folder, names, stem)
         )
     files = tuple(_files(folder, chosen))
     taken = f"{chosen.variant or 'full precision'} is read"
@@ -123,6 +128,35 @@ def find_weights(folder: Path, stem: str = NETWORK) -> Weights:
         parameters=sum(count_numbers(read_header(path)) for path in files),
         remark=f"{folder}: {taken}, and not {', '.join(left)} beside it" if left else None,
     )
+
+
+def converting_command(pickles: Sequence[Path], target: Path) -> str:
+    """The line for a shell that writes pickled weights as one safetensors file. It runs no code
+    of theirs (`weights_only`).
+    """
+    files = json.dumps([path.as_posix() for path in pickles], ensure_ascii=False)
+    program = (
+        "import torch; from safetensors.torch import save_file; "
+        f'read = [torch.load(f, map_location="cpu", weights_only=True) for f in {files}]; '
+        "save_file({k: v.clone().contiguous() for d in read "
+        'for k, v in d.get("state_dict", d).items() if hasattr(v, "dtype")}, '
+        f'{json.dumps(target.as_posix(), ensure_ascii=False)}, {{"format": "pt"}})'
+    )
+    return f"python -c {shlex.quote(program)}"
+
+
+def _pickle_advice(folder: Path, names: Sequence[str], stem: str) -> str:
+    """What to do about the pickled weights of a folder: whole ones first, else all shards."""
+    for start in _PICKLE_STEMS[stem]:
+        found = [n for n in names if n.startswith(start) and n.endswith(PICKLES)]
+        whole = [name for name in found if "-of-" not in name]
+        chosen = sorted(whole, key=len)[:1] or found
+        if chosen:
+            command = converting_command(
+                [folder / name for name in chosen], folder / f"{stem}.safetensors"
+            )
+            return f" Pickled weights are not read; this converts them: {command}"
+    return ""
 
 
 def count_parameters(folder: Path) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import CheckpointError
-from export.network.weights import read_header
+from export.network.weights import PICKLES, converting_command, read_header
 from runtime.manifest import MANIFEST
 
 _LORA = (
@@ -25,13 +25,11 @@ _SINGLE_FILE = (
     "weights in a single file, without configs: load it in diffusers (`from_single_file`) and save "
     "it as a folder (`save_pretrained`)"
 )
-_PICKLE = "a file of pickled weights, which are not read"
 _BY_SUFFIX = {
     ".gz": "an archive: unpack it and pass the folder",
     ".tar": "an archive: unpack it and pass the folder",
     ".zip": "an archive: unpack it and pass the folder",
     ".onnx": "an ONNX graph: a bundle is built from the checkpoint that it was exported from",
-    **dict.fromkeys((".bin", ".ckpt", ".pt", ".pth"), _PICKLE),
 }
 
 
@@ -48,6 +46,9 @@ def _what_file(path: Path) -> str:
         except CheckpointError as error:
             return f"a file ({error})"
         return _LORA if any("lora" in name.lower() for name in names) else _SINGLE_FILE
+    if suffix in PICKLES:
+        command = converting_command([path], path.with_suffix(".safetensors"))
+        return f"a file of pickled weights, which are not read; this converts them: {command}"
     if path.name == MANIFEST:
         return f"a file of {_BUNDLE}"
     is_zip = suffix not in _BY_SUFFIX and zipfile.is_zipfile(path)
@@ -67,7 +68,10 @@ def _what_folder(folder: Path, marker: str) -> str:
         return _LORA
     index, config = _read(folder / "model_index.json"), _read(folder / "config.json")
     if "_class_name" in config:
-        return f"one module, {config['_class_name']}: pass the folder that holds unet/ and vae/"
+        return (
+            f"one module, {config['_class_name']}: pass the folder that holds unet/ and vae/, or "
+            "for a UNet alone also --base, the folder or id that has the rest"
+        )
     if "_class_name" in index:
         return f"a folder of {index['_class_name']}, without {marker}"
     if names and all(Path(name).suffix == ".safetensors" for name in names):

@@ -1,0 +1,160 @@
+"""Small random checkpoints of other families than Lotus, and what diffusers' own pipelines make of
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from export.network.checkpoint import Checkpoint
+
+SIZE = 64  # pixels
+STABLE_DIFFUSION = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "v1-0": {
+        **STABLE_DIFFUSION,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": False,
+        "timestep_spacing": "leading",
+    },
+    "v1-1": {
+        **STABLE_DIFFUSION,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": True,
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": True,
+    },
+    "v1-1, another last alpha": {
+        **STABLE_DIFFUSION,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": False,
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": True,
+    },
+    "epsilon": {
+        **STABLE_DIFFUSION,
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": False,
+        # A signal that one step can still find: with 0.0047 of it the step is 15 times the noise.
+        "beta_start": 0.0001,
+        "beta_end": 0.002,
+    },
+    "sample": {**STABLE_DIFFUSION, "prediction_type": "sample", "set_alpha_to_one": False},
+    "lcm": {**STABLE_DIFFUSION, "prediction_type": "v_prediction", "_class": "LCMScheduler"},
+    "e2e": {
+        **STABLE_DIFFUSION,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": True,
+        "timestep_spacing": "trailing",
+    },
+    "e2e, another last alpha": {
+        **STABLE_DIFFUSION,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": False,
+        "timestep_spacing": "trailing",
+    },
+}
+
+
+def save_family(
+    folder: Path,
+    scheduler: str | None,
+    *,
+    channels: int = 8,
+    index: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Path:
+    """A diffusers folder: UNet without class embedding, KL autoencoder, stored prompt, scheduler."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=[32, 64],
+        layers_per_block=1,
+        attention_head_dim=[1, 2],
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[16, 16, 32, 32],
+        layers_per_block=1,
+        latent_channels=4,
+        scaling_factor=0.18215,
+        norm_num_groups=4,
+    )
+    for parameter in (*unet.parameters(), *vae.parameters()):
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    # The decoder of random weights answers next to nothing: louder, until maps use their range.
+    vae.decoder.conv_out.weight.data *= 3
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    save_file({"prompt_embedding": torch.randn(1, 2, 32)}, folder / "prompt_embedding.safetensors")
+    if scheduler is not None:
+        settings = dict(SCHEDULERS[scheduler])
+        kind: Any = LCMScheduler if settings.pop("_class", "") else DDIMScheduler
+        kind(**settings).save_pretrained(folder / "scheduler")
+    if index is not None:
+        (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def ask_pipeline(
+    checkpoint: Checkpoint, rgb: np.ndarray, latents: np.ndarray, *, spacing: str = "trailing"
+) -> np.ndarray:
+    """diffusers' Marigold pipeline of the checkpoint's task: one step, no ensemble, native size;
+    RGB uint8 [H,W,3] to float32 [H,W] or [H,W,3].
+    """
+    import torch
+    from diffusers import (
+        DDIMScheduler,
+        LCMScheduler,
+        MarigoldDepthPipeline,
+        MarigoldNormalsPipeline,
+    )
+
+    config = dict(checkpoint.family.scheduler)
+    kind: Any = LCMScheduler if config["_class_name"] == "LCMScheduler" else DDIMScheduler
+    normals = checkpoint.task.name == "normal"
+    pipeline: Any = MarigoldNormalsPipeline if normals else MarigoldDepthPipeline
+    pipe = pipeline(
+        unet=checkpoint.unet,
+        vae=checkpoint.vae,
+        scheduler=kind.from_config(config, timestep_spacing=spacing),
+        text_encoder=None,
+        tokenizer=None,
+        prediction_type="normals" if normals else "depth",
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.empty_text_embedding = checkpoint.prompt
+    image = torch.from_numpy(rgb.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    with torch.no_grad():
+        answer = pipe(
+            image,
+            num_inference_steps=1,
+            ensemble_size=1,
+            processing_resolution=0,
+            match_input_resolution=True,
+            latents=torch.from_numpy(latents),
+        ).prediction
+    return np.asarray(answer[0] if normals else answer[0, :, :, 0], np.float32)
