@@ -170,6 +170,17 @@ class NormalTask(Task):
         return float(np.degrees(np.arctan2(sine, cosine)).mean())
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShareTask(Task):
+    """How much of a pixel belongs to the subject, shown in grey."""
+
+    def colorize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """RGB uint8 [H,W,3]: black is `low` and white is `high`, in every image alike."""
+        share = (values.astype(np.float64) - self.low) / (self.high - self.low)
+        grey = np.clip(np.rint(share * 255), 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+
+
 # Source of the ranges and of the colour map's direction: the Lotus paper (arXiv 2409.18124) and its
 # published code.
 TASKS: dict[str, Task] = {
@@ -205,6 +216,24 @@ TASKS: dict[str, Task] = {
             meaning="surface normal in the camera frame, unit length; colours are 255 - those of "
             "Omnidata and Metric3D",
             truth="normal",
+        ),
+        ShareTask(
+            name="matting",
+            channels=1,
+            low=0.0,
+            high=1.0,
+            near=None,
+            meaning="opacity of the subject: 1 is the subject, 0 the background, between them hair "
+            "and blur",
+        ),
+        ShareTask(
+            name="segmentation",
+            channels=1,
+            low=0.0,
+            high=1.0,
+            near=None,
+            meaning="dichotomous segmentation: 1 is the subject, 0 the background; 0.5 is the "
+            "threshold of a mask",
         ),
     )
 }

@@ -75,7 +75,7 @@ def save_family(
     index: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Path:
-    """A diffusers folder: UNet without class embedding, KL autoencoder, stored prompt, scheduler."""
+    """A diffusers folder: UNet without class embedding, autoencoder, stored prompt, scheduler."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
     from safetensors.torch import save_file

@@ -155,3 +155,18 @@ def rows_of_png16(path: Path) -> np.ndarray:
     data = np.frombuffer(zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8)
     rows = data.reshape(height, -1)[:, 1:].copy()
     return rows.view(">u2").reshape(height, width, 3).astype(int)
+
+
+@pytest.mark.parametrize("name", ["matting", "segmentation"])
+def test_shares_are_grey_and_not_stretched(name: str, tmp_path: Path) -> None:
+    """The same share is the same grey in every picture; the error is one of the range."""
+    task = TASKS[name]
+    values = np.array([[0.25, 0.5], [0.5, 0.75]], np.float32)
+    assert task.colorize(values)[..., 0].tolist() == [[64, 128], [128, 191]]
+    assert (task.colorize(values) == task.colorize(values)[..., :1]).all()
+    assert task.colorize(np.array([[-1.0, 2.0]], np.float32))[..., 0].tolist() == [[0, 255]]
+    assert task.error(values[None], values[None] + np.float32(0.1)) == pytest.approx(0.1, abs=1e-6)
+    with LotusEngine(write_null_bundle(tmp_path / name, task=name)) as engine:
+        prediction = engine(RGB)
+    assert prediction.values.shape == (64, 96)
+    assert [path.name for path in prediction.save(tmp_path / "out")][-1].endswith(".png")
