@@ -36,7 +36,7 @@ def _has_several_latents(configs: Configs) -> bool:
     """Whether the UNet answers two or more latents, and reads one more."""
     latent = configs.vae.get("latent_channels", 4)
     answered = configs.unet.get("out_channels", 4)
-    return answered > latent and configs.unet.get("in_channels", 4) == answered + latent
+    return bool(answered > latent and configs.unet.get("in_channels", 4) == answered + latent)
 
 
 OTHERS = (

@@ -65,9 +65,9 @@ def find_folder(name: str, source: CheckpointSource) -> Path | None:
     if path.is_dir() and (path / source.marker).is_file():
         return path
     if path.exists() and not embedded:
-        raise CheckpointError(
-            f"{name!r} is {what_it_is(path, source.marker)}. Wanted is a {source.description}"
-        )
+        what = what_it_is(path, source.marker)
+        end = "\n" if "\n" in what else ". "  # a command stands in a line of its own
+        raise CheckpointError(f"{name!r} is {what}{end}Wanted is a {source.description}")
     suggestion = did_you_mean(name, source)
     if embedded:
         known = sorted(

@@ -155,7 +155,7 @@ def _pickle_advice(folder: Path, names: Sequence[str], stem: str) -> str:
             command = converting_command(
                 [folder / name for name in chosen], folder / f"{stem}.safetensors"
             )
-            return f" Pickled weights are not read; this converts them: {command}"
+            return f" Pickled weights are not read; this converts them:\n  {command}"
     return ""
 
 

@@ -48,7 +48,7 @@ def _what_file(path: Path) -> str:
         return _LORA if any("lora" in name.lower() for name in names) else _SINGLE_FILE
     if suffix in PICKLES:
         command = converting_command([path], path.with_suffix(".safetensors"))
-        return f"a file of pickled weights, which are not read; this converts them: {command}"
+        return f"a file of pickled weights, which are not read; this converts them:\n  {command}"
     if path.name == MANIFEST:
         return f"a file of {_BUNDLE}"
     is_zip = suffix not in _BY_SUFFIX and zipfile.is_zipfile(path)
