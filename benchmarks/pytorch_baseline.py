@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.errors import CheckpointError
 from export.network.checkpoint import load_checkpoint
 from runtime.engine import draw_noise
 from runtime.manifest import Preprocess
@@ -43,6 +44,8 @@ def open_pytorch(
     loaded = load_checkpoint(checkpoint, task=task)
     vae, unet = loaded.vae.to(device), loaded.unet.to(device)
     family, answered = loaded.family, loaded.task
+    if family.step is not None:
+        raise CheckpointError(f"the PyTorch baseline is Lotus's; {checkpoint!r} is {family.name}")
     class_vector, stored_prompt = family.class_labels(), loaded.prompt.to(device)
     if class_vector is not None:
         class_vector = class_vector.to(device)

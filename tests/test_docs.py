@@ -28,6 +28,7 @@ from conftest import ROOT, write_null_bundle
 from troubleshooting_results import RESULTS
 
 import runtime.layout
+from export.families import Configs, find_family
 from runtime import LotusEngine, Prediction
 from runtime.__main__ import main as lotus_edge
 from runtime.backends.null import BackendSession
@@ -328,7 +329,11 @@ ROWS: dict[str, Callable[[Try], object]] = {
     "is known to predict": lambda t: t.build("tiny/depth-d", "--task", "normal"),
     "Pass a diffusers folder": lambda t: t.build("./nowhere", "--task", "depth"),
     "Wanted is a diffusers folder": lambda t: t.build(str(t.bundle), "--task", "depth"),
-    "Pickled .bin weights are not read": half_folder,
+    "Pickled weights are not read": half_folder,
+    "pass --family with one of": lambda t: find_family(
+        "./mine", Configs(unet={"in_channels": 8}, vae={})
+    ),
+    "which is not built": lambda t: t.build("lemonaddie/geowizard", "--task", "depth"),
     "cannot download": no_download,
     "this needs the extra": no_extra,
     "are a package of their own, which is not installed": no_tiny,

@@ -69,17 +69,22 @@ def find_family(name: str, configs: Configs, asked: str | None = None) -> Family
     named = named_family(name, asked)
     refuse_by_structure(name, configs)
     candidates = list(FAMILIES.values()) if named is None else [named]
-    against = {
-        family.name: family.mismatches(configs.unet, configs.vae)
-        + (family.doubts(configs) if named is None else [])
+    shapes = {family.name: family.mismatches(configs.unet, configs.vae) for family in candidates}
+    doubts = {
+        family.name: [] if named is not None or shapes[family.name] else family.doubts(configs)
         for family in candidates
     }
+    against = {name: shapes[name] + doubts[name] for name in shapes}
     fitting = [family for family in candidates if not against[family.name]]
     if not fitting:
         lines = [f"  {family}: {'; '.join(reasons)}" for family, reasons in against.items()]
         kind = "a known family" if named is None else f"the family {named.name}"
+        possible = [family for family, reasons in doubts.items() if reasons]
+        advice = f"\nIf you know that it is one, pass --family with one of {possible}"
         raise CheckpointError(
-            f"{name!r} is no checkpoint of {kind}. What each family has:\n" + "\n".join(lines)
+            f"{name!r} is no checkpoint of {kind}. What each family has:\n"
+            + "\n".join(lines)
+            + (advice if possible else "")
         )
     if len(fitting) > 1:
         lines = [f"  {family.name}: {family.about}" for family in fitting]
