@@ -40,6 +40,12 @@ def main() -> int:
     parser.add_argument("--resolution", default="512x512", metavar="HxW")
     alone = [name for name, each in BASELINES.items() if not (each.batched or each.apart)]
     parser.add_argument("--what", nargs="+", default=alone, choices=BASELINES)
+    parser.add_argument(
+        "--reference",
+        default=REFERENCE,
+        choices=BASELINES,
+        help="what ratios are to; in each group",
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
@@ -55,7 +61,7 @@ def main() -> int:
     arguments = parse_arguments(parser)
     if arguments.task and arguments.task.count(",") != arguments.checkpoint.count(","):
         parser.error("--task names a task for each checkpoint, or is left out")
-    others = [name for name in arguments.what if name != REFERENCE]
+    others = [name for name in arguments.what if name != arguments.reference]
     groups = [
         others[at : at + arguments.together] for at in range(0, len(others), arguments.together)
     ] or [[]]
@@ -65,7 +71,7 @@ def main() -> int:
         for number, group in enumerate(groups):
             rows += [
                 {"group": number} | row
-                for row in _race([REFERENCE, *group], arguments, Path(folder))
+                for row in _race([arguments.reference, *group], arguments, Path(folder))
             ]
             # After each group: a run of an hour that is stopped keeps what it has.
             saved = write_rows(arguments.name or title, rows, dirty=arguments.dirty)
@@ -101,8 +107,9 @@ def _race(names: list[str], arguments: argparse.Namespace, folder: Path) -> list
             )
     for runner in runners.values():
         rows.append(runner.finish(arguments))
-    reference = np.load(folder / f"{REFERENCE}.npy") if REFERENCE in runners else None
-    base = next((row for row in rows if row["what"] == REFERENCE), {})
+    first = names[0]
+    reference = np.load(folder / f"{first}.npy") if first in runners else None
+    base = next((row for row in rows if row["what"] == first), {})
     for row in rows:
         if "p50_s" not in row:
             continue
