@@ -58,6 +58,14 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
         "set_alpha_to_one": True,
         "timestep_spacing": "trailing",
     },
+    "genpercept": {
+        **STABLE_DIFFUSION,
+        "beta_start": 1.0,
+        "beta_end": 1.0,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": False,
+        "timestep_spacing": "leading",
+    },
     "e2e, another last alpha": {
         **STABLE_DIFFUSION,
         "prediction_type": "v_prediction",

@@ -21,6 +21,7 @@ from export.progress import Progress
 from export.settings import BuildSettings
 
 UNET = {"in_channels": 8, "out_channels": 4}
+SD = {"in_channels": 4, "out_channels": 4}
 VAE = {"latent_channels": 4}
 DDIM = {"_class_name": "DDIMScheduler", **SCHEDULERS["e2e"]}
 LCM = {"_class_name": "LCMScheduler", "prediction_type": "v_prediction"}
@@ -45,6 +46,7 @@ def configs(**changes: Any) -> Configs:
     [
         (configs(index={"default_denoising_steps": 10}), "marigold"),
         (configs(scheduler=LCM), "marigold"),
+        (configs(unet=SD, scheduler={**DDIM, "beta_start": 1.0}), "genpercept"),
     ],
 )
 def test_configs_that_fit_one_family(found: Configs, family: str) -> None:
@@ -95,6 +97,19 @@ def test_a_plan_and_a_build_say_licence_and_warning(folder: Path) -> None:
     assert "take several steps and the median of an ensemble" in stream.getvalue()
 
 
+def test_plain_stable_diffusion_is_no_genpercept() -> None:
+    with pytest.raises(CheckpointError, match=r"beta_start 1 \(here 0\.00085\)"):
+        find_family("mine", configs(unet=SD))
+    found = find_family("mine", configs(unet=SD), "genpercept")
+    assert (found.timestep, found.latent_factor, found.noise_factor) == (1, -1, 0)
+
+
+def test_a_known_unet_alone_needs_a_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(CheckpointError, match=r"is a UNet alone: pass --base .*Diffusion 2"):
+        describe("guangkaixu/genpercept-dis")
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -104,6 +119,9 @@ def test_a_plan_and_a_build_say_licence_and_warning(folder: Path) -> None:
         ("lemonaddie/geowizard", "is GeoWizard, .*CLIP"),
         ("GonzaloMG/geowizard-e2e-ft", "is GeoWizard, .*CLIP"),
         ("jingheya/Lotus-2", "is Lotus-2, .*FLUX"),
+        ("guangkaixu/genpercept-disparity-dpt-head", "GenPercept with a DPT head, .*features"),
+        ("guangkaixu/genpercept-seg", "colour for each class"),
+        ("guangkaixu/genpercept-models", "collection of GenPercept's UNets, .*--base"),
         ("someone/FE2E", "is FE2E, .*transformer"),
     ],
 )
@@ -119,6 +137,8 @@ def test_other_networks_are_refused_by_name_before_a_download(
     ("changes", "reason"),
     [
         ({"names": ("controlnet", "unet")}, "is StableNormal"),
+        ({"names": ("dpt_head_identity", "unet")}, "GenPercept with a DPT head"),
+        ({"names": ("vae_decoder", "unet")}, "GenPercept with a decoder of its own"),
         ({"index": {"image_encoder": ["transformers", "x"]}}, "is GeoWizard"),
         ({"unet": {"in_channels": 16, "out_channels": 12}}, "is Marigold-IID"),
         ({"index": {"_class_name": "MarigoldIntrinsicsPipeline"}}, "is Marigold-IID"),
@@ -166,7 +186,7 @@ def test_a_folder_without_its_scheduler(copy: Path) -> None:
         describe(str(copy), task="depth", family="marigold")
 
 
-@pytest.mark.parametrize("case", SCHEDULERS)
+@pytest.mark.parametrize("case", sorted(set(SCHEDULERS) - {"genpercept"}))
 def test_a_step_is_diffusers_step(case: str) -> None:
     """The factors, against a step of diffusers' scheduler on numbers."""
     import torch

@@ -12,6 +12,7 @@ import dataclasses
 from export.errors import CheckpointError
 from export.families.e2e_ft import E2E_FT
 from export.families.family import Configs, Family
+from export.families.genpercept import GENPERCEPT
 from export.families.lotus import LOTUS_D, LOTUS_G
 from export.families.marigold import MARIGOLD
 from export.families.others import refuse_by_id, refuse_by_structure
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (LOTUS_D, LOTUS_G, E2E_FT, MARIGOLD)
+    family.name: family for family in (LOTUS_D, LOTUS_G, E2E_FT, MARIGOLD, GENPERCEPT)
 }
 
 

@@ -60,6 +60,28 @@ OTHERS = (
         reason="its UNet predicts several latents at once, over several steps",
     ),
     Other(
+        name="GenPercept with a DPT head",
+        pattern=r"genpercept.*dpt",
+        sign=_has("dpt_head", "customized_head"),
+        reason="its maps come from features inside the UNet, and not from the autoencoder",
+    ),
+    Other(
+        name="GenPercept with a decoder of its own",
+        pattern=r"genpercept.*vae[-_]decoder",
+        sign=_has("vae_decoder"),
+        reason="the decoder was trained too, and lies in no autoencoder that diffusers loads",
+    ),
+    Other(
+        name="GenPercept's segmentation into classes",
+        pattern=r"genpercept-seg$",
+        reason="its answer is a colour for each class, and this project has no task for it",
+    ),
+    Other(
+        name="a collection of GenPercept's UNets",
+        pattern=r"genpercept-(?:models|exps)$",
+        reason="download it, and pass the folder of one UNet with --family genpercept and --base",
+    ),
+    Other(
         name="DepthMaster",
         pattern=r"depth-?master",
         sign=_is("DepthMaster"),
