@@ -88,3 +88,7 @@ class TaskError(LotusError, KeyError):
 
 class OutputError(LotusError):
     """A result cannot be written."""
+
+
+class GeometryError(LotusError):
+    """A camera, a map or known distances cannot be used for points in space."""

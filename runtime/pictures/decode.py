@@ -104,6 +104,21 @@ def decode_file(path: Path, *, strict: bool, max_pixels: int | None) -> Picture:
     )
 
 
+def exif_of(path: Path) -> bytes | None:
+    """The EXIF block of a file, which is not decoded; None without one.
+
+    Raises: ImageError for what is no picture.
+    """
+    with open_regular(path, sys.maxsize) as file:
+        source = _examined(file, sys.maxsize)
+        try:
+            source.stream.seek(0)
+            found = FORMATS[source.format].load()(source.stream).info.get("exif")
+        except Exception as error:  # whatever decoders raise
+            raise ImageError(f"{path} cannot be read: {error or type(error).__name__}") from error
+    return found if isinstance(found, bytes) else None
+
+
 def decode_image(image: Image.Image, *, max_pixels: int | None) -> Picture:
     """A Pillow image, decoded if it was not yet; Pillow's own warnings may come.
 

@@ -1,0 +1,226 @@
+"""Depth maps and cameras: points, normals, and which pixels to leave out.
+
+All of it is in the camera frame: x right, y down, z forward; depth is z. Arrays are of one picture,
+[H,W] or [H,W,3]. Where depth is not known it is NaN (zero, negative and infinite count as NaN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.camera import Camera
+from runtime.errors import GeometryError
+
+Map = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
+
+EDGE = 0.04
+"""Relative jump of depth between neighbours that counts as an edge."""
+GRAZING = 85.0
+"""Degrees between ray and normal from which on a surface is not seen, but smeared over an edge."""
+
+
+def unproject(depth: Map, camera: Camera) -> NDArray[np.float32]:
+    """Points float32 [H,W,3] of a depth map [H,W]; NaN where depth is."""
+    depth, (x, y) = known(depth), camera.at(*_size(depth)).slopes()
+    points = np.empty((*depth.shape, 3), np.float32)
+    points[..., 0], points[..., 1], points[..., 2] = x * depth, y * depth, depth
+    return points
+
+
+def known(depth: Map) -> NDArray[np.float64]:
+    """Depth [H,W] with NaN where it is not positive and finite. Raises: GeometryError."""
+    depth = np.asarray(depth, np.float64)
+    _size(depth)
+    with np.errstate(invalid="ignore"):
+        return np.where((depth > 0) & np.isfinite(depth), depth, np.nan)
+
+
+def normals_of(depth: Map, camera: Camera, edge: float = EDGE) -> NDArray[np.float32]:
+    """Unit normals float32 [H,W,3] of a depth map, towards the camera; NaN where none is known.
+
+    On a plane inverse depth is linear in the pixel: w = (n . r) / D with the ray r = (x, y, 1). So
+    n is along (dw/dx, dw/dy, w - x dw/dx - y dw/dy), and exact on planes. A difference across an
+    `edge` (relative) is left out where there is one on the other side.
+    """
+    camera = camera.at(*_size(depth))
+    inverse, (x, y) = 1 / known(depth), camera.slopes()
+    right = _slope(inverse, 1, edge) * camera.fx
+    down = _slope(inverse, 0, edge) * camera.fy
+    normals = np.stack([right, down, inverse - x * right - y * down], axis=-1)
+    # n . r = w / |n|, which is positive; towards the camera it is negative.
+    return (-normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _slope(values: NDArray[np.float64], axis: int, edge: float) -> NDArray[np.float64]:
+    """Differences to the neighbours on both sides, the mean of those without an edge."""
+    step = np.diff(values, axis=axis)
+    first, last = _sides(values, axis)
+    with np.errstate(invalid="ignore"):
+        smooth = np.abs(step) <= edge * np.maximum(values[first], values[last])
+    total, count = np.zeros_like(values), np.zeros_like(values)
+    for side in (first, last):
+        total[side] += np.where(smooth, step, 0)
+        count[side] += smooth
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total / count
+
+
+def _sides(values: NDArray[Any], axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Indexes of all pixels but the last, and of all but the first, along an axis."""
+    whole = [slice(None)] * 2
+    first, last = whole.copy(), whole.copy()
+    first[axis], last[axis] = slice(None, -1), slice(1, None)
+    return tuple(first), tuple(last)
+
+
+def facing(normals: Map, camera: Camera) -> NDArray[np.float64]:
+    """The cosine [H,W] between each normal and the way back to the camera; 1 is seen head-on."""
+    x, y = camera.at(*normals.shape[:2]).slopes()
+    dot = normals[..., 0] * x + normals[..., 1] * y + normals[..., 2]
+    length = np.linalg.norm(normals, axis=-1) * np.sqrt(x * x + y * y + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(-dot / length, np.float64)
+
+
+def edge_mask(depth: Map, camera: Camera, edge: float = EDGE, grazing: float = GRAZING) -> Mask:
+    """Pixels [H,W] that fly between a near and a far surface, or have no depth.
+
+    Two signs: inverse depth bends, by more than `edge` of itself, from one side of the pixel to the
+    other (on planes it is linear, however slanted, so a floor that runs away has no edges); or the
+    surface is seen at more than `grazing` degrees from head-on, as what networks smear across an
+    edge is.
+    """
+    inverse = 1 / known(depth)
+    flies = np.isnan(inverse)
+    for bend in _bends(inverse):
+        with np.errstate(invalid="ignore"):
+            flies |= np.abs(bend) > edge * inverse
+    normals = normals_of(depth, camera, edge=np.inf)
+    with np.errstate(invalid="ignore"):
+        return flies | (facing(normals, camera) < np.cos(np.radians(grazing)))
+
+
+def _bends(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    """Second differences along rows, columns and both diagonals; zero at the border."""
+    padded = np.pad(values, 1, mode="reflect", reflect_type="odd")
+    height, width = values.shape
+
+    def moved(down: int, right: int) -> NDArray[np.float64]:
+        return padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        yield moved(down, right) + moved(-down, -right) - 2 * values
+
+
+def sky_mask(depth: Map, ratio: float = 8.0, share: float = 0.01) -> Mask:
+    """Pixels [H,W] of the sky in a calibrated map: no depth, or more than `ratio` medians away, in
+    areas of at least `share` of the picture that reach its upper border.
+
+    Depth without a known shift has no such pixels: there nothing is far.
+    """
+    depth = known(depth)
+    if np.isnan(depth).all():
+        return np.zeros(depth.shape, np.bool_)
+    with np.errstate(invalid="ignore"):
+        far = np.isnan(depth) | (depth > ratio * float(np.nanmedian(depth)))
+    reached = np.zeros_like(far)
+    reached[0] = far[0]
+    while True:  # a flood from the upper border; a row or a column at a time
+        before = int(reached.sum())
+        for axis in (0, 1):
+            for flip in (1, -1):
+                _sweep(
+                    np.flip(reached, axis) if flip < 0 else reached,
+                    np.flip(far, axis) if flip < 0 else far,
+                    axis,
+                )
+        if int(reached.sum()) == before:
+            break
+    return reached if before >= share * far.size else np.zeros_like(far)
+
+
+def _sweep(reached: Mask, open_: Mask, axis: int) -> None:
+    """Carry `reached` onwards along an axis, in place, through what is open."""
+    reached, open_ = (np.moveaxis(mask, axis, 0) for mask in (reached, open_))
+    for line in range(1, len(reached)):
+        reached[line] |= reached[line - 1] & open_[line]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """Points P with `normal` . P = -`distance`: unit normal [3] towards the camera, which is
+    `distance` away. `pixels` of the picture lie on it, `residual` is their median relative distance
+    from it.
+    """
+
+    normal: NDArray[np.float64]
+    distance: float
+    pixels: int
+    residual: float
+
+
+def find_floor(points: Map, normals: Map, tolerance: float = 0.03) -> Plane:
+    """The floor: the lowest large plane whose normal is within 45 degrees of the picture's up.
+
+    `points` and `normals` [H,W,3] in the camera frame, NaN where unknown. Raises: GeometryError
+    where less than 2 % of the picture lies on such a plane.
+    """
+    least = max(16, points.shape[0] * points.shape[1] // 50)
+    usable = np.isfinite(points).all(-1) & (-normals[..., 1] > np.cos(np.radians(45)))
+    p, n = points[usable].astype(np.float64), normals[usable].astype(np.float64)
+    best: Plane | None = None
+    if len(p) >= least:
+        thinned = np.random.default_rng(0).permutation(len(p))
+        for index in thinned[:64]:
+            plane = _through(p, n[index], -float(n[index] @ p[index]), tolerance)
+            # Among planes of many pixels the lowest one: tables are floors to nobody.
+            if (
+                plane is not None
+                and plane.pixels >= least
+                and (best is None or plane.pixels * plane.distance > best.pixels * best.distance)
+            ):
+                best = plane
+    if best is None:
+        raise GeometryError(
+            "no floor was found: no plane of at least 2 % of the picture faces upwards. Give a "
+            "known distance instead of the camera's height"
+        )
+    return best
+
+
+def _through(
+    points: NDArray[np.float64], normal: NDArray[np.float64], distance: float, tolerance: float
+) -> Plane | None:
+    """The plane of least squares through the points near a first guess; None where none is."""
+    for _ in range(5):
+        if distance <= 0:
+            return None
+        off = np.abs(points @ normal + distance) / distance
+        inside = off < tolerance
+        if inside.sum() < 3:
+            return None
+        # n . P / -D = 1: a linear system, weighted to relative distances by the points' length.
+        solution = np.linalg.lstsq(points[inside], -np.ones(int(inside.sum())), rcond=None)[0]
+        length = float(np.linalg.norm(solution))
+        if not length:
+            return None
+        normal, distance = solution / length, 1 / length
+    return Plane(
+        normal=normal,
+        distance=distance,
+        pixels=int(inside.sum()),
+        residual=float(np.median(off[inside])),
+    )
+
+
+def _size(depth: NDArray[Any]) -> tuple[int, int]:
+    if depth.ndim != 2 or min(depth.shape) < 2:
+        raise GeometryError(f"a depth map is [H,W] of at least 2x2, found {list(depth.shape)}")
+    height, width = depth.shape
+    return height, width
