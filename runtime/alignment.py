@@ -11,7 +11,6 @@ runtime/calibration.py finds it without any.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,9 +78,9 @@ class Anchors:
     negative or infinite depth.
     """
 
-    u: NDArray[np.float64]
-    v: NDArray[np.float64]
-    depth: NDArray[np.float64]
+    u: Map
+    v: Map
+    depth: Map
     unit: str = "m"
 
     def __post_init__(self) -> None:

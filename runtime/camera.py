@@ -32,8 +32,9 @@ class Camera:
     """A camera without distortion.
 
     `fx`, `fy`, `cx`, `cy` are in pixels of a picture of `height` x `width`. Without a size (both
-    None) `fx` and `fy` count edges of it, `cx` and `cy` widths and heights; `at` gives such a camera
-    its size. (`axis`: the edge that such a camera counts in.) `source` says how it is known.
+    None) `fx` and `fy` count edges of it (`axis` says which), `cx` and `cy` widths and heights;
+    `at` gives such a camera its size. `source` says how it is known.
+
     Raises: GeometryError for what is no camera.
 
     >>> Camera.from_fov(60).at(480, 640).matrix
@@ -179,8 +180,8 @@ class Camera:
     def at(self, height: int, width: int) -> Camera:
         """This camera for a picture of another size: its own if it has none yet, else resized."""
         if self.height is None or self.width is None:
-            edge = {"longer": max(height, width), "x": width, "y": height}[self.axis]
-            scales = (edge, edge, width, height)
+            edge: float = {"longer": max(height, width), "x": width, "y": height}[self.axis]
+            scales: tuple[float, ...] = (edge, edge, width, height)
         else:
             x, y = width / self.width, height / self.height
             scales = (x, y, x, y)
@@ -207,8 +208,8 @@ class Camera:
     def slopes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The rays of all pixels: x/z as [1,W] and y/z as [H,1]. A point is (x z, y z, z)."""
         height, width = self._size()
-        x = (np.arange(width) + 0.5 - self.cx) / self.fx
-        y = (np.arange(height) + 0.5 - self.cy) / self.fy
+        x = (np.arange(width, dtype=np.float64) + 0.5 - self.cx) / self.fx
+        y = (np.arange(height, dtype=np.float64) + 0.5 - self.cy) / self.fy
         return x[None, :], y[:, None]
 
     def project(self, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -54,7 +54,8 @@ def normals_of(depth: Map, camera: Camera, edge: float = EDGE) -> NDArray[np.flo
     down = _slope(inverse, 0, edge) * camera.fy
     normals = np.stack([right, down, inverse - x * right - y * down], axis=-1)
     # n . r = w / |n|, which is positive; towards the camera it is negative.
-    return (-normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    return np.asarray(-normals / length, np.float32)
 
 
 def _slope(values: NDArray[np.float64], axis: int, edge: float) -> NDArray[np.float64]:
@@ -103,7 +104,7 @@ def edge_mask(depth: Map, camera: Camera, edge: float = EDGE, grazing: float = G
             flies |= np.abs(bend) > edge * inverse
     normals = normals_of(depth, camera, edge=np.inf)
     with np.errstate(invalid="ignore"):
-        return flies | (facing(normals, camera) < np.cos(np.radians(grazing)))
+        return np.asarray(flies | (facing(normals, camera) < np.cos(np.radians(grazing))))
 
 
 def _bends(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
@@ -210,7 +211,7 @@ def _through(
         length = float(np.linalg.norm(solution))
         if not length:
             return None
-        normal, distance = solution / length, 1 / length
+        normal, distance = np.asarray(solution / length, np.float64), 1 / length
     return Plane(
         normal=normal,
         distance=distance,
