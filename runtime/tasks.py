@@ -48,7 +48,9 @@ class Task:
     `space` is the space in which a prediction is aligned to ground truth in scale and shift
     ("depth", "disparity"; None: it needs no alignment). `truth` is the kind of ground truth that
     measures it ("depth", "normal"; None: there is none). `error_unit` is the unit of `error`,
-    and `max_error` the largest error that an int8 build accepts by default.
+    and `max_error` the largest error that an int8 build accepts by default. `axes`: what
+    multiplies directions into the camera's frame (x right, y down, z forward); None for what is
+    no direction.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Task:
     truth: str | None = None
     error_unit: str = "of the range"
     max_error: float = 0.01
+    axes: tuple[int, int, int] | None = None
 
     def decode(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """The values of a map: [C,H,W] -> [H,W] or [H,W,C]. Nothing is clipped."""
@@ -158,6 +161,7 @@ class NormalTask(Task):
 
     error_unit: str = "degrees"
     max_error: float = 1.0
+    axes: tuple[int, int, int] | None = (1, -1, -1)
 
     def decode(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """[3,H,W] -> unit vectors [H,W,3]; a zero vector stays zero."""

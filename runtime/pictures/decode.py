@@ -111,6 +111,8 @@ def exif_of(path: Path) -> bytes | None:
     """
     with open_regular(path, sys.maxsize) as file:
         source = _examined(file, sys.maxsize)
+        if source.exif is not None:
+            return source.exif
         try:
             source.stream.seek(0)
             found = FORMATS[source.format].load()(source.stream).info.get("exif")

@@ -41,7 +41,8 @@ def read_jpeg(file: BinaryIO) -> Source:
         raise ImageError(f"has {len(scans)} scans, the limit is {MOST_SCANS}; save it again")
     if not whole and not _all_coefficients(data, frame, scans):
         raise ImageError("is cut short: part of the picture is missing")
-    exif = [_payload(data, *place) for kind, *place in segments if kind == 0xE1]
+    notes = [_payload(data, *place) for kind, *place in segments if kind == 0xE1]
+    exif = next((block for block in notes if block.startswith(b"Exif\0\0")), None)
     beginning = b"".join([b"\xff\xd8", *kept, memoryview(data)[start:end]])
     # Of a progressive picture only the last bits may be missing; every pixel is there.
     cut = not whole and not _all_coefficients(data, frame, scans[:-1])
@@ -52,9 +53,9 @@ def read_jpeg(file: BinaryIO) -> Source:
         other=None if arithmetic else lambda: io.BytesIO(beginning + _other_end(beginning)),
         format="JPEG",
         orientation=orientation(
-            next((block for block in exif if block.startswith(b"Exif\0\0")), None),
-            next((block for block in exif if block.startswith(_XMP)), None),
+            exif, next((block for block in notes if block.startswith(_XMP)), None)
         ),
+        exif=exif,
         icc=_profile([_payload(data, *place) for kind, *place in segments if kind == 0xE2]),
         cut=cut,
         damage=[

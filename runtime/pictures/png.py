@@ -63,6 +63,7 @@ def read_png(file: BinaryIO) -> Source:
         format="PNG",
         orientation=orientation(exif, xmp),
         icc=_profile(found.get(b"iCCP")),
+        exif=exif,
         samples=Samples(
             full=_significant(found.get(b"sBIT"), depth),
             kind="uint16" if depth == 16 else None,
