@@ -230,6 +230,35 @@ def versions_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def geometry_table(bodies: list[Body]) -> list[str]:
+    """What exact maps give back, then a line for each way from predicted maps to depth."""
+    rows = [row for body in bodies for row in body["rows"]]
+    exact = {"anchors": "scale and shift", "shift": "shift", "fov": "field of view"}
+    lines = ["| | " + " | ".join(exact.values()) + " |", "|---|" + "---|" * len(exact)]
+    for row in (row for row in rows if "anchors" in row):
+        cells = [f"{row[key]['median']:.1g} (at most {row[key]['largest']:.1g})" for key in exact]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    lines += ["", "| | AbsRel | over the first | median | largest | planes | fell back |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in (row for row in rows if "abs_rel" in row):
+        flat = " / ".join(f"{value:.1%}" for value in row["flatness"].values())
+        lines.append(
+            f"| {row['name'].removeprefix('predicted ')} | {row['abs_rel']:.3f} | "
+            f"{row['ratio']:.2f} | {row['median']:.3f} | {row['largest']:.3f} | {flat} | "
+            f"{row.get('fallbacks', '')} |"
+        )
+    for row in (row for row in rows if "fov_off" in row):
+        lines += [
+            "",
+            f"{row['name'].removeprefix('predicted ')}: {row['fov_off']:.0f} degrees off in the "
+            f"median, with a stated uncertainty of {row['fov_error']:.0f}, which holds in "
+            f"{row['covered']:.0%} of the rooms.",
+        ]
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
@@ -237,6 +266,7 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "forms": forms_table,
     "fuzz": fuzz_table,
     "kills": kills_table,
+    "geometry": geometry_table,
     "versions": versions_table,
 }
 """The lines of a table of bodies, by its kind."""

@@ -58,6 +58,7 @@ NEED_NONE = {
     "benchmarks/fuzz.py",
     "benchmarks/fuzzing/worker.py",
     "benchmarks/gallery.py",
+    "benchmarks/geometry.py",
     "benchmarks/latency_worker.py",
 }
 

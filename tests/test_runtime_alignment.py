@@ -56,7 +56,7 @@ def test_anchors_of_which_a_third_is_wrong(space: str, seed: int) -> None:
 @SPACE
 def test_noisy_anchors_are_averaged(space: str) -> None:
     scene = render(3, 64, 64, "room")
-    values, scale, shift = changed(scene, space)
+    values = changed(scene, space)[0]
     anchors = points(scene, 2000, 1, outliers=0.2)
     noise = np.exp(np.random.default_rng(2).normal(0, 0.02, 2000))
     noisy = Anchors(u=anchors.u, v=anchors.v, depth=anchors.depth * noise)

@@ -43,7 +43,8 @@ def test_a_floor_that_runs_away_has_no_edges_and_a_box_has() -> None:
     assert not edge_mask(seen, camera)[inner].any()
     seen[90:110, 40:80] = 1.2
     flies = edge_mask(seen, camera)
-    assert flies[100, 39] and flies[100, 40] and not flies[100, 60]
+    assert flies[100, 39:41].all()
+    assert not flies[100, 60]
 
 
 def test_what_a_network_smears_over_an_edge_is_an_edge() -> None:

@@ -42,11 +42,11 @@ class Source:
     """A picture ready to be decoded.
 
     `stream` is what the decoder reads. `format` is a name of `formats.FORMATS`. `orientation` is
-    EXIF's 1 to 8; it, `icc` and `exif` (the block) are None where Pillow is to tell. `tile`: (offset, raw mode) to
-    decode with, in place of the plugin's own. `cut`: the end of the file is missing, and rows may
-    be. `other` opens the same picture with another end, where the decoder makes up for an end.
-    `size` (width, height) is what the compressed data say, None where only the header is known.
-    `damage`: what a strict reader refuses.
+    EXIF's 1 to 8; it, `icc` and `exif` (the block) are None where Pillow is to tell. `tile`:
+    (offset, raw mode) to decode with, in place of the plugin's own. `cut`: the end of the file is
+    missing, and rows may be. `other` opens the same picture with another end, where the decoder
+    makes up for an end. `size` (width, height) is what the compressed data say, None where only
+    the header is known. `damage`: what a strict reader refuses.
     """
 
     stream: BinaryIO
