@@ -13,10 +13,11 @@ from runtime.extras import explain_missing_packages
 if __name__ == "__main__":
     explain_missing_packages()
 
+from apps.scene.command import add_scene
 from runtime.__main__ import COMMANDS as RUNTIME_COMMANDS
 from runtime.__main__ import AddCommand, run
 
-COMMANDS: tuple[AddCommand, ...] = (*RUNTIME_COMMANDS,)
+COMMANDS: tuple[AddCommand, ...] = (*RUNTIME_COMMANDS, add_scene)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,6 +23,7 @@ EXTRAS = {
         "huggingface_hub",
         "tqdm",
     ),
+    "scene": ("trimesh", "OpenEXR", "fast_simplification"),
     "dev": ("yaml", "matplotlib", "jsonschema", "pytest"),
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""

@@ -119,17 +119,30 @@ def _bends(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
         yield moved(down, right) + moved(-down, -right) - 2 * values
 
 
-def sky_mask(depth: Map, ratio: float = 8.0, share: float = 0.01) -> Mask:
-    """Pixels [H,W] of the sky in a calibrated map: no depth, or more than `ratio` medians away, in
-    areas of at least `share` of the picture that reach its upper border.
+def sky_mask(
+    depth: Map,
+    normals: Map | None = None,
+    camera: Camera | None = None,
+    ratio: float = 8.0,
+    share: float = 0.01,
+) -> Mask:
+    """Pixels [H,W] of the sky in a calibrated map, in areas of at least `share` of the picture that
+    reach its upper border.
 
-    Depth without a known shift has no such pixels: there nothing is far.
+    They have no depth, or more than `ratio` medians. With `normals` [H,W,3] and a camera also what
+    is at the far end (1 % of the range of inverse depth) and whose normals, 45 degrees off or more,
+    have nothing to do with its depth. Depth without a known shift has no such pixels: there nothing
+    is far.
     """
     depth = known(depth)
     if np.isnan(depth).all():
         return np.zeros(depth.shape, np.bool_)
     with np.errstate(invalid="ignore"):
         far = np.isnan(depth) | (depth > ratio * float(np.nanmedian(depth)))
+        if normals is not None and camera is not None:
+            low, high = (1 / float(bound) for bound in (np.nanmax(depth), np.nanmin(depth)))
+            agree = (normals_of(depth, camera) * normals).sum(-1) > np.cos(np.radians(45))
+            far |= (1 / depth <= low + 0.01 * (high - low)) & ~agree
     reached = np.zeros_like(far)
     reached[0] = far[0]
     while True:  # a flood from the upper border; a row or a column at a time
@@ -153,6 +166,9 @@ def _sweep(reached: Mask, open_: Mask, axis: int) -> None:
         reached[line] |= reached[line - 1] & open_[line]
 
 
+_LEVEL = 0.97  # cosine: 14 degrees
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plane:
     """Points P with `normal` . P = -`distance`: unit normal [3] towards the camera, which is
@@ -167,57 +183,62 @@ class Plane:
 
 
 def find_floor(points: Map, normals: Map, tolerance: float = 0.03) -> Plane:
-    """The floor: the lowest large plane whose normal is within 45 degrees of the picture's up.
+    """The floor: the lowest large level surface.
+
+    What is level is told by the normals (`find_up`): they are better than depth at that. Of the
+    heights of all pixels that face up, the lowest one that many share (within `tolerance`,
+    relative) is the floor's.
 
     `points` and `normals` [H,W,3] in the camera frame, NaN where unknown. Raises: GeometryError
     where less than 2 % of the picture lies on such a plane.
     """
     least = max(16, points.shape[0] * points.shape[1] // 50)
-    usable = np.isfinite(points).all(-1) & (-normals[..., 1] > np.cos(np.radians(45)))
+    usable = np.isfinite(points).all(-1) & np.isfinite(normals).all(-1)
     p, n = points[usable].astype(np.float64), normals[usable].astype(np.float64)
-    best: Plane | None = None
-    if len(p) >= least:
-        thinned = np.random.default_rng(0).permutation(len(p))
-        for index in thinned[:64]:
-            plane = _through(p, n[index], -float(n[index] @ p[index]), tolerance)
-            # Among planes of many pixels the lowest one: tables are floors to nobody.
-            if (
-                plane is not None
-                and plane.pixels >= least
-                and (best is None or plane.pixels * plane.distance > best.pixels * best.distance)
-            ):
-                best = plane
-    if best is None:
-        raise GeometryError(
-            "no floor was found: no plane of at least 2 % of the picture faces upwards. Give a "
-            "known distance instead of the camera's height"
+    up = find_up(normals)
+    if up is not None:
+        level = n @ up > _LEVEL
+        below = -(p[level] @ up)  # how far below the camera
+        below = np.sort(below[below > 0])
+        # For each height, how many are within the tolerance of it.
+        shared = np.searchsorted(below, below * (1 + tolerance)) - np.searchsorted(
+            below, below * (1 - tolerance)
         )
-    return best
-
-
-def _through(
-    points: NDArray[np.float64], normal: NDArray[np.float64], distance: float, tolerance: float
-) -> Plane | None:
-    """The plane of least squares through the points near a first guess; None where none is."""
-    for _ in range(5):
-        if distance <= 0:
-            return None
-        off = np.abs(points @ normal + distance) / distance
-        inside = off < tolerance
-        if inside.sum() < 3:
-            return None
-        # n . P / -D = 1: a linear system, weighted to relative distances by the points' length.
-        solution = np.linalg.lstsq(points[inside], -np.ones(int(inside.sum())), rcond=None)[0]
-        length = float(np.linalg.norm(solution))
-        if not length:
-            return None
-        normal, distance = np.asarray(solution / length, np.float64), 1 / length
-    return Plane(
-        normal=normal,
-        distance=distance,
-        pixels=int(inside.sum()),
-        residual=float(np.median(off[inside])),
+        many = np.flatnonzero(shared >= max(least, 0.3 * shared.max(initial=0)))
+        if len(many):
+            lowest = below[many[-1]]
+            near = many[below[many] >= lowest * (1 - 2 * tolerance)]
+            distance = float(below[near[shared[near].argmax()]])
+            inside = np.abs(below / distance - 1) < tolerance
+            distance = float(np.median(below[inside]))
+            return Plane(
+                normal=up,
+                distance=distance,
+                pixels=int(inside.sum()),
+                residual=float(np.median(np.abs(below[inside] / distance - 1))),
+            )
+    raise GeometryError(
+        "no floor was found: no level surface below the camera fills 2 % of the picture. Give a "
+        "known distance instead of the camera's height"
     )
+
+
+def find_up(normals: Map) -> NDArray[np.float64] | None:
+    """The upward direction [3] of most normals [H,W,3] of floors and ceilings: within 45 degrees of
+    the picture's up or down. None where less than 2 % of the picture agrees on one.
+    """
+    least = max(16, normals.shape[0] * normals.shape[1] // 50)
+    normals = normals[np.isfinite(normals).all(-1)].astype(np.float64)
+    steep = np.abs(normals[:, 1]) > np.cos(np.radians(45))
+    axes = normals[steep] * -np.sign(normals[steep, 1:2])  # ceilings look down
+    if len(axes) < least:
+        return None
+    starts = axes[np.random.default_rng(0).permutation(len(axes))[:64]]
+    up = starts[(axes @ starts.T > _LEVEL).sum(0).argmax()]
+    for _ in range(10):  # the mean of what is near it
+        up = axes[axes @ up > _LEVEL].mean(0)
+        up /= np.linalg.norm(up)
+    return np.asarray(up) if (axes @ up > _LEVEL).sum() >= least else None
 
 
 def _size(depth: NDArray[Any]) -> tuple[int, int]:

@@ -243,11 +243,11 @@ def _encode(task_map: TaskMap, picture: str) -> tuple[bytes, bytes, bytes]:
     for keyword, text in texts.items():
         info.add_text(keyword, text)
     Image.fromarray(task_map.colorize()).save(colors, format="PNG", pnginfo=info)
-    deep = _png16(TASKS[task_map.task].encode16(task_map.values), texts)
+    deep = png16(TASKS[task_map.task].encode16(task_map.values), texts)
     return array.getvalue(), deep, colors.getvalue()
 
 
-def _png16(values: NDArray[np.uint16], texts: Mapping[str, str]) -> bytes:
+def png16(values: NDArray[np.uint16], texts: Mapping[str, str]) -> bytes:
     """A 16-bit PNG of [H,W] (grey) or [H,W,3] (RGB); Pillow writes no 16-bit RGB. Source: PNG
     specification, 11.2.
     """

@@ -23,6 +23,7 @@ from runtime.geometry import (
     Plane,
     edge_mask,
     find_floor,
+    find_up,
     normals_of,
     sky_mask,
     unproject,
@@ -49,7 +50,8 @@ class Points:
 class Reconstruction:
     """Depth [H,W] in `alignment.unit`, NaN where it is not known or sky; `normals` [H,W,3] as
     predicted, else those of the depth. `edges` [H,W]: pixels that fly between two surfaces. `sky`
-    [H,W]. All in the camera's frame. `floor` is the floor, None where none was found. `fov_error`
+    [H,W]. All in the camera's frame. `up` [3] is the world's up and `floor` the floor, by the
+    normals; None where none was found. `fov_error`
     is the uncertainty of a searched field of view in degrees; None where the camera was known.
     `refined`: whether depth and normals were fused.
     """
@@ -61,6 +63,7 @@ class Reconstruction:
     camera: Camera
     alignment: Alignment
     task: str
+    up: NDArray[np.float64] | None = None
     floor: Plane | None = None
     fov_error: float | None = None
     refined: bool = False
@@ -82,13 +85,13 @@ class Reconstruction:
 
     @property
     def upright(self) -> NDArray[np.float64]:
-        """The rotation [3,3] that makes the floor level: points @ upright.T has it across y. The
-        identity where no floor was found.
+        """The rotation [3,3] that makes floors level: points @ upright.T has them across y. The
+        identity where nothing tells what is level.
         """
-        if self.floor is None:
+        if self.up is None:
             return np.eye(3)
         up = np.array([0.0, -1.0, 0.0])
-        axis, cosine = np.cross(self.floor.normal, up), float(self.floor.normal @ up)
+        axis, cosine = np.cross(self.up, up), float(self.up @ up)
         x, y, z = axis
         skew = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
         return np.asarray(np.eye(3) + skew + skew @ skew / (1 + cosine))
@@ -144,7 +147,7 @@ def reconstruct(
         )
     alignment, lens, fov_error = known.solve(anchors, masked)
     if isinstance(sky, str) and sky == "auto" and not alignment.fallback:
-        masked = sky_mask(alignment.depth(values))
+        masked = sky_mask(alignment.depth(values), normals, lens)
         if masked.any():
             alignment, lens, fov_error = known.solve(anchors, masked)
     depth = np.where(masked, np.nan, alignment.depth(values)).astype(np.float32)
@@ -166,6 +169,7 @@ def reconstruct(
         camera=lens,
         alignment=alignment,
         task=task,
+        up=find_up(shown),
         floor=floor,
         fov_error=fov_error,
         refined=refine,

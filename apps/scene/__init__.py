@@ -1,0 +1,1 @@
+"""A picture as a 3D scene: the command `lotus-edge scene`."""

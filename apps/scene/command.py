@@ -1,0 +1,244 @@
+"""`lotus-edge scene BUNDLE [BUNDLE2] IMAGE --output DIR`: from a picture to a 3D scene."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from apps.scene import files
+from apps.scene.anchors import read_anchors, read_mask
+from apps.scene.views import two_sides
+from runtime.alignment import Anchors
+from runtime.camera import ASSUMED_FOV, Camera
+from runtime.console import say, show
+from runtime.engine import LotusEngine
+from runtime.errors import GeometryError, OutputError
+from runtime.extras import require
+from runtime.image import load
+from runtime.prediction import fingerprint
+from runtime.reconstruct import Reconstruction, Sky, reconstruct
+from runtime.writing import write_together
+
+_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--backend", {"help": "default: each bundle's target"}),
+    ("--overwrite", {"action": "store_true", "help": "replace files of others in DIR"}),
+    ("--refine", {"action": "store_true", "help": "fuse depth and normals: walls become flat"}),
+    ("--stride", {"type": int, "default": 1, "help": "use every N-th row and column (1)"}),
+    ("--edge", {"type": float, "default": 0.04, "help": "relative jump that is an edge (0.04)"}),
+    (
+        "--grazing",
+        {"type": float, "default": 85.0, "help": "degrees; surfaces beyond are cut (85)"},
+    ),
+    ("--island", {"type": int, "default": 100, "help": "leave out parts of fewer triangles (100)"}),
+    ("--faces", {"type": int, "help": "simplify the mesh to as many triangles"}),
+    (
+        "--sky",
+        {"default": "auto", "help": "auto, keep, or a mask whose white pixels are sky"},
+    ),
+)
+
+
+def add_scene(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`scene BUNDLE [BUNDLE2] IMAGE --output DIR`."""
+    scene = commands.add_parser(
+        "scene",
+        help="a point cloud, a mesh and depth maps of a picture",
+        description="Turn a picture into a 3D scene: point cloud, mesh, depth maps, and a picture "
+        "of them from two sides. Depth is in metres where a distance or the camera's height is "
+        "known; the shift comes from known distances or from normals. The output says which.",
+    )
+    scene.add_argument(
+        "bundles",
+        nargs="+",
+        metavar="BUNDLE",
+        help="a bundle for depth or disparity, and one for normals; or one for both",
+    )
+    scene.add_argument("image", type=Path, metavar="IMAGE")
+    scene.add_argument("--output", type=Path, required=True, metavar="DIR")
+    lens = scene.add_argument_group(
+        "the camera", f"Default: EXIF; where it says nothing, {ASSUMED_FOV:g} degrees are assumed."
+    ).add_mutually_exclusive_group()
+    lens.add_argument("--fov", type=float, help="degrees across the longer edge")
+    lens.add_argument("--focal", type=float, help="focal length in pixels of the picture")
+    lens.add_argument("--intrinsics", type=Path, metavar="FILE", help="JSON with a 3x3 matrix")
+    lens.add_argument("--sensor-width", type=float, metavar="MM", help="with EXIF's focal length")
+    lens.add_argument("--search-fov", action="store_true", help="search it with the normals")
+    metric = scene.add_argument_group("what is known in metres").add_mutually_exclusive_group()
+    metric.add_argument(
+        "--anchors", type=Path, metavar="FILE", help="lines `u v depth`, or a depth map of the size"
+    )
+    metric.add_argument(
+        "--distance", type=float, nargs=3, metavar=("U", "V", "METRES"), help="one known depth"
+    )
+    metric.add_argument("--camera-height", type=float, metavar="METRES", help="over the floor")
+    for name, option in _OPTIONS:
+        scene.add_argument(name, **option)
+    scene.set_defaults(run=_scene)
+
+
+def _scene(arguments: argparse.Namespace) -> int:
+    require("trimesh", "OpenEXR", *(["fast_simplification"] if arguments.faces else []))
+    _check(arguments)
+    picture = fingerprint(arguments.image)
+    _check_free(arguments.output, picture, arguments.overwrite)
+    rgb = load(arguments.image)
+    height, width = rgb.shape[:2]
+    camera, anchors = _camera(arguments, height, width), _anchors(arguments, rgb)
+    sky: Sky = arguments.sky
+    if sky not in ("auto", "keep"):
+        sky = read_mask(Path(arguments.sky), height, width)
+    found = reconstruct(
+        collect_maps(arguments.bundles, rgb, arguments.backend),
+        camera,
+        search=arguments.search_fov,
+        anchors=anchors,
+        camera_height=arguments.camera_height,
+        sky=sky,
+        refine=arguments.refine,
+        edge=arguments.edge,
+        grazing=arguments.grazing,
+    )
+    contents = _contents(found, rgb, arguments, picture)
+    write_together(
+        {arguments.output / name: content for name, content in contents.items()},
+        lambda: _check_free(arguments.output, picture, arguments.overwrite),
+    )
+    _tell(found, json.loads(contents["camera.json"])["counts"])
+    show(str(arguments.output))
+    return 0
+
+
+def collect_maps(
+    bundles: list[str], rgb: NDArray[np.uint8], backend: str | None
+) -> dict[str, NDArray[np.float32]]:
+    """The maps of a picture by task, of one bundle after the other."""
+    maps: dict[str, NDArray[np.float32]] = {}
+    for bundle in bundles:
+        with LotusEngine(bundle, backend) as engine:
+            maps |= {task: each.values for task, each in engine(rgb).items()}
+    return maps
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse numbers that make no sense before anything is predicted. Raises: GeometryError."""
+    for name in ("stride", "faces", "edge", "camera_height", "focal", "sensor_width"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise GeometryError(f"--{name.replace('_', '-')} is a positive number, found {value}")
+    if not 0 < arguments.grazing <= 90:
+        raise GeometryError(f"--grazing is an angle up to 90 degrees, found {arguments.grazing}")
+
+
+def _camera(arguments: argparse.Namespace, height: int, width: int) -> Camera | None:
+    """The camera that is known; None where it is to be searched."""
+    if arguments.search_fov:
+        return None
+    if arguments.intrinsics is not None:
+        return Camera.from_file(arguments.intrinsics, height, width)
+    if arguments.focal is not None:
+        return Camera.from_focal(arguments.focal, height, width)
+    if arguments.fov is not None:
+        return Camera.from_fov(arguments.fov).at(height, width)
+    try:
+        return Camera.from_exif(arguments.image, height, width, arguments.sensor_width)
+    except GeometryError as error:
+        if arguments.sensor_width is not None:
+            raise
+        say(
+            f"{error}; a field of view of {ASSUMED_FOV:g} degrees is assumed. A wrong one makes "
+            "the scene too deep or too shallow: give --fov, --focal or --intrinsics"
+        )
+        assumed = Camera.from_fov(ASSUMED_FOV).at(height, width)
+        return replace(assumed, source="assumed")
+
+
+def _anchors(arguments: argparse.Namespace, rgb: NDArray[np.uint8]) -> Anchors | None:
+    if arguments.distance is not None:
+        u, v, metres = arguments.distance
+        return Anchors(u=np.array([u]), v=np.array([v]), depth=np.array([metres]))
+    if arguments.anchors is not None:
+        return read_anchors(arguments.anchors, *rgb.shape[:2])
+    return None
+
+
+def _contents(
+    found: Reconstruction, rgb: NDArray[np.uint8], arguments: argparse.Namespace, picture: str
+) -> dict[str, bytes]:
+    meshes, mesh = files.encode_meshes(
+        found, rgb, arguments.stride, arguments.island, arguments.faces
+    )
+    cloud = found.points(arguments.stride)
+    counts = {
+        "points": len(cloud.positions),
+        "triangles": min(len(mesh.faces), arguments.faces or len(mesh.faces)),
+        "edges": int((found.edges & ~found.sky).sum()),
+        "sky": int(found.sky.sum()),
+    }
+    everything = found.points()
+    sheet = two_sides(
+        everything.positions @ found.upright.T,
+        rgb[everything.rows, everything.columns],
+        1 / min(found.camera.fx, found.camera.fy),
+        found.camera.fov,
+    )
+    views = io.BytesIO()
+    Image.fromarray(sheet).save(views, format="PNG")
+    return {
+        **meshes,
+        "cloud.ply": files.encode_cloud(found, cloud, rgb),
+        **files.encode_maps(found),
+        "views.png": views.getvalue(),
+        "camera.json": files.encode_camera(found, picture, counts),
+    }
+
+
+def _check_free(folder: Path, picture: str, overwrite: bool) -> None:
+    """Refuse to write over files that are not this picture's scene. Raises: OutputError."""
+    there = [name for name in files.FILES if (folder / name).exists()]
+    if not there or overwrite:
+        return
+    try:
+        ours = json.loads((folder / "camera.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        ours = {}
+    if not isinstance(ours, dict) or "lotus-edge" not in str(ours.get("generator")):
+        what = "is not of a scene of lotus-edge"
+    elif ours.get("picture") != picture:
+        what = "is of the scene of another picture, or of this one before it was changed"
+    else:
+        return
+    raise OutputError(
+        f"{folder / there[0]} exists, and {what}. Choose another folder, or replace it with "
+        "--overwrite."
+    )
+
+
+def _tell(found: Reconstruction, counts: Mapping[str, int]) -> None:
+    alignment = found.alignment
+    show(f"camera: {found.camera.fov:.1f} degrees across the longer edge ({found.camera.source})")
+    if alignment.candidates:
+        fit = f", {alignment.inliers} of {alignment.candidates} fit to {alignment.residual:.1%}"
+    else:
+        fit = ""
+    show(f"depth: {alignment.method}; unit: {alignment.unit}{fit}")
+    if alignment.fallback:
+        show(f"this is no measurement: {alignment.fallback}")
+    if found.up is None:
+        show("level: nothing tells; the scene stands as the camera looked")
+    elif found.floor is None:
+        show("level: by the normals; no floor was found")
+    else:
+        unit = alignment.unit if alignment.metric else "median depths"
+        show(
+            f"level: by the normals; the floor is {found.floor.distance:.2f} {unit} below the camera"
+        )
+    show(", ".join(f"{count} {what}" for what, count in counts.items()))
