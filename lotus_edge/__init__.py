@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import runtime as _runtime
 
 if TYPE_CHECKING:
-    from runtime import LotusEngine, LotusError, Prediction, Verification
+    from runtime import Anchors, Camera, LotusEngine, LotusError, Prediction, Verification
 
-__all__ = ["LotusEngine", "LotusError", "Prediction", "Verification"]
+__all__ = ["Anchors", "Camera", "LotusEngine", "LotusError", "Prediction", "Verification"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,14 +11,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from runtime.alignment import Anchors
+    from runtime.camera import Camera
     from runtime.engine import LotusEngine
     from runtime.errors import LotusError
     from runtime.golden import Verification
     from runtime.prediction import Prediction
 
-__all__ = ["LotusEngine", "LotusError", "Prediction", "Verification"]
+__all__ = ["Anchors", "Camera", "LotusEngine", "LotusError", "Prediction", "Verification"]
 
 _HOME = {
+    "Anchors": ".alignment",
+    "Camera": ".camera",
     "LotusEngine": ".engine",
     "LotusError": ".errors",
     "Prediction": ".prediction",

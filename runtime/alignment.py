@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import GeometryError
 from runtime.geometry import Map, Mask
-from runtime.robust import fit_line, fit_ratio
+from runtime.robust import Floats, fit_line, fit_ratio
 from runtime.spaces import find_space
 
 RELATIVE = "median depth = 1"
@@ -134,19 +134,7 @@ def align(
     Raises: GeometryError for too few anchors on the picture, anchors that do not determine the
     answer (all on one depth), and anchors that contradict the map (near where it says far).
     """
-    height, width = values.shape
-    inside = (anchors.u >= 0) & (anchors.u < width) & (anchors.v >= 0) & (anchors.v < height)
-    rows, columns = (
-        np.floor(numbers[inside]).astype(np.intp) for numbers in (anchors.v, anchors.u)
-    )
-    seen = np.asarray(values, np.float64)[rows, columns]
-    depth = anchors.depth[inside][np.isfinite(seen)]
-    seen = seen[np.isfinite(seen)]
-    if len(seen) < (least := 2 if offset is None and scale is None else 1):
-        raise GeometryError(
-            f"{least} known distance(s) on the picture are needed, found {len(seen)} of "
-            f"{len(anchors.depth)} on its {width}x{height} pixels"
-        )
+    seen, depth = _seen(values, anchors, 2 if offset is None and scale is None else 1)
     target = find_space(space).of_depth(depth)
     if offset is not None:
         fit = fit_ratio(seen + offset, target)
@@ -181,6 +169,24 @@ def align(
     fitted = answer.depth(seen[fit.inliers])
     off = np.abs(fitted / depth[fit.inliers] - 1)
     return replace(answer, residual=float(np.nanmedian(off)) if np.isfinite(off).any() else np.nan)
+
+
+def _seen(values: Map, anchors: Anchors, least: int) -> tuple[Floats, Floats]:
+    """The map's values at the anchors and their depth, both [N], of those on the picture."""
+    height, width = values.shape
+    inside = (anchors.u >= 0) & (anchors.u < width) & (anchors.v >= 0) & (anchors.v < height)
+    rows, columns = (
+        np.floor(numbers[inside]).astype(np.intp) for numbers in (anchors.v, anchors.u)
+    )
+    seen = np.asarray(values, np.float64)[rows, columns]
+    depth = np.asarray(anchors.depth[inside][np.isfinite(seen)], np.float64)
+    seen = seen[np.isfinite(seen)]
+    if len(seen) < least:
+        raise GeometryError(
+            f"{least} known distance(s) on the picture are needed, found {len(seen)} of "
+            f"{len(anchors.depth)} on its {width}x{height} pixels"
+        )
+    return seen, depth
 
 
 def guess(values: Map, space: str, ratio: float = GUESSED_RATIO, reason: str = "") -> Alignment:

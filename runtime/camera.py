@@ -73,6 +73,11 @@ class Camera:
         return cls(fx=focal, fy=focal, cx=0.5, cy=0.5, source=source, axis=axis)
 
     @classmethod
+    def assumed(cls) -> Camera:
+        """Where nothing is known: ASSUMED_FOV. Its `source` says so."""
+        return replace(cls.from_fov(ASSUMED_FOV), source="assumed")
+
+    @classmethod
     def from_focal(cls, pixels: float, height: int, width: int) -> Camera:
         """From the focal length in pixels of a picture of this size."""
         return cls(

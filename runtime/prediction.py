@@ -10,6 +10,7 @@ import zlib
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,10 @@ from runtime.files import sha256_of
 from runtime.marker import MARKER, SIGNATURE, chunk, marks, text_chunk
 from runtime.tasks import TASKS
 from runtime.writing import write_together
+
+if TYPE_CHECKING:
+    from runtime.camera import Camera
+    from runtime.reconstruct import Points, Reconstruction
 
 # Texts in our PNGs beside the marker: the task, and what the picture is known by (may be missing).
 TASK, PICTURE = "Lotus-Task", "Lotus-Picture"
@@ -102,6 +107,25 @@ class Prediction:
         several.
         """
         return self._only.colorize()
+
+    def reconstruct(self, camera: Camera | None = None, **known: Any) -> Reconstruction:
+        """Depth, normals, sky and edges in the camera's frame, in metres where a distance is known:
+        `runtime.reconstruct.reconstruct` of the maps, with its keywords. Raises: GeometryError.
+        """
+        from runtime.reconstruct import reconstruct
+
+        maps = {task: each.values for task, each in self.items()}
+        return reconstruct(maps, camera, **known)
+
+    def points(self, camera: Camera | None = None, stride: int = 1, **known: Any) -> Points:
+        """The points of `reconstruct`: positions, normals and pixels, as arrays.
+
+        >>> cloud = engine("photo.jpg").points(Camera.from_fov(60))
+        >>> cloud.positions                        # float32 [N,3]: x right, y down, z forward
+
+        Raises: GeometryError.
+        """
+        return self.reconstruct(camera, **known).points(stride)
 
     @property
     def _only(self) -> TaskMap:

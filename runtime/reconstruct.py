@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.alignment import Alignment, Anchors, align, guess
 from runtime.calibration import calibrate
-from runtime.camera import ASSUMED_FOV, Camera
+from runtime.camera import Camera
 from runtime.errors import GeometryError
 from runtime.geometry import (
     EDGE,
@@ -31,6 +31,7 @@ from runtime.geometry import (
 from runtime.refine import refine as fuse
 from runtime.tasks import TASKS
 
+_BY_HEIGHT = "scale from the camera's height"
 Sky: TypeAlias = "Literal['auto', 'keep'] | Mask"
 
 
@@ -123,33 +124,17 @@ def reconstruct(
 
     Raises: GeometryError.
     """
-    task = next((name for name in maps if TASKS[name].space is not None), None)
-    if task is None:
-        raise GeometryError(
-            f"points need a map of depth or disparity, found {', '.join(maps)}: give a second "
-            "bundle, or one that answers both"
-        )
+    task = _task_of(maps)
     values, normals = np.asarray(maps[task], np.float32), _directions(maps)
-    if (refine or search) and normals is None:
-        raise GeometryError(
-            f"{'--refine' if refine else 'searching the field of view'} needs normals: give a "
-            "bundle for normals too, or one that answers both"
-        )
+    if normals is None and (refine or search):
+        what = "refining" if refine else "searching the field of view"
+        raise GeometryError(f"{what} needs normals: give a bundle that answers them too")
     if anchors is not None and camera_height is not None:
         raise GeometryError("give known distances or the camera's height, not both")
     known = _Known(
         values=values, space=str(TASKS[task].space), normals=normals, camera=camera, search=search
     )
-    masked = sky if isinstance(sky, np.ndarray) else np.zeros(values.shape, np.bool_)
-    if masked.shape != values.shape:
-        raise GeometryError(
-            f"the sky's mask is {list(masked.shape)}, the picture {list(values.shape)}"
-        )
-    alignment, lens, fov_error = known.solve(anchors, masked)
-    if isinstance(sky, str) and sky == "auto" and not alignment.fallback:
-        masked = sky_mask(alignment.depth(values), normals, lens)
-        if masked.any():
-            alignment, lens, fov_error = known.solve(anchors, masked)
+    alignment, lens, fov_error, masked = known.without_sky(anchors, sky)
     depth = np.where(masked, np.nan, alignment.depth(values)).astype(np.float32)
     if refine and normals is not None:
         depth = fuse(depth, normals, lens)
@@ -157,8 +142,7 @@ def reconstruct(
     floor = _floor(depth, shown, lens, camera_height is not None)
     if camera_height is not None and floor is not None:
         factor = camera_height / floor.distance
-        how = f"scale from the camera's height; {alignment.method}"
-        alignment = alignment.scaled(factor, "m", how)
+        alignment = alignment.scaled(factor, "m", f"{_BY_HEIGHT}; {alignment.method}")
         depth = (depth * np.float32(factor)).astype(np.float32)
         floor = _floor(depth, shown, lens, True)
     return Reconstruction(
@@ -184,13 +168,29 @@ class _Known:
     camera: Camera | None
     search: bool
 
+    def without_sky(
+        self, anchors: Anchors | None, sky: Sky
+    ) -> tuple[Alignment, Camera, float | None, Mask]:
+        """What `solve` answers with the sky left out, and the sky."""
+        masked = sky if isinstance(sky, np.ndarray) else np.zeros(self.values.shape, np.bool_)
+        if masked.shape != self.values.shape:
+            raise GeometryError(
+                f"the sky's mask is {list(masked.shape)}, the picture {list(self.values.shape)}"
+            )
+        alignment, camera, fov_error = self.solve(anchors, masked)
+        if isinstance(sky, str) and sky == "auto" and not alignment.fallback:
+            masked = sky_mask(alignment.depth(self.values), self.normals, camera)
+            if masked.any():
+                alignment, camera, fov_error = self.solve(anchors, masked)
+        return alignment, camera, fov_error, masked
+
     def solve(
         self, anchors: Anchors | None, masked: Mask
     ) -> tuple[Alignment, Camera, float | None]:
         """Alignment, camera, and the uncertainty of its field of view in degrees if searched."""
         camera, fov_error = self.camera, None
         if camera is None and not self.search:
-            camera = Camera.from_fov(ASSUMED_FOV)
+            camera = Camera.assumed()
         shape, found = None, None
         if anchors is not None and _determined(anchors):
             shape = align(np.where(masked, np.nan, self.values), self.space, anchors)
@@ -198,7 +198,7 @@ class _Known:
             found = calibrate(self.values, self.space, self.normals, camera, ~masked)
             camera, fov_error = found.camera, found.fov_error
             shape = shape or found.alignment
-        camera = (camera or Camera.from_fov(ASSUMED_FOV)).at(*self.values.shape)
+        camera = (camera or Camera.assumed()).at(*self.values.shape)
         if shape is None:
             shape = guess(np.where(masked, np.nan, self.values), self.space)
         if anchors is not None and not shape.metric:
@@ -207,6 +207,17 @@ class _Known:
             factor = float(np.nanmedian(scaled.depth(self.values) / shape.depth(self.values)))
             shape = shape.scaled(factor, scaled.unit, how)
         return shape, camera, fov_error
+
+
+def _task_of(maps: Mapping[str, Map]) -> str:
+    """The first task that says how far things are."""
+    task = next((name for name in maps if TASKS[name].space is not None), None)
+    if task is None:
+        raise GeometryError(
+            f"points need a map of depth or disparity, found {', '.join(maps)}: give a second "
+            "bundle, or one that answers both"
+        )
+    return task
 
 
 def _determined(anchors: Anchors) -> bool:

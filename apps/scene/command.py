@@ -6,7 +6,6 @@ import argparse
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +156,7 @@ def _camera(arguments: argparse.Namespace, height: int, width: int) -> Camera | 
             f"{error}; a field of view of {ASSUMED_FOV:g} degrees is assumed. A wrong one makes "
             "the scene too deep or too shallow: give --fov, --focal or --intrinsics"
         )
-        assumed = Camera.from_fov(ASSUMED_FOV).at(height, width)
-        return replace(assumed, source="assumed")
+        return Camera.assumed().at(height, width)
 
 
 def _anchors(arguments: argparse.Namespace, rgb: NDArray[np.uint8]) -> Anchors | None:
@@ -238,7 +236,5 @@ def _tell(found: Reconstruction, counts: Mapping[str, int]) -> None:
         show("level: by the normals; no floor was found")
     else:
         unit = alignment.unit if alignment.metric else "median depths"
-        show(
-            f"level: by the normals; the floor is {found.floor.distance:.2f} {unit} below the camera"
-        )
+        show(f"level: by the normals; the floor is {found.floor.distance:.2f} {unit} below")
     show(", ".join(f"{count} {what}" for what, count in counts.items()))
