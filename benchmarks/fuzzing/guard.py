@@ -14,6 +14,7 @@ import site
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ _CHANGES = (
 _LISTS = ("os.listdir", "os.scandir", "glob.glob")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _OPENED = 0x20  # IN_OPEN
+_PATIENCE = 1.0  # seconds, with threads that are ending
 
 
 class Guard:
@@ -81,6 +83,9 @@ class Guard:
         self.found += [f"warning: {text}" for text in heard]
         if list(warnings.filters) != filters:
             self.found.append("the filters of warnings were changed")
+        patience = time.monotonic() + _PATIENCE
+        while threading.active_count() > threads and time.monotonic() < patience:
+            time.sleep(0.01)  # one that is just ending
         if threading.active_count() > threads:
             self.found.append("a thread was left behind")
         self.found += [f"opened outside the bundle: {name}" for name in self._watch.opened()]
