@@ -34,6 +34,7 @@ _OUTLIERS = 0.3
 _ANCHORS = 200
 _NEAREST, _FARTHEST = 0.1, 30.0
 _LEAST_PLANE = 400  # pixels
+_FIT = "fit of scale and shift to the truth"
 
 Maps = dict[str, NDArray[np.float32]]
 
@@ -117,12 +118,15 @@ def _predicted(bundles: list[Path], count: int) -> Iterator[dict[str, Any]]:
 
 def _of_task(task: str, maps: list[Maps]) -> Iterator[dict[str, Any]]:
     space, ways = str(TASKS[task].space), dict[str, list[tuple[float, float]]]()
-    fallbacks, fovs = 0, []
+    fallbacks, fovs, turned = 0, [], []
     for seed, own in enumerate(maps):
         scene = render(seed, _SIZE, _SIZE, "room")
         camera, values = _camera(scene), own[task]
+        # A map that says near where it is far: only a fit to the truth can turn it round.
+        exact_values = SPACES[space].of_depth(scene.depth).ravel()
+        turned.append(float(np.corrcoef(values.ravel(), exact_values)[0, 1]) <= 0)
         depths = {
-            "fit of scale and shift to the truth": _fitted(values, scene, space),
+            _FIT: _fitted(values, scene, space),
             "guess": guess(values, space).depth(values),
         }
         if "normal" in own:
@@ -137,16 +141,20 @@ def _of_task(task: str, maps: list[Maps]) -> Iterator[dict[str, Any]]:
             exact = calibrate(values, space, scene.normals, camera).alignment
             depths["shift from exact normals"] = exact.depth(values)
         for way, depth in depths.items():
-            one = (_abs_rel(depth, scene), _flatness(depth, scene))
+            scaled = depth if way == _FIT else _scaled(depth, scene)
+            one = (_abs_rel(scaled, scene), _flatness(depth, scene))
             ways.setdefault(way, []).append(one)
-    floor = [one[0] for one in ways["fit of scale and shift to the truth"]]
+    least = np.array(ways[_FIT])[:, 0]
+    right = ~np.array(turned)
     for way, numbers in ways.items():
         errors, flat = np.array(numbers).T
         yield {
             "name": f"predicted {task}: {way}",
             "rooms": len(errors),
             "abs_rel": float(errors.mean()),
-            "ratio": float(errors.mean() / np.mean(floor)),
+            "ratio": float(errors.mean() / least.mean()),
+            "turned": int((~right).sum()),
+            "ratio_others": float(errors[right].mean() / least[right].mean()),
             "median": float(np.median(errors)),
             "largest": float(errors.max()),
             "flatness": {str(q): float(np.nanpercentile(flat, q)) for q in (25, 50, 75)},
@@ -169,11 +177,15 @@ def _fitted(values: NDArray[np.float32], scene: Rendered, space: str) -> NDArray
     return fit_depth(*counted, space).reshape(values.shape)
 
 
-def _abs_rel(depth: NDArray[np.floating[Any]], scene: Rendered) -> float:
-    """AbsRel after the scale alone is fitted, by the median; what is nowhere is far away."""
-    depth, truth = np.asarray(depth, np.float64), scene.depth.astype(np.float64)
+def _scaled(depth: NDArray[np.floating[Any]], scene: Rendered) -> NDArray[np.floating[Any]]:
+    """With the median ratio to the truth as its only scale; what is nowhere is far away."""
+    depth = np.asarray(depth, np.float64)
     seen = np.isfinite(depth) & (depth > 0)
-    depth = np.where(seen, depth * np.median(truth[seen] / depth[seen]), _FARTHEST)
+    return np.where(seen, depth * np.median(scene.depth[seen] / depth[seen]), _FARTHEST)
+
+
+def _abs_rel(depth: NDArray[np.floating[Any]], scene: Rendered) -> float:
+    truth = scene.depth.astype(np.float64)
     return float((np.abs(np.clip(depth, _NEAREST, _FARTHEST) - truth) / truth).mean())
 
 

@@ -238,13 +238,13 @@ def geometry_table(bodies: list[Body]) -> list[str]:
     for row in (row for row in rows if "anchors" in row):
         cells = [f"{row[key]['median']:.1g} (at most {row[key]['largest']:.1g})" for key in exact]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    lines += ["", "| | AbsRel | over the first | median | largest | planes | fell back |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    names = "AbsRel | over the first | without turned maps | median | largest | planes | fell back"
+    lines += ["", f"| | {names} |", "|---|" + "---|" * 7]
     for row in (row for row in rows if "abs_rel" in row):
         flat = " / ".join(f"{value:.1%}" for value in row["flatness"].values())
         lines.append(
             f"| {row['name'].removeprefix('predicted ')} | {row['abs_rel']:.3f} | "
-            f"{row['ratio']:.2f} | {row['median']:.3f} | {row['largest']:.3f} | {flat} | "
+            f"{row['ratio']:.2f} | {row['ratio_others']:.2f} ({row['turned']}) | {row['median']:.3f} | {row['largest']:.3f} | {flat} | "
             f"{row.get('fallbacks', '')} |"
         )
     for row in (row for row in rows if "fov_off" in row):

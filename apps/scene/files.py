@@ -56,12 +56,11 @@ def encode_meshes(
 
     mesh = build_mesh(found, stride, island)
     height, width = found.depth.shape
-    vertices, triangles, normals = mesh.vertices, mesh.faces, mesh.normals
+    vertices, triangles = mesh.vertices, mesh.faces
     if faces is not None and faces < len(triangles):
         plain = trimesh.Trimesh(vertices, triangles, process=False)
         plain = plain.simplify_quadric_decimation(face_count=faces)
         vertices, triangles = np.asarray(plain.vertices), np.asarray(plain.faces)
-        normals = np.asarray(plain.vertex_normals)
     seen = found.camera.project(vertices)
     columns, rows = (
         np.clip(seen[:, axis].astype(np.intp), 0, size - 1)
@@ -71,7 +70,9 @@ def encode_meshes(
     placed = {
         "vertices": to_world(found, vertices),
         "faces": triangles,
-        "vertex_normals": np.asarray(normals @ turn.T, np.float32),
+        "vertex_normals": np.asarray(
+            np.nan_to_num(found.normals[rows, columns]) @ turn.T, np.float32
+        ),
         "process": False,
     }
     # Its v runs upwards.
