@@ -242,10 +242,11 @@ def geometry_table(bodies: list[Body]) -> list[str]:
     lines += ["", f"| | {names} |", "|---|" + "---|" * 7]
     for row in (row for row in rows if "abs_rel" in row):
         flat = " / ".join(f"{value:.1%}" for value in row["flatness"].values())
+        others = f"{row['ratio_others']:.2f} ({row['turned']})"
         lines.append(
             f"| {row['name'].removeprefix('predicted ')} | {row['abs_rel']:.3f} | "
-            f"{row['ratio']:.2f} | {row['ratio_others']:.2f} ({row['turned']}) | {row['median']:.3f} | {row['largest']:.3f} | {flat} | "
-            f"{row.get('fallbacks', '')} |"
+            f"{row['ratio']:.2f} | {others} | {row['median']:.3f} | {row['largest']:.3f} | "
+            f"{flat} | {row.get('fallbacks', '')} |"
         )
     for row in (row for row in rows if "fov_off" in row):
         lines += [
