@@ -242,7 +242,7 @@ def test_what_a_bundle_says_of_its_family(bundles: Callable[[str], Path]) -> Non
 @pytest.mark.parametrize(
     ("case", "settings"),
     [
-        ("e2e", {"precision": "int8", "calibration_images": 2, "budget": 10.0}),
+        ("e2e", {"precision": "int8", "calibration_images": 2, "budget": (10.0,)}),
         ("e2e", {"target": "openvino", "precision": "bf16", "calibration_images": 2}),
         ("marigold v1-0", {"fixed_noise": True}),
         ("e2e normals", {"folds": False}),

@@ -251,9 +251,10 @@ def test_without_network_the_advice_names_the_revision_and_no_token(
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError) as caught:
-        describe("prs-eth/marigold-depth-v1-0@v2")
+        describe("prs-eth/marigold-depth-v1-1@v2")
     message = str(caught.value)
-    assert "hf download prs-eth/marigold-depth-v1-0 --revision v2 --local-dir marigold" in message
+    assert "hf download prs-eth/marigold-depth-v1-1 --revision v2 --local-dir marigold" in message
+    assert "build_engine.py ./marigold-depth-v1-1 --task depth --family marigold" in message
     assert "hf_secret" not in message
     assert "$HF_TOKEN" in message
 

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,7 +29,8 @@ class CheckpointSource:
     `description` is for a user. Of a repository on the hub `files` are downloaded (patterns), and
     of each of `parts`, a folder and the begin of its file names, one set of weights. `marker` is
     the file that marks a folder of this kind. `usage` is the rest of a command line that takes one
-    (with {folder} and {task}). `offline_names` need no network, and `tasks` are those of known ids.
+    (with {folder}, {task} and {family}). `offline_names` need no network; `tasks` are those of
+    known ids, and `families` those that a folder's configs do not tell.
     """
 
     description: str
@@ -39,6 +40,7 @@ class CheckpointSource:
     usage: str
     offline_names: tuple[str, ...]
     tasks: Mapping[str, str]
+    families: Mapping[str, str] = field(default_factory=dict)
 
     def wanted(self, names: Iterable[str]) -> Iterator[str]:
         """What is downloaded of a repository with these files: one variant of each part, no
@@ -154,7 +156,8 @@ def _not_fetched(name: str, source: CheckpointSource, error: Exception) -> Check
     bare, revision = split_revision(name)
     reason = _without_token(str(error).splitlines()[0]) if str(error) else ""
     folder = Path(bare).name
-    usage = source.usage.format(folder=folder, task=source.tasks.get(bare, "TASK"))
+    family = f" --family {source.families[bare]}" if bare in source.families else ""
+    usage = source.usage.format(folder=folder, task=source.tasks.get(bare, "TASK"), family=family)
     advice = did_you_mean(bare, source) if bare not in source.tasks else ""
     words = bare if revision is None else f"{bare} --revision {revision}"
     return CheckpointError(

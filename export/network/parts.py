@@ -30,18 +30,22 @@ DIFFUSERS_FOLDER = CheckpointSource(
     files=("*.json", "*.txt", PROMPT_FILE),
     parts=(("unet", NETWORK), ("vae", NETWORK), ("text_encoder", TEXT_ENCODER)),
     marker="unet/config.json",
-    usage="./{folder} --task {task}",
+    usage="./{folder} --task {task}{family}",
     offline_names=tuple(sorted(n for n in known_ids() if n.startswith(("tiny/", "random/")))),
     tasks={name: task for name, (_, task) in known_ids().items()},
+    families={
+        name: family.name for name, (family, _) in known_ids().items() if family.step is not None
+    },
 )
 _UNET = CheckpointSource(
     description="folder of a UNet, a hub id such as guangkaixu/genpercept-depth",
     files=("*.json",),
     parts=(("unet", NETWORK), ("", NETWORK)),
     marker="",
-    usage="./{folder} --task {task} --base BASE",
+    usage="./{folder} --task {task}{family} --base BASE",
     offline_names=(),
     tasks=DIFFUSERS_FOLDER.tasks,
+    families=DIFFUSERS_FOLDER.families,
 )
 _BASE = CheckpointSource(
     description=f"diffusers folder with vae/, a hub id such as {STABLE_DIFFUSION}",
