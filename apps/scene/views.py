@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 _TURNS = (-30.0, 30.0)  # degrees around the vertical: from the left, from the right
 _DOWN = 12.0  # degrees: a little from above
-_BACK = 1.7  # times the distance of the middle: all of it is in view
+_BACK = 1.75  # times the distance of the middle: all of it is in view
 _MOST = 400_000  # points
 _LARGEST_DOT = 7  # pixels
 _BACKGROUND = 236
@@ -48,7 +48,7 @@ def _view(
     picture = np.full((height, width, 3), _BACKGROUND, np.uint8)
     if not len(cloud):
         return picture
-    middle = np.median(cloud, axis=0)
+    middle = np.percentile(cloud, [2, 98], axis=0).mean(axis=0)
     seen = (cloud - middle) @ _rotation(turn, _DOWN).T + [0, 0, _BACK * np.linalg.norm(middle)]
     focal = 0.5 * width / np.tan(np.radians(min(fov, 100)) / 2)
     kept = seen[:, 2] > 0.05 * np.linalg.norm(middle)
