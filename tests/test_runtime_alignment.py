@@ -54,6 +54,20 @@ def test_anchors_of_which_a_third_is_wrong(space: str, seed: int) -> None:
 
 
 @SPACE
+def test_anchors_of_which_nearly_half_agree_on_something_else(space: str) -> None:
+    """As where a sensor sees the window that the picture looks through."""
+    scene = render(5, 64, 64, "room")
+    values, scale, shift = changed(scene, space)
+    anchors = points(scene, 200, 1)
+    wrong = np.argsort(anchors.depth)[-90:]
+    depth = anchors.depth.copy()
+    depth[wrong] *= 0.3
+    found = align(values, space, Anchors(u=anchors.u, v=anchors.v, depth=depth))
+    assert (found.scale, found.shift) == pytest.approx((scale, shift), rel=1e-6)
+    assert found.inliers == 110
+
+
+@SPACE
 def test_noisy_anchors_are_averaged(space: str) -> None:
     scene = render(3, 64, 64, "room")
     values = changed(scene, space)[0]
