@@ -25,6 +25,7 @@ from runtime.reconstruct import Points, Reconstruction
 
 GLTF_AXES = np.diag([1.0, -1.0, -1.0])
 _LARGEST_TEXTURE = 4096  # pixels: what every viewer takes
+_AXES = ("XR", "YG", "ZB")  # channels of x, y and z
 _NAMES = ("mesh.glb", "mesh.ply", "cloud.ply", "maps.npz", "depth.exr", "normal.exr")
 FILES = (*_NAMES, "depth-16bit.png", "views.png", "camera.json")
 """What a scene's folder holds; `camera.json` says whose the others are."""
@@ -153,9 +154,12 @@ def encode_maps(found: Reconstruction) -> dict[str, bytes]:
     words = f"{_unit_in_words(found)}; camera frame: x right, y down, z forward"
     return {
         "maps.npz": archive.getvalue(),
-        "depth.exr": _exr({"Z": found.depth}, f"depth along z; NaN: not known; {words}"),
+        # Twice each: OpenCV and many viewers read only luminance or colours.
+        "depth.exr": _exr(
+            dict.fromkeys("ZY", found.depth), f"depth along z; NaN: not known; {words}"
+        ),
         "normal.exr": _exr(
-            {name: found.normals[..., axis] for axis, name in enumerate("XYZ")},
+            {name: found.normals[..., axis] for axis in range(3) for name in _AXES[axis]},
             f"unit normals towards the camera; {words}",
         ),
         "depth-16bit.png": _millimetres(found),
