@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.alignment import Alignment, Anchors, align, guess
-from runtime.calibration import calibrate
+from runtime.calibration import calibrate, is_mirrored
 from runtime.camera import Camera
 from runtime.errors import GeometryError
 from runtime.geometry import (
@@ -54,7 +54,8 @@ class Reconstruction:
     [H,W]. All in the camera's frame. `up` [3] is the world's up and `floor` the floor, by the
     normals; None where none was found. `fov_error`
     is the uncertainty of a searched field of view in degrees; None where the camera was known.
-    `refined`: whether depth and normals were fused.
+    `refined`: whether depth and normals were fused. `mirrored`: the predicted normals had x to the
+    other side, and were turned round.
     """
 
     depth: NDArray[np.float32]
@@ -68,6 +69,7 @@ class Reconstruction:
     floor: Plane | None = None
     fov_error: float | None = None
     refined: bool = False
+    mirrored: bool = False
 
     def points(self, stride: int = 1) -> Points:
         """The pixels that are no sky and no edges, of every `stride`-th row and column."""
@@ -125,15 +127,14 @@ def reconstruct(
     Raises: GeometryError.
     """
     task = _task_of(maps)
-    values, normals = np.asarray(maps[task], np.float32), _directions(maps)
+    values, space = np.asarray(maps[task], np.float32), str(TASKS[task].space)
+    normals, mirrored = _directions(maps, values, space)
     if normals is None and (refine or search):
         what = "refining" if refine else "searching the field of view"
         raise GeometryError(f"{what} needs normals: give a bundle that answers them too")
     if anchors is not None and camera_height is not None:
         raise GeometryError("give known distances or the camera's height, not both")
-    known = _Known(
-        values=values, space=str(TASKS[task].space), normals=normals, camera=camera, search=search
-    )
+    known = _Known(values=values, space=space, normals=normals, camera=camera, search=search)
     alignment, lens, fov_error, masked = known.without_sky(anchors, sky)
     depth = np.where(masked, np.nan, alignment.depth(values)).astype(np.float32)
     if refine and normals is not None:
@@ -157,6 +158,7 @@ def reconstruct(
         floor=floor,
         fov_error=fov_error,
         refined=refine,
+        mirrored=mirrored,
     )
 
 
@@ -226,13 +228,19 @@ def _determined(anchors: Anchors) -> bool:
     return len(depth) > 1 and float(depth.max()) > 1.05 * float(depth.min())
 
 
-def _directions(maps: Mapping[str, Map]) -> NDArray[np.float32] | None:
-    """The map of directions in the camera's frame; None where there is none."""
-    for name, values in maps.items():
+def _directions(
+    maps: Mapping[str, Map], values: Map, space: str
+) -> tuple[NDArray[np.float32] | None, bool]:
+    """The map of directions in the camera's frame, None where there is none; and whether its x had
+    to be turned round to fit the map `values`.
+    """
+    for name, vectors in maps.items():
         axes: Any = TASKS[name].axes
         if axes is not None:
-            return np.asarray(values, np.float32) * np.array(axes, np.float32)
-    return None
+            normals = np.asarray(vectors, np.float32) * np.array(axes, np.float32)
+            mirrored = normals.shape[:-1] == values.shape and is_mirrored(values, space, normals)
+            return (normals * np.array([-1, 1, 1], np.float32) if mirrored else normals), mirrored
+    return None, False
 
 
 def _floor(depth: Map, normals: Map, camera: Camera, needed: bool) -> Plane | None:

@@ -224,6 +224,20 @@ def test_the_best_that_is_known_is_used(task: str) -> None:
     assert reconstruct({task: maps[task]}).camera.fov == pytest.approx(60)
 
 
+@pytest.mark.parametrize("task", ["depth", "disparity"])
+def test_normals_with_x_to_the_other_side_are_turned_round(task: str) -> None:
+    """Authors differ in that side; what the map says of slopes does not."""
+    for seed in range(6):
+        scene = render(seed, 96, 96, "room")
+        maps = maps_of(scene, task)
+        right = reconstruct(maps, camera_of(scene))
+        turned = maps | {"normal": maps["normal"] * np.array([-1, 1, 1], np.float32)}
+        found = reconstruct(turned, camera_of(scene))
+        assert (right.mirrored, found.mirrored) == (False, True)
+        np.testing.assert_array_equal(found.depth, right.depth)
+        np.testing.assert_array_equal(found.normals, right.normals)
+
+
 def test_the_cameras_height_gives_metres_and_the_floor_is_level() -> None:
     from tiny.scene import STYLES, make_scene
 

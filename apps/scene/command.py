@@ -228,6 +228,8 @@ def _tell(found: Reconstruction, counts: Mapping[str, int]) -> None:
     else:
         fit = ""
     show(f"depth: {alignment.method}; unit: {alignment.unit}{fit}")
+    if found.mirrored:
+        show("normals: x pointed to the other side than the map says, and was turned round")
     if alignment.fallback:
         show(f"this is no measurement: {alignment.fallback}")
     if found.up is None:

@@ -227,6 +227,7 @@ def encode_camera(found: Reconstruction, picture: str, counts: dict[str, int]) -
             "inliers": alignment.inliers,
             "candidates": alignment.candidates,
             "refined": found.refined,
+            "normals_mirrored": found.mirrored,
         },
         "floor": None
         if floor is None
