@@ -18,6 +18,7 @@ reweighted least squares. A wrong focal length leaves larger residuals, so it ca
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,21 +254,17 @@ class _Cells:
         edge = max(1, round(max(values.shape) / _CELLS))
         height, width = (max(size // edge, 1) for size in values.shape)
 
-        def mean(pixels: NDArray[np.float64]) -> Floats:
+        def mean(pixels: NDArray[Any]) -> Floats:
             cut = pixels[: height * edge, : width * edge]
             blocks = cut.reshape(height, edge, width, edge, *pixels.shape[2:])
-            return np.asarray(blocks.mean(axis=(1, 3)))
+            return np.asarray(blocks.mean(axis=(1, 3), dtype=np.float64))
 
-        kept = counted.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            clean = np.where(counted, values, 0).astype(np.float64)
-            vectors = np.where(counted[..., None], normals, 0).astype(np.float64)
-        unit = mean(vectors)
+        unit = mean(np.where(counted[..., None], normals, 0))
         unit /= np.maximum(np.linalg.norm(unit, axis=-1, keepdims=True), 1e-9)
         return cls(
-            values=mean(clean),
+            values=mean(np.where(counted, values, 0)),
             normals=unit,
-            whole=mean(kept) == 1,
+            whole=mean(counted) == 1,
             edge=edge,
             size=(values.shape[0], values.shape[1]),
         )

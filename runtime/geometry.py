@@ -6,6 +6,7 @@ All of it is in the camera frame: x right, y down, z forward; depth is z. Arrays
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -166,6 +167,7 @@ def _sweep(reached: Mask, open_: Mask, axis: int) -> None:
         reached[line] |= reached[line - 1] & open_[line]
 
 
+_ENOUGH = 300_000  # pixels
 _LEVEL = 0.97  # cosine: 14 degrees
 
 
@@ -192,6 +194,7 @@ def find_floor(points: Map, normals: Map, tolerance: float = 0.03) -> Plane:
     `points` and `normals` [H,W,3] in the camera frame, NaN where unknown. Raises: GeometryError
     where less than 2 % of the picture lies on such a plane.
     """
+    points, normals, each = _thinned(points), _thinned(normals), _step(points) ** 2
     least = max(16, points.shape[0] * points.shape[1] // 50)
     usable = np.isfinite(points).all(-1) & np.isfinite(normals).all(-1)
     p, n = points[usable].astype(np.float64), normals[usable].astype(np.float64)
@@ -214,7 +217,7 @@ def find_floor(points: Map, normals: Map, tolerance: float = 0.03) -> Plane:
             return Plane(
                 normal=up,
                 distance=distance,
-                pixels=int(inside.sum()),
+                pixels=int(inside.sum()) * each,
                 residual=float(np.median(np.abs(below[inside] / distance - 1))),
             )
     raise GeometryError(
@@ -227,6 +230,7 @@ def find_up(normals: Map) -> NDArray[np.float64] | None:
     """The upward direction [3] of most normals [H,W,3] of floors and ceilings: within 45 degrees of
     the picture's up or down. None where less than 2 % of the picture agrees on one.
     """
+    normals = _thinned(normals)
     least = max(16, normals.shape[0] * normals.shape[1] // 50)
     normals = normals[np.isfinite(normals).all(-1)].astype(np.float64)
     steep = np.abs(normals[:, 1]) > np.cos(np.radians(45))
@@ -239,6 +243,15 @@ def find_up(normals: Map) -> NDArray[np.float64] | None:
         up = axes[axes @ up > _LEVEL].mean(0)
         up /= np.linalg.norm(up)
     return np.asarray(up) if (axes @ up > _LEVEL).sum() >= least else None
+
+
+def _step(pixels: Map) -> int:
+    """Every which row and column of [H,W,3] is enough to know a plane."""
+    return max(1, round(math.sqrt(pixels.shape[0] * pixels.shape[1] / _ENOUGH)))
+
+
+def _thinned(pixels: Map) -> Map:
+    return pixels[:: _step(pixels), :: _step(pixels)]
 
 
 def _size(depth: NDArray[Any]) -> tuple[int, int]:

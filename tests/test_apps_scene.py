@@ -182,6 +182,14 @@ def test_the_command_writes_all_its_files(
         assert views.size == (1280, 480)
 
 
+def test_a_large_picture_is_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apps.scene.command._MOST_POINTS", 700)
+    assert run(tmp_path, "--fov", "60", "--island", "1") == 0  # 64x40: every second row and column
+    counts = json.loads((tmp_path / "out" / "camera.json").read_text())["counts"]
+    assert counts["stride"] == 2
+    assert counts["points"] <= 640
+
+
 def test_another_pictures_scene_stays(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ("--fov", "60", "--island", "1")
     assert run(tmp_path, *options) == 0

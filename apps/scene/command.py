@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from runtime.prediction import fingerprint
 from runtime.reconstruct import Reconstruction, Sky, reconstruct
 from runtime.writing import write_together
 
+_MOST_POINTS = 1_000_000
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--backend", {"help": "default: each bundle's target"}),
     ("--overwrite", {"action": "store_true", "help": "replace files of others in DIR"}),
     ("--refine", {"action": "store_true", "help": "fuse depth and normals: walls become flat"}),
-    ("--stride", {"type": int, "default": 1, "help": "use every N-th row and column (1)"}),
+    ("--stride", {"type": int, "help": "every N-th row and column (1, or a million points)"}),
     ("--edge", {"type": float, "default": 0.04, "help": "relative jump that is an edge (0.04)"}),
     (
         "--grazing",
@@ -171,11 +173,12 @@ def _anchors(arguments: argparse.Namespace, rgb: NDArray[np.uint8]) -> Anchors |
 def _contents(
     found: Reconstruction, rgb: NDArray[np.uint8], arguments: argparse.Namespace, picture: str
 ) -> dict[str, bytes]:
-    meshes, mesh = files.encode_meshes(
-        found, rgb, arguments.stride, arguments.island, arguments.faces
-    )
-    cloud = found.points(arguments.stride)
+    # A picture of 12 megapixels would be a mesh of a gigabyte.
+    stride = arguments.stride or math.ceil(math.sqrt(found.depth.size / _MOST_POINTS))
+    meshes, mesh = files.encode_meshes(found, rgb, stride, arguments.island, arguments.faces)
+    cloud = found.points(stride)
     counts = {
+        "stride": stride,
         "points": len(cloud.positions),
         "triangles": min(len(mesh.faces), arguments.faces or len(mesh.faces)),
         "edges": int((found.edges & ~found.sky).sum()),
@@ -239,4 +242,4 @@ def _tell(found: Reconstruction, counts: Mapping[str, int]) -> None:
     else:
         unit = alignment.unit if alignment.metric else "median depths"
         show(f"level: by the normals; the floor is {found.floor.distance:.2f} {unit} below")
-    show(", ".join(f"{count} {what}" for what, count in counts.items()))
+    show(", ".join(f"{what} {count:,}" for what, count in counts.items()))
