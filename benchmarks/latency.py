@@ -29,7 +29,7 @@ from benchmarks.baselines import BASELINES, REFERENCE, Work, built, bundle_paths
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from export.errors import BuildError
 
-_CEILING_EDGE, _LONGEST_CEILING = 3072, 20.0  # elements, seconds
+_CEILING_EDGE, _SLOW_GFLOPS = 3072, 5.0
 
 
 def main() -> int:
@@ -220,25 +220,27 @@ def _work_of(bundles: list[Path], seconds: float) -> dict[str, Any]:
 
 
 def _ceiling() -> dict[str, float]:
-    """GFLOP/s of one large matrix product on this machine now, by type: the median of five; of one
-    where the machine has no instructions for the type, which takes minutes.
+    """GFLOP/s of one large matrix product on this machine now, by type: the median of five; of a
+    smaller one where the machine has no instructions for the type, which takes minutes.
     """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = (
-            torch.randn(_CEILING_EDGE, _CEILING_EDGE, device=device, dtype=dtype) for _ in range(2)
-        )
-        seconds: list[float] = []
-        while len(seconds) < 6 and sum(seconds) < _LONGEST_CEILING:
+
+    def rate(dtype: torch.dtype, edge: int, times: int) -> float:
+        left, right = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+        seconds = []
+        for _ in range(times + 1):
             start = time.perf_counter()
             float((left @ right)[0, 0])  # reading a value waits for a GPU
             seconds.append(time.perf_counter() - start)
-        rates[str(dtype).removeprefix("torch.")] = (
-            2 * _CEILING_EDGE**3 / statistics.median(seconds[1:] or seconds) / 1e9
-        )
+        return 2 * edge**3 / statistics.median(seconds[1:]) / 1e9
+
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        small = rate(dtype, _CEILING_EDGE // 8, 1)
+        slow = small < _SLOW_GFLOPS
+        rates[str(dtype).removeprefix("torch.")] = small if slow else rate(dtype, _CEILING_EDGE, 5)
     return rates
 
 
