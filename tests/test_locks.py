@@ -188,5 +188,5 @@ def test_the_demo_ends_with_the_first_step_that_fails(
     monkeypatch.setattr(demo, "is_ready", lambda venv: True)
     monkeypatch.setattr(demo.subprocess, "run", fake)
     assert demo.main(["--venv", str(tmp_path)]) == 1
-    assert [command[0] for command in run] == [str(install.python_of(tmp_path))] * 3
+    assert [command[0] for command in run] == [str(install.python_of(tmp_path))] * 2
     assert run[-1][1:] == ["-m", "runtime", "verify", "engines/demo"]
