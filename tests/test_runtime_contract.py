@@ -262,7 +262,7 @@ class TestContract:
                 except BackendError as error:
                     session.close()
                     del session
-                    status = 0 if "open the bundle after the fork" in str(error) else 2
+                    status = 0 if "opened before the process was forked" in str(error) else 2
             os._exit(status)
         assert wait_for(child) == 0
         np.testing.assert_array_equal(session(inputs)["depth"], expected)
