@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from runtime.alignment import RELATIVE, Alignment, guess, relative
 from runtime.camera import Camera
 from runtime.errors import GeometryError
-from runtime.geometry import Map, Mask
+from runtime.geometry import Map, Mask, sides
 from runtime.robust import Floats
 from runtime.spaces import Space, find_space
 
@@ -113,23 +113,15 @@ def calibrate(
     return Calibration(alignment=alignment, camera=found, fov_error=error)
 
 
-def is_mirrored(values: Map, space: str, normals: Map, mask: Mask | None = None) -> bool:
+def is_mirrored(values: Map, space: str, normals: Map) -> bool:
     """Whether the x of normals [H,W,3] in the camera frame points the wrong way for the map [H,W].
 
     Authors of networks differ in the side that x points to, and checkpoints do not say it; but a
     surface that looks to the right is farther away at its right. Judged is the correlation of the
-    slope that normals say and of the map's, along rows, between neighbours on one surface. In 216
-    maps of the toy networks it was never below 0.1 (rooms and outdoors, docs/geometry.md).
+    slope that normals say and of the map's, along rows, between neighbours on one surface.
     """
-    counted = np.isfinite(values) & np.isfinite(normals).all(-1)
-    if mask is not None:
-        counted &= mask
-    cells = _Cells.of(values, normals, counted)
-    first, last = (slice(None), slice(None, -1)), (slice(None), slice(1, None))
-    n0, n1 = cells.normals[first], cells.normals[last]
-    normal = n0 + n1
-    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
-    used = ((n0 * n1).sum(-1) > _AGREE) & cells.whole[first] & cells.whole[last]
+    cells = _Cells.of(values, normals, np.isfinite(values) & np.isfinite(normals).all(-1))
+    first, last, normal, used = cells.neighbours(1)
     used &= normal[..., 2] < _FACING
     if used.sum() < _LEAST_PAIRS:
         return False
@@ -269,6 +261,19 @@ class _Cells:
             size=(values.shape[0], values.shape[1]),
         )
 
+    def neighbours(
+        self, axis: int
+    ) -> tuple[tuple[slice, ...], tuple[slice, ...], Floats, NDArray[np.bool_]]:
+        """Where the first and where the last cells of all pairs along an axis are, the unit normal
+        between them, and which of them are whole and of one surface.
+        """
+        first, last = sides(self.values, axis)
+        n0, n1 = self.normals[first], self.normals[last]
+        normal = n0 + n1
+        normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
+        same = ((n0 * n1).sum(-1) > _AGREE) & self.whole[first] & self.whole[last]
+        return first, last, normal, same
+
     def pairs(self, camera: Camera, space: Space) -> _Pairs:
         """All pairs of neighbours, side by side and one above the other."""
         a, b, level = [], [], []
@@ -276,16 +281,10 @@ class _Cells:
         x = ((np.arange(width) + 0.5) * self.edge - camera.cx) / camera.fx
         y = ((np.arange(height) + 0.5) * self.edge - camera.cy) / camera.fy
         rays = np.stack(np.broadcast_arrays(x[None, :], y[:, None], np.float64(1)), axis=-1)
-        for first, last in (
-            ((slice(None), slice(None, -1)), (slice(None), slice(1, None))),
-            ((slice(None, -1), slice(None)), (slice(1, None), slice(None))),
-        ):
-            n0, n1 = self.normals[first], self.normals[last]
-            normal = n0 + n1
-            normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
+        for axis in (1, 0):
+            first, last, normal, used = self.neighbours(axis)
             h0, h1 = ((normal * rays[side]).sum(-1) for side in (first, last))
-            used = (n0 * n1).sum(-1) > _AGREE
-            used &= (h0 < _FACING) & (h1 < _FACING) & self.whole[first] & self.whole[last]
+            used &= (h0 < _FACING) & (h1 < _FACING)
             q0, q1 = np.abs(h0[used]) ** -space.power, np.abs(h1[used]) ** -space.power
             mean = (q0 + q1) / 2
             q0, q1 = q0 / mean, q1 / mean

@@ -62,7 +62,7 @@ def normals_of(depth: Map, camera: Camera, edge: float = EDGE) -> NDArray[np.flo
 def _slope(values: NDArray[np.float64], axis: int, edge: float) -> NDArray[np.float64]:
     """Differences to the neighbours on both sides, the mean of those without an edge."""
     step = np.diff(values, axis=axis)
-    first, last = _sides(values, axis)
+    first, last = sides(values, axis)
     with np.errstate(invalid="ignore"):
         smooth = np.abs(step) <= edge * np.maximum(values[first], values[last])
     total, count = np.zeros_like(values), np.zeros_like(values)
@@ -73,8 +73,8 @@ def _slope(values: NDArray[np.float64], axis: int, edge: float) -> NDArray[np.fl
         return total / count
 
 
-def _sides(values: NDArray[Any], axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Indexes of all pixels but the last, and of all but the first, along an axis."""
+def sides(values: NDArray[Any], axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Indexes of all but the last and of all but the first along an axis of an array [H,W,...]."""
     whole = [slice(None)] * 2
     first, last = whole.copy(), whole.copy()
     first[axis], last[axis] = slice(None, -1), slice(1, None)

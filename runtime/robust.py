@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_HUBER = 1.5  # times the MAD, as GEOMETRY wants it
+_HUBER = 1.5  # times the MAD: beyond it a point's weight falls
 _TO_SIGMA = 1.4826  # the MAD of a normal distribution to its standard deviation
 _STARTS = 500  # with half of the points wrong, 1 - 0.75^500 find two right ones
 _SCORED = 2000  # points at most that a start is scored with
