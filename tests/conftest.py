@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from family_checkpoints import random_vae
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def save_checkpoint(
     off its own float64 result.
     """
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
@@ -76,15 +77,7 @@ def save_checkpoint(
         projection_class_embeddings_input_dim=4,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[32, 32, 64, 64],
-        layers_per_block=1,
-        latent_channels=4,
-        scaling_factor=0.18215,
-        norm_num_groups=8,
-    )
+    vae = random_vae([32, 32, 64, 64], groups=8)
     # Default initialisation answers almost a constant; louder weights and biases give every path
     # something to do.
     for parameter in (*unet.parameters(), *vae.parameters()):

@@ -75,6 +75,21 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
+def random_vae(widths: list[int], groups: int) -> Any:
+    """An AutoencoderKL of these widths with random weights, and as many groups a norm."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=4,
+        scaling_factor=0.18215,
+        norm_num_groups=groups,
+    )
+
+
 def save_family(
     folder: Path,
     scheduler: str | None,
@@ -85,7 +100,7 @@ def save_family(
 ) -> Path:
     """A diffusers folder: UNet without class embedding, autoencoder, stored prompt, scheduler."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
+    from diffusers import DDIMScheduler, LCMScheduler, UNet2DConditionModel
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
@@ -102,15 +117,7 @@ def save_family(
         use_linear_projection=True,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[16, 16, 32, 32],
-        layers_per_block=1,
-        latent_channels=4,
-        scaling_factor=0.18215,
-        norm_num_groups=4,
-    )
+    vae = random_vae([16, 16, 32, 32], groups=4)
     for parameter in (*unet.parameters(), *vae.parameters()):
         parameter.data += 0.02 * torch.randn_like(parameter)
     # The decoder of random weights answers next to nothing: louder, until maps use their range.

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 from numpy.typing import NDArray
 
-from export.errors import CheckpointError
+from export.families.reference_parts import decode, encode
 from export.network.checkpoint import Checkpoint
-from runtime.manifest import Preprocess
 
 
 def trailing_scheduler(config: Mapping[str, Any]) -> Any:
@@ -43,7 +42,7 @@ def decode_one_step(
     Raises: CheckpointError when the weights give NaN.
     """
     with torch.inference_mode():
-        latent = _encode(checkpoint.encoding_vae, torch.from_numpy(Preprocess().apply(rgb)))
+        latent = encode(checkpoint, rgb)
         noisy = latent if second is None else torch.from_numpy(second)
         read = latent if second is None else torch.cat([latent, noisy], dim=1)
         scheduler.set_timesteps(1)
@@ -51,14 +50,7 @@ def decode_one_step(
         output = checkpoint.unet(read, timestep, encoder_hidden_states=checkpoint.prompt).sample
         step = scheduler.step(output, timestep, noisy)
         predicted = step.pred_original_sample if original else step.prev_sample
-        vae = checkpoint.decoding_vae
-        decoded = vae.decode(predicted / vae.config.scaling_factor).sample[0].numpy()
-    if not np.isfinite(decoded).all():
-        raise CheckpointError(
-            f"the weights of {checkpoint.id!r} give NaN or infinite values in PyTorch itself"
-        )
-    picture: NDArray[np.float32] = decoded
-    return picture
+        return decode(checkpoint, predicted)
 
 
 def zeros_for(checkpoint: Checkpoint, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -67,10 +59,3 @@ def zeros_for(checkpoint: Checkpoint, rgb: NDArray[np.uint8]) -> NDArray[np.floa
     downscale = 2 ** (len(config.block_out_channels) - 1)
     height, width = rgb.shape[0] // downscale, rgb.shape[1] // downscale
     return np.zeros((1, config.latent_channels, height, width), np.float32)
-
-
-def _encode(vae: Any, image: torch.Tensor) -> torch.Tensor:
-    encoded = vae.encode(image)
-    latent = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
-    scaled: torch.Tensor = latent * vae.config.scaling_factor
-    return scaled

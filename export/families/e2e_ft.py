@@ -51,6 +51,7 @@ def _reference(
     checkpoint: Checkpoint, rgb: NDArray[np.uint8], noise: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
     from export.families.diffusion_reference import decode_one_step, trailing_scheduler, zeros_for
+    from export.families.reference_parts import clipped_mean
 
     decoded = decode_one_step(
         checkpoint,
@@ -61,7 +62,7 @@ def _reference(
     )
     if checkpoint.task.channels == len(decoded):
         return decoded
-    depth = (np.clip(decoded.mean(axis=0, keepdims=True, dtype=np.float32), -1, 1) + 1) / 2
+    depth = clipped_mean(decoded, checkpoint.task)
     low, high = depth.min(), depth.max()
     if low == high:
         return np.zeros_like(depth)

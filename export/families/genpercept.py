@@ -52,15 +52,11 @@ def _reference(
     from diffusers import DDIMScheduler
 
     from export.families.diffusion_reference import decode_one_step
+    from export.families.reference_parts import clipped_mean
 
-    task = checkpoint.task
     scheduler = DDIMScheduler.from_config(SCHEDULER)
     decoded = decode_one_step(checkpoint, rgb, scheduler, original=True)
-    if task.channels < len(decoded):
-        decoded = decoded.mean(axis=0, keepdims=True, dtype=np.float32)
-    unit = (np.clip(decoded, -1, 1) + 1) / 2
-    values: NDArray[np.float32] = (unit * (task.high - task.low) + task.low).astype(np.float32)
-    return values
+    return clipped_mean(decoded, checkpoint.task)
 
 
 # Source of the published ids: the README of the published repository.

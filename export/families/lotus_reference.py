@@ -7,16 +7,12 @@ Written from diffusers' own modules, without anything that the exported network 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 
-from export.errors import CheckpointError
+from export.families.reference_parts import decode, encode, in_range
 from export.network.checkpoint import Checkpoint
-from runtime.manifest import Preprocess
 
 
 def predict_reference(
@@ -30,8 +26,7 @@ def predict_reference(
     """
     family, task = checkpoint.family, checkpoint.task
     with torch.inference_mode():
-        image = torch.from_numpy(Preprocess().apply(rgb))
-        latent = _encode(checkpoint.encoding_vae, image)
+        latent = encode(checkpoint, rgb)
         if noise is not None:
             latent = torch.cat([latent, torch.from_numpy(noise)], dim=1)
         predicted = checkpoint.unet(
@@ -40,21 +35,8 @@ def predict_reference(
             encoder_hidden_states=checkpoint.prompt,
             class_labels=family.class_labels(),
         ).sample
-        vae = checkpoint.decoding_vae
-        decoded = vae.decode(predicted / vae.config.scaling_factor).sample[0].numpy()
-    if not np.isfinite(decoded).all():
-        raise CheckpointError(
-            f"the weights of {checkpoint.id!r} give NaN or infinite values in PyTorch itself"
-        )
+        decoded = decode(checkpoint, predicted)
     unit = np.clip(decoded / 2 + 0.5, 0, 1)
     if task.channels < len(unit):
         unit = unit.mean(axis=0, keepdims=True, dtype=np.float32)
-    values: NDArray[np.float32] = (unit * (task.high - task.low) + task.low).astype(np.float32)
-    return values
-
-
-def _encode(vae: Any, image: torch.Tensor) -> torch.Tensor:
-    encoded = vae.encode(image)
-    latent = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
-    scaled: torch.Tensor = latent * vae.config.scaling_factor
-    return scaled
+    return in_range(unit, task)

@@ -23,14 +23,11 @@ def _reference(
     checkpoint: Checkpoint, rgb: NDArray[np.uint8], noise: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
     from export.families.diffusion_reference import decode_one_step, trailing_scheduler
+    from export.families.reference_parts import clipped_mean
 
-    scheduler, task = trailing_scheduler(checkpoint.family.scheduler), checkpoint.task
+    scheduler = trailing_scheduler(checkpoint.family.scheduler)
     decoded = decode_one_step(checkpoint, rgb, scheduler, second=noise)
-    if task.channels < len(decoded):
-        decoded = decoded.mean(axis=0, keepdims=True, dtype=np.float32)
-    unit = (np.clip(decoded, -1, 1) + 1) / 2
-    values: NDArray[np.float32] = (unit * (task.high - task.low) + task.low).astype(np.float32)
-    return values
+    return clipped_mean(decoded, checkpoint.task)
 
 
 # Source of the published ids: the model zoo of the published repository, and diffusers' guide.
