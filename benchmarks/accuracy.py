@@ -77,7 +77,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         same = {"bundle": bundle, "mean_of": arguments.mean_of}
         same |= {"task": name} if len(tasks) > 1 else {}
         constant = arguments.mean_of == 1
-        of_task = list(_rows_of(TASKS[name], data, names, places[name], constant=constant))
+        of_task = _rows_of(TASKS[name], data, names, places[name], constant=constant)
         print(_write_sheet(TASKS[name], data, of_task, places[name]))
         rows += [same | row for row in of_task]
     path = write_rows(f"accuracy-{bundle}-{first.name}{averaged}", rows, dirty=arguments.dirty)
@@ -86,7 +86,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _rows_of(
     task: Task, data: Dataset, names: list[str], folder: Path, *, constant: bool
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """The rows of `_score`, with those of a constant map where there is one; groups are printed."""
 
     def stored(name: str) -> NDArray[np.float32]:
@@ -104,7 +104,7 @@ def _rows_of(
         if row["images"] != 1:
             numbers = " ".join(f"{key} {value:.4f}" for key, value in row["metrics"].items())
             print(f"{task.name}: {row['name']} {numbers}")
-    return iter(rows)
+    return rows
 
 
 def _open_data(data: str, bundle: Path, tasks: list[Task]) -> dict[str, Dataset]:

@@ -33,7 +33,9 @@ class Alignment:
     `space` is that of the task ("depth", "disparity"). `unit` is "m", another unit of the known
     distances, or RELATIVE. `method` says in words how scale and shift were found. `residual` is the
     median relative error of what was fitted, over the `inliers` of `candidates` that count; NaN
-    where nothing was fitted. `fallback` says why nothing better was possible; None otherwise.
+    where nothing was fitted. `turned` is the median angle in degrees between given normals and
+    those of the depth; NaN where normals did not serve. `fallback` says why nothing better was
+    possible; None otherwise.
     """
 
     space: str
@@ -44,6 +46,7 @@ class Alignment:
     residual: float
     inliers: int
     candidates: int
+    turned: float = float("nan")
     fallback: str | None = None
 
     def depth(self, values: Map) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from runtime.alignment import RELATIVE, Alignment, guess, relative
 from runtime.camera import Camera
 from runtime.errors import GeometryError
-from runtime.geometry import Map, Mask, sides
+from runtime.geometry import Map, Mask, facing, normals_of, sides
 from runtime.robust import Floats
 from runtime.spaces import Space, find_space
 
@@ -36,6 +36,8 @@ _FACING = -0.15  # n . r of a surface that is seen well enough
 _LEAST_PAIRS = 30
 _LARGEST_RATIO = 200.0  # of far to near (percentiles 99 and 1): beyond it the offset is not known
 _MOST_BEHIND = 0.05  # share of the pixels that may come out as not in front of the camera
+_MOST_TURNED = 30.0  # degrees: unrelated surfaces lie 40 apart, those of weak networks below 20
+_JUMP = 0.1  # relative, between cells: across it no surface is seen
 _SHALLOW_RATIO = 2.0  # of the guess where normals contradict the map: it cannot be trusted
 _TUKEY = 4.0  # times the robust standard deviation
 _STEPS = 40
@@ -147,28 +149,29 @@ def _solve(values: Map, counted: Mask, space: Space, cells: _Cells, camera: Came
     # (high + offset) / (low + offset) is the ratio of far to near, for depth and for disparity.
     least = (high - _LARGEST_RATIO * low) / (_LARGEST_RATIO - 1)
     behind = float((seen + offset <= 0).mean())
-    if behind > _MOST_BEHIND or not high - low > 1e-6:
-        return guess(
-            np.where(counted, values, np.nan),
-            space.name,
-            _SHALLOW_RATIO,
-            f"the normals contradict the map: {behind:.0%} of it would lie behind the camera",
-        )
     offset = max(offset, least)
     off = (pairs.a * offset - pairs.b)[inliers] / np.maximum(pairs.level[inliers] + offset, 1e-9)
-    return relative(
-        np.where(counted, values, np.nan),
-        Alignment(
-            space=space.name,
-            scale=1.0,
-            shift=offset,
-            unit=RELATIVE,
-            method="shift from normals",
-            residual=float(np.median(np.abs(off))),
-            inliers=int(inliers.sum()),
-            candidates=len(inliers),
-        ),
+    found = Alignment(
+        space=space.name,
+        scale=1.0,
+        shift=offset,
+        unit=RELATIVE,
+        method="shift from normals",
+        residual=float(np.median(np.abs(off))),
+        inliers=int(inliers.sum()),
+        candidates=len(inliers),
     )
+    turned = cells.turned(found, camera)
+    contradiction = ""
+    if behind > _MOST_BEHIND or not high - low > 1e-6:
+        contradiction = f"{behind:.0%} of it would lie behind the camera"
+    elif not turned <= _MOST_TURNED:
+        contradiction = f"they lie {turned:.0f} degrees from those of its depth in the median"
+    kept = np.where(counted, values, np.nan)
+    if contradiction:
+        reason = f"the normals contradict the map: {contradiction}"
+        return guess(kept, space.name, _SHALLOW_RATIO, reason)
+    return replace(relative(kept, found), turned=turned)
 
 
 def _fit(pairs: _Pairs, given: float | None = None) -> tuple[float, NDArray[np.bool_], float]:
@@ -273,6 +276,15 @@ class _Cells:
         normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
         same = ((n0 * n1).sum(-1) > _AGREE) & self.whole[first] & self.whole[last]
         return first, last, normal, same
+
+    def turned(self, alignment: Alignment, camera: Camera) -> float:
+        """The median angle in degrees between the normals and those of the aligned map."""
+        depth = np.where(self.whole, alignment.depth(self.values), np.nan)
+        camera = camera.at(*self.size).at(*depth.shape)
+        cosine = (normals_of(depth, camera, _JUMP) * self.normals).sum(-1)
+        used = np.isfinite(cosine) & (facing(self.normals, camera) > -_FACING)
+        angles = np.degrees(np.arccos(np.clip(cosine[used], -1, 1)))
+        return float(np.median(angles)) if len(angles) else np.inf
 
     def pairs(self, camera: Camera, space: Space) -> _Pairs:
         """All pairs of neighbours, side by side and one above the other."""

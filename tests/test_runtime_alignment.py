@@ -138,6 +138,7 @@ def test_normals_give_the_shift(space: str, seed: int) -> None:
     ratio = found.depth(values) / scene.depth
     assert np.allclose(ratio / np.median(ratio), 1, atol=0.02)
     assert np.median(found.depth(values)) == pytest.approx(1, rel=1e-5)
+    assert found.turned < 3  # degrees
 
 
 @SPACE
@@ -179,6 +180,11 @@ def test_what_normals_cannot_tell_is_a_guess_that_says_so() -> None:
     turned = calibrate(-values, "disparity", scene.normals, camera_of(scene)).alignment
     assert turned.fallback is not None
     assert "contradict" in turned.fallback
+    first, second = render(0, 64, 64, "room"), render(7, 64, 64, "room")  # of another picture
+    values, _, _ = changed(first, "disparity")
+    unrelated = calibrate(values, "disparity", second.normals, camera_of(first)).alignment
+    assert unrelated.fallback is not None
+    assert "degrees from" in unrelated.fallback
     with pytest.raises(GeometryError, match="leaves none"):
         calibrate(values, "depth", scene.normals, None, np.zeros((64, 64), bool))
     with pytest.raises(GeometryError, match="one picture"):

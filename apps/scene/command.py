@@ -23,6 +23,7 @@ from runtime.console import say, show
 from runtime.engine import LotusEngine
 from runtime.errors import GeometryError, OutputError
 from runtime.extras import require
+from runtime.geometry import EDGE, GRAZING
 from runtime.image import load
 from runtime.prediction import fingerprint
 from runtime.reconstruct import Reconstruction, Sky, reconstruct
@@ -34,10 +35,10 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--overwrite", {"action": "store_true", "help": "replace files of others in DIR"}),
     ("--refine", {"action": "store_true", "help": "fuse depth and normals: walls become flat"}),
     ("--stride", {"type": int, "help": "every N-th row and column (1, or a million points)"}),
-    ("--edge", {"type": float, "default": 0.04, "help": "relative jump that is an edge (0.04)"}),
+    ("--edge", {"type": float, "default": EDGE, "help": f"relative jump of an edge ({EDGE:g})"}),
     (
         "--grazing",
-        {"type": float, "default": 85.0, "help": "degrees; surfaces beyond are cut (85)"},
+        {"type": float, "default": GRAZING, "help": f"degrees; beyond it is cut ({GRAZING:g})"},
     ),
     ("--island", {"type": int, "default": 100, "help": "leave out parts of fewer triangles (100)"}),
     ("--faces", {"type": int, "help": "simplify the mesh to as many triangles"}),
@@ -108,12 +109,12 @@ def _scene(arguments: argparse.Namespace) -> int:
         edge=arguments.edge,
         grazing=arguments.grazing,
     )
-    contents = _contents(found, rgb, arguments, picture)
+    contents, counts = _contents(found, rgb, arguments, picture)
     write_together(
         {arguments.output / name: content for name, content in contents.items()},
         lambda: _check_free(arguments.output, picture, arguments.overwrite),
     )
-    _tell(found, json.loads(contents["camera.json"])["counts"])
+    _tell(found, counts)
     show(str(arguments.output))
     return 0
 
@@ -172,7 +173,8 @@ def _anchors(arguments: argparse.Namespace, rgb: NDArray[np.uint8]) -> Anchors |
 
 def _contents(
     found: Reconstruction, rgb: NDArray[np.uint8], arguments: argparse.Namespace, picture: str
-) -> dict[str, bytes]:
+) -> tuple[dict[str, bytes], dict[str, int]]:
+    """The files by name, and how many points, triangles and pixels of each kind there are."""
     # A picture of 12 megapixels would be a mesh of a gigabyte.
     stride = arguments.stride or math.ceil(math.sqrt(found.depth.size / _MOST_POINTS))
     meshes, mesh = files.encode_meshes(found, rgb, stride, arguments.island, arguments.faces)
@@ -184,7 +186,7 @@ def _contents(
         "edges": int((found.edges & ~found.sky).sum()),
         "sky": int(found.sky.sum()),
     }
-    everything = found.points()
+    everything = cloud if stride == 1 else found.points()
     sheet = two_sides(
         everything.positions @ found.upright.T,
         rgb[everything.rows, everything.columns],
@@ -193,13 +195,14 @@ def _contents(
     )
     views = io.BytesIO()
     Image.fromarray(sheet).save(views, format="PNG")
-    return {
+    named = {
         **meshes,
         "cloud.ply": files.encode_cloud(found, cloud, rgb),
         **files.encode_maps(found),
         "views.png": views.getvalue(),
         "camera.json": files.encode_camera(found, picture, counts),
     }
+    return named, counts
 
 
 def _check_free(folder: Path, picture: str, overwrite: bool) -> None:
@@ -228,6 +231,8 @@ def _tell(found: Reconstruction, counts: Mapping[str, int]) -> None:
     show(f"camera: {found.camera.fov:.1f} degrees across the longer edge ({found.camera.source})")
     if alignment.candidates:
         fit = f", {alignment.inliers} of {alignment.candidates} fit to {alignment.residual:.1%}"
+        if np.isfinite(alignment.turned):
+            fit += f"; its normals lie {alignment.turned:.0f} degrees from the given ones"
     else:
         fit = ""
     show(f"depth: {alignment.method}; unit: {alignment.unit}{fit}")

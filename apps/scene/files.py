@@ -224,6 +224,7 @@ def encode_camera(found: Reconstruction, picture: str, counts: dict[str, int]) -
             "scale": alignment.scale,
             "shift": alignment.shift,
             "residual": None if np.isnan(alignment.residual) else alignment.residual,
+            "normals_turned": None if np.isnan(alignment.turned) else alignment.turned,
             "inliers": alignment.inliers,
             "candidates": alignment.candidates,
             "refined": found.refined,
