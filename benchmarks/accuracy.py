@@ -45,6 +45,13 @@ def main() -> int:
         help="mode G: average over N seeds from --seed on",
     )
     parser.add_argument(
+        "--ensemble",
+        type=int,
+        default=1,
+        metavar="N",
+        help="mode G: as `predict --ensemble`, the aligned median of N seeds",
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("out/accuracy"), help="predictions and sheet go here"
     )
     arguments = parse_arguments(parser)
@@ -57,7 +64,12 @@ def main() -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    averaged = f"-mean-of-{arguments.mean_of}" if arguments.mean_of > 1 else ""
+    merged = {"mean_of": arguments.mean_of}
+    if arguments.ensemble != 1:
+        merged["ensemble"] = arguments.ensemble
+    averaged = "".join(
+        f"-{way.replace('_', '-')}-{count}" for way, count in merged.items() if count > 1
+    )
     with LotusEngine(arguments.bundle, arguments.backend) as engine:
         bundle, tasks = engine.manifest.name, engine.manifest.tasks
         measured = _open_data(arguments.data, arguments.bundle, [TASKS[name] for name in tasks])
@@ -68,15 +80,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             "files": [file.sha256 for file in engine.manifest.files],
             "seed": arguments.seed,
         }
-        _claim(folder, identity | {"mean_of": arguments.mean_of})
+        _claim(folder, identity | merged)
         # Each task's own, where there are several.
         places = {name: folder / name if len(tasks) > 1 else folder for name in measured}
-        _predict(engine, first, names, places, _seeds(engine, arguments))
+        _predict(engine, first, names, places, _seeds(engine, arguments), arguments.ensemble)
     rows = []
     for name, data in measured.items():
-        same = {"bundle": bundle, "mean_of": arguments.mean_of}
+        same: dict[str, Any] = {"bundle": bundle, **merged}
         same |= {"task": name} if len(tasks) > 1 else {}
-        constant = arguments.mean_of == 1
+        constant = not averaged
         of_task = _rows_of(TASKS[name], data, names, places[name], constant=constant)
         print(_write_sheet(TASKS[name], data, of_task, places[name]))
         rows += [same | row for row in of_task]
@@ -151,6 +163,8 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _seeds(engine: LotusEngine, arguments: argparse.Namespace) -> list[int | None]:
+    if arguments.mean_of > 1 and arguments.ensemble != 1:
+        raise DatasetError("--mean-of and --ensemble are two ways to merge seeds: choose one")
     if arguments.mean_of == 1:
         return [arguments.seed]
     if engine.manifest.mode != "g" or arguments.mean_of < 1:
@@ -167,13 +181,14 @@ def _predict(
     names: list[str],
     folders: Mapping[str, Path],
     seeds: list[int | None],
+    ensemble: int,
 ) -> None:
-    """The mean over the seeds of each task's map, into the task's folder."""
+    """The mean over the seeds of each task's map, or the ensemble's, into the task's folder."""
     start = time.perf_counter()
     for number, name in enumerate(names, start=1):
         if not all((folder / f"{name}.npy").exists() for folder in folders.values()):
             image = data.read(name).image
-            predictions = [engine(image, seed=seed) for seed in seeds]
+            predictions = [engine(image, seed=seed, ensemble=ensemble) for seed in seeds]
             for task, folder in folders.items():
                 maps = [_as_output(each[task].values, TASKS[task]) for each in predictions]
                 values = TASKS[task].decode(np.mean(maps, axis=0, dtype=np.float32))

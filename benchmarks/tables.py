@@ -92,6 +92,7 @@ def accuracy_table(bodies: list[Body]) -> list[str]:
         label = first["bundle"] + (
             f", mean of {first['mean_of']} seeds" if first["mean_of"] > 1 else ""
         )
+        label += f", ensemble of {first['ensemble']}" if "ensemble" in first else ""
         for name, row in groups.items():
             if name.startswith(("constant", "all")):
                 continue

@@ -76,23 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TASK[,TASK...]",
         help=f"what each predicts; known ids imply it. One of {', '.join(sorted(TASKS))}",
     )
-    add(
-        "--resolution",
-        dest="resolutions",
-        type=_resolutions,
-        default=(),
-        metavar="HxW[,HxW...]",
-        help="default: the size of training",
-    )
-    add(
-        "--batch",
-        dest="batches",
-        type=_batches,
-        default=(1,),
-        metavar="N[,M...]",
-        help="pictures that one run takes; each number makes a bucket of every resolution. "
-        "Default 1",
-    )
+    _add_bucket_options(parser)
     add("--target", default="onnxruntime", choices=sorted(TARGETS))
     add(
         "--opset",
@@ -113,6 +97,35 @@ def _parser() -> argparse.ArgumentParser:
         "lacks just that, and otherwise stays as it is: the engine comes into BUNDLE-TARGET",
     )
     return parser
+
+
+def _add_bucket_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--resolution",
+        dest="resolutions",
+        type=_resolutions,
+        default=(),
+        metavar="HxW[,HxW...]",
+        help="default: the size of training",
+    )
+    add(
+        "--batch",
+        dest="batches",
+        type=_batches,
+        default=(1,),
+        metavar="N[,M...]",
+        help="pictures that one run takes; each number makes a bucket of every resolution. "
+        "Default 1",
+    )
+    add(
+        "--ensemble",
+        type=int,
+        default=1,
+        metavar="N",
+        help="mode G: beside these buckets one of every resolution that takes N noises of one "
+        "picture, which is encoded once",
+    )
 
 
 def _add_network_options(parser: argparse.ArgumentParser) -> None:

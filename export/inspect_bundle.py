@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
                 "bundle": row.manifest.name,
                 "bucket": str(row.bucket),
                 "batch": row.bucket.batch,
+                "noises": row.bucket.noises,
                 "tasks": row.manifest.tasks,
                 "folds": row.manifest.folds,
             }
@@ -138,9 +139,10 @@ def _print(row: _Row, first: Costs) -> None:
             + f"{cost.kernels.total():12d}\n"
         )
     total = costs["all"]
-    if bucket.batch > 1:
-        each = 2 * total.multiply_adds / bucket.batch / 1e9
-        say(f"for each of {bucket.batch} images: {each:.1f} Gop\n")
+    if bucket.answers > 1:
+        each = 2 * total.multiply_adds / bucket.answers / 1e9
+        what = "images" if bucket.batch > 1 else "noises"
+        say(f"for each of {bucket.answers} {what}: {each:.1f} Gop\n")
     if total is not first:
         kernels = total.kernels.total() / first.kernels.total()
         say(

@@ -204,6 +204,10 @@ def make_plan(settings: BuildSettings) -> Plan:
     if settings.fixed_noise and not any(each.family.takes_noise for each in checkpoints):
         names = " and ".join(repr(each.id) for each in checkpoints)
         raise BuildError(f"{names} is of mode D: it has no noise to fix")
+    takes_noise = any(each.family.takes_noise for each in checkpoints)
+    if settings.ensemble > 1 and (settings.fixed_noise or not takes_noise):
+        why = "--fixed-noise leaves one noise" if takes_noise else "mode D takes no noise"
+        raise BuildError(f"an ensemble of {settings.ensemble} has a noise for each answer: {why}")
     encoder, decoder = (
         None if name is None else describe_small_vae(name, checkpoint)
         for name in (settings.vae_encoder or settings.vae, settings.vae_decoder or settings.vae)
@@ -317,16 +321,20 @@ def _buckets(settings: BuildSettings, checkpoint: Description) -> tuple[Bucket, 
             )
         sizes = (checkpoint.trained_size,)
     buckets = tuple(
-        _bucket(*size, batch, checkpoint.latent.downscale)
+        _bucket(*size, checkpoint.latent.downscale, batch=batch)
         for size in sizes
         for batch in settings.batches
     )
+    if settings.ensemble != 1:
+        buckets += tuple(
+            _bucket(*size, checkpoint.latent.downscale, noises=settings.ensemble) for size in sizes
+        )
     if len(set(buckets)) < len(buckets):
         raise BuildError(f"a size is named twice: {', '.join(map(str, buckets))}")
     return buckets
 
 
-def _bucket(height: int, width: int, batch: int, multiple: int) -> Bucket:
+def _bucket(height: int, width: int, multiple: int, *, batch: int = 1, noises: int = 1) -> Bucket:
     if height < multiple or width < multiple or height % multiple or width % multiple:
         near = (max(multiple, round(edge / multiple) * multiple) for edge in (height, width))
         raise BuildError(
@@ -335,7 +343,9 @@ def _bucket(height: int, width: int, batch: int, multiple: int) -> Bucket:
         )
     if not 1 <= batch <= LARGEST_BATCH:
         raise BuildError(f"a batch has 1 to {LARGEST_BATCH} pictures, found {batch}")
-    bucket = Bucket(height=height, width=width, batch=batch, graph="")
+    if not 1 <= noises <= LARGEST_BATCH:
+        raise BuildError(f"an ensemble has 1 to {LARGEST_BATCH} noises, found {noises}")
+    bucket = Bucket(height=height, width=width, batch=batch, noises=noises, graph="")
     return dataclasses.replace(bucket, graph=f"model-{bucket}.onnx")
 
 

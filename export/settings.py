@@ -19,6 +19,8 @@ class BuildSettings:
     `base`: for a UNet alone, the folder or hub id of the rest.
     `resolutions`: (height, width) in pixels; empty for the size the UNet was trained at.
     `batches`: how many pictures one run takes; each makes a bucket of every resolution.
+    `ensemble`: mode G: a bucket of every resolution that takes so many noises of one picture; 1 for
+        none.
     `precision`, `target`: what to build, and where it runs.
     `opset`: the ONNX opset; None is the target's own.
     `output`: the bundle's folder; None is `engines/<name>`. `overwrite` replaces an old bundle.
@@ -41,6 +43,7 @@ class BuildSettings:
     base: str | None = None
     resolutions: tuple[tuple[int, int], ...] = ()
     batches: tuple[int, ...] = (1,)
+    ensemble: int = 1
     precision: str = "fp32"
     target: str = "onnxruntime"
     opset: int | None = None

@@ -18,10 +18,11 @@ from runtime.extras import explain_missing_packages
 if __name__ == "__main__":
     explain_missing_packages()
 
-from runtime.batch import find_pictures, predict_all
+from runtime.batch import predict_all
 from runtime.console import prepare, release, say, show
 from runtime.engine import LotusEngine
 from runtime.errors import LotusError
+from runtime.found import find_pictures
 from runtime.hub import find_bundle
 from runtime.manifest import Bucket, Checkpoint, EngineInfo, Manifest
 
@@ -100,6 +101,18 @@ def add_predict(commands: Commands) -> None:
         "--seed", type=_natural, help="noise seed of mode G; default: the bundle's"
     )
     predict.add_argument(
+        "--ensemble",
+        type=_positive,
+        metavar="N",
+        help="mode G: answer with N seeds, and write their middle and its uncertainty",
+    )
+    predict.add_argument(
+        "--tiles",
+        action="store_true",
+        default=None,
+        help="for large images: add detail with overlapping tiles of the bundle's size",
+    )
+    predict.add_argument(
         "--overwrite",
         action="store_true",
         help="replace files in DIR that are not results of lotus-edge, or of another picture",
@@ -147,12 +160,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     # What is not given stays out: the engine has the defaults.
     options = {
         name: value
-        for name in ("seed", "max_pixels", "strict", "icc")
+        for name in ("seed", "ensemble", "tiles", "max_pixels", "strict", "icc")
         if (value := getattr(arguments, name)) is not None
     }
     found = find_pictures(arguments.images, arguments.output)
     with _open(arguments) as engine:
-        engine.check_seed(arguments.seed)
+        engine.check_seed(arguments.seed, arguments.ensemble or 1)
         failed = predict_all(
             engine, found, arguments.output, overwrite=arguments.overwrite, options=options
         )
@@ -215,6 +228,8 @@ def _checkpoint_in_words(checkpoint: Checkpoint) -> str:
 
 
 def _bucket_in_words(bucket: Bucket) -> str:
+    if bucket.noises > 1:
+        return f"{bucket} (an ensemble of {bucket.noises} at once)"
     return str(bucket) if bucket.batch == 1 else f"{bucket} ({bucket.batch} images at once)"
 
 

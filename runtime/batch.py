@@ -1,4 +1,4 @@
-"""Many pictures: which ones, what their results are called, and going on where one cannot be done.
+"""Predict for many pictures, and go on where one cannot be done.
 
 What concerns one picture is that picture's outcome. What concerns the bundle or its backend ends
 the batch.
@@ -6,81 +6,21 @@ the batch.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from runtime.console import one_line, say
 from runtime.engine import LotusEngine
 from runtime.errors import ImageError, ImageWarning, OutputError
-from runtime.image import IMAGE_SUFFIXES, why_not_read
-from runtime.marker import made_by_us
-from runtime.prediction import (
-    TASK,
-    Prediction,
-    check_free,
-    fingerprint,
-    result_marks,
-    save_together,
-    saved_paths,
-    task_stems,
-)
+from runtime.found import Found, Names, Picture, in_words
+from runtime.prediction import Prediction, check_free, fingerprint, save_together, saved_paths
 
-# Why files in a folder are left out.
-_RESULT = "results of an earlier run"
-_IN_OUTPUT = "in the --output folder"
-_LINK = "links to folders: name those folders"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture to predict for. `name` is that of its result, without ending and output folder.
-
-    `problem` says why it cannot be done, where that is known beforehand.
-    """
-
-    path: Path
-    name: Path
-    problem: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What some paths hold: pictures, and the number of files left out for each reason."""
-
-    pictures: list[Picture]
-    skipped: Counter[str]
-
-
-def find_pictures(paths: Sequence[Path], output: Path) -> Found:
-    """The pictures among these files, and in these folders with their subfolders.
-
-    A file that is named is tried, whatever its ending. In a folder the endings decide: of those
-    that are no picture's nothing is said. Results of an earlier run are left out, wherever they
-    lie, and so is the output folder. Links to folders are not followed.
-
-    Raises: ImageError without pictures, OutputError if `output` is one of the folders.
-    """
-    pictures: list[Picture] = []
-    skipped: Counter[str] = Counter()
-    for path in paths:
-        is_folder = os.path.isdir(path)  # noqa: PTH112  (False, no error, for any odd name)
-        for item in _walk(path, output) if is_folder else _named(path):
-            if isinstance(item, Picture):
-                pictures.append(item)
-            else:
-                skipped[item] += 1
-    if not pictures:
-        left_out = f" ({_in_words(skipped)} left out)" if skipped else ""
-        raise ImageError(f"no images found in what was given{left_out}")
-    return Found(pictures=pictures, skipped=skipped)
+_PAUSE = 5.0  # seconds between two lines of progress
 
 
 def predict_all(
@@ -94,24 +34,29 @@ def predict_all(
     """Predict for each picture, write the results below `output`, and say on stderr what came out.
 
     Pictures are done in their order, as many at once as the bundle's largest batch takes. `options`
-    are those of a call of the engine. The last line counts what was done, skipped and failed, also
+    are those of a call of the engine; with `tiles` pictures are done alone, and it is said how far
+    each is. The last line counts what was done, skipped and failed, also
     when an error ends the batch. Returns the number of pictures that failed.
 
     Raises: OutputError if nothing can be written there, BackendError, BundleError,
     VerificationError.
     """
     _make_folder(output)
-    plan = _Plan.make(found.pictures, output, engine.manifest.tasks)
+    uncertain = options.get("ensemble", 1) > 1
+    names = Names.make(found.pictures, output, engine.manifest.tasks, uncertain=uncertain)
     failed: list[str] = []
     tried = 0
-    most = max(bucket.batch for bucket in engine.manifest.buckets)
+    tiles = options.get("tiles", False)
+    most = 1 if tiles else max(bucket.batch for bucket in engine.manifest.buckets)
+    if tiles:
+        options = {**options, "progress": _TileProgress()}
     try:
-        for at in range(0, len(plan.pictures), most):
-            group = plan.pictures[at : at + most]
+        for at in range(0, len(names.pictures), most):
+            group = names.pictures[at : at + most]
             start = time.perf_counter()
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", ImageWarning)
-                outcomes = _predict_group(engine, group, plan, overwrite, options)
+                outcomes = _predict_group(engine, group, names, overwrite, options)
             seconds = (time.perf_counter() - start) / len(group)
             for picture, outcome in zip(group, outcomes, strict=True):
                 tried += 1
@@ -119,95 +64,47 @@ def predict_all(
                     failed.append(str(outcome))
                     words = f"FAILED: {outcome}"
                 else:
-                    words = f"{seconds:.2f} s -> {', '.join(map(str, outcome))}"
-                say(one_line(f"[{tried}/{len(plan.pictures)}] {picture.path}  {words}"))
+                    words = f"{seconds:.2f} s -> {outcome}"
+                say(one_line(f"[{tried}/{len(names.pictures)}] {picture.path}  {words}"))
             say(*(one_line(f"  warning: {each.message}") for each in caught))
     finally:
-        if failed and len(plan.pictures) > 1:
+        if failed and len(names.pictures) > 1:
             say("failed:", *(f"  {one_line(reason)}" for reason in failed))
-        left = len(plan.pictures) - tried
+        left = len(names.pictures) - tried
         say(_summary(tried - len(failed), found.skipped, len(failed), left))
     return len(failed)
 
 
-# The colour PNGs of a picture that were written, or why there are none.
-_Outcome: TypeAlias = "list[Path] | ImageError | OutputError"
+# What was written for a picture, in words, or why nothing was.
+_Outcome: TypeAlias = "str | ImageError | OutputError"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """The pictures with the final names of their results; whether these end with the task."""
+class _TileProgress:
+    """Says how many tiles of a picture are done, at most once in a few seconds."""
 
-    pictures: list[Picture]
-    output: Path
-    tasks: list[str]
-    with_task: bool = False
+    def __init__(self) -> None:
+        self._last = time.monotonic()
 
-    @classmethod
-    def make(cls, pictures: list[Picture], output: Path, tasks: list[str]) -> _Plan:
-        """Names under which no result replaces another, an image, or another task's result.
-
-        `a.jpg` beside `a.png` become `a-jpg` and `a-png`, and those of two named folders lie below
-        the folders' names. The task is part of all names where a
-        bundle has several, or where one would be that of an earlier result of another task. What
-        collides all the same gets a problem, all but the first.
-        """
-        plan = cls(pictures=_apart(pictures), output=output, tasks=tasks)
-        if len(tasks) > 1 or plan._meets_another_task():
-            plan = dataclasses.replace(plan, with_task=True)
-        return dataclasses.replace(plan, pictures=[*plan._checked()])
-
-    def stems(self, picture: Picture) -> dict[str, Path]:
-        """The result of each task: its path without ending."""
-        stem = self.output / picture.name
-        named = self.with_task
-        return task_stems(stem, self.tasks) if named else dict.fromkeys(self.tasks, stem)
-
-    def _meets_another_task(self) -> bool:
-        return any(
-            result_marks(stem).get(TASK, task) != task
-            for picture in self.pictures
-            if not picture.problem
-            for task, stem in self.stems(picture).items()
-        )
-
-    def _checked(self) -> Iterator[Picture]:
-        owners: dict[str, str] = {}
-        for picture in self.pictures:
-            # Where the picture lies, and where it is named: that may be a link to it.
-            owners[_same(os.path.realpath(picture.path))] = f"the image {picture.path}"
-            owners[_same(_place(picture.path))] = f"the image {picture.path}"
-        for picture in self.pictures:
-            if picture.problem:
-                yield picture
-                continue
-            targets = [path for stem in self.stems(picture).values() for path in saved_paths(stem)]
-            keys = [_same(_place(path)) for path in targets]
-            owner = next((owners[key] for key in keys if key in owners), None)
-            if owner is None:
-                owners |= dict.fromkeys(keys, f"that of {picture.path}")
-                yield picture
-                continue
-            yield dataclasses.replace(
-                picture,
-                problem=f"the result of {picture.path} would overwrite {owner}; predict it into "
-                "another --output folder",
-            )
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._last >= _PAUSE:
+            self._last = now
+            say(f"  {done} of {total} tiles")
 
 
 def _predict_group(
     engine: LotusEngine,
     pictures: list[Picture],
-    plan: _Plan,
+    names: Names,
     overwrite: bool,
     options: Mapping[str, Any],
 ) -> list[_Outcome]:
-    """For each picture the colour PNGs that were written, or why there are none."""
+    """For each picture what was written, or why nothing was."""
     outcomes: dict[Picture, _Outcome] = {}
     known_by: dict[Picture, str] = {}
     for picture in pictures:  # before the work
         try:
-            known_by[picture] = _check(picture, plan, overwrite)
+            known_by[picture] = _check(picture, names, overwrite)
         except (ImageError, OutputError) as error:
             outcomes[picture] = error
     ready = [*known_by]
@@ -215,11 +112,11 @@ def _predict_group(
         if isinstance(answer, ImageError):
             outcomes[picture] = answer
             continue
-        stems = plan.stems(picture)
+        stems = names.stems(picture)
         maps = {stems[task]: each for task, each in answer.items()}
         try:
             save_together(maps, overwrite=overwrite, picture=known_by[picture])
-            outcomes[picture] = [saved_paths(stem)[-1] for stem in maps]
+            outcomes[picture] = _words(stems, answer)
         except OutputError as error:
             outcomes[picture] = error
         except MemoryError as error:
@@ -227,13 +124,26 @@ def _predict_group(
     return [outcomes[picture] for picture in pictures]
 
 
-def _check(picture: Picture, plan: _Plan, overwrite: bool) -> str:
+def _words(stems: Mapping[str, Path], answer: Prediction) -> str:
+    """The colour PNGs, and what tiles did."""
+    words = ", ".join(str(saved_paths(stem)[-1]) for stem in stems.values())
+    if answer.tiled is None or answer.tiled.tiles == 0:
+        return words
+    refused = "".join(
+        f"; in {count} the {task} of the whole picture stands"
+        for task, count in answer.tiled.refused.items()
+        if count
+    )
+    return f"{words} ({answer.tiled.tiles} tiles{refused})"
+
+
+def _check(picture: Picture, names: Names, overwrite: bool) -> str:
     """What the picture is known by. Raises: ImageError, OutputError where it cannot be done."""
     if picture.problem:
         raise ImageError(picture.problem)
     known_by = fingerprint(picture.path)
-    for task, stem in plan.stems(picture).items():
-        check_free(stem, task, overwrite=overwrite, picture=known_by)
+    for task, stem in names.stems(picture).items():
+        check_free(stem, task, overwrite=overwrite, picture=known_by, uncertain=names.uncertain)
     return known_by
 
 
@@ -255,93 +165,6 @@ def _no_memory(picture: Picture, error: MemoryError) -> ImageError:
     return ImageError(f"{picture.path}: not enough memory ({error})")
 
 
-def _named(path: Path) -> Iterator[Picture | str]:
-    yield _RESULT if made_by_us(path) else Picture(path=path, name=Path(path.stem))
-
-
-def _walk(folder: Path, output: Path) -> Iterator[Picture | str]:
-    """The pictures in a folder, in the order of their names, and why others are left out."""
-    root, results = (Path(os.path.realpath(path)) for path in (folder, output))
-    if root == results:
-        raise OutputError(
-            f"--output {output} is the folder of the images; name another, or a folder inside it"
-        )
-    unlisted: list[OSError] = []
-    for here, folders, names in os.walk(folder, onerror=unlisted.append):
-        folders.sort()
-        yield from (_LINK for name in folders if Path(here, name).is_symlink())
-        real = Path(os.path.realpath(here))
-        in_output = results.is_relative_to(root) and real.is_relative_to(results)
-        for path in (Path(here, name) for name in sorted(names)):
-            if reason := _why_not(path, in_output):
-                yield reason
-            elif reason is None:
-                yield Picture(path=path, name=path.relative_to(folder).with_suffix(""))
-    for error in unlisted:
-        path = Path(error.filename)
-        reason = f"{path}: the folder cannot be listed: {error.strerror}"
-        yield Picture(path=path, name=Path(), problem=reason)
-
-
-def _why_not(path: Path, in_output: bool) -> str | None:
-    """Why a file in a folder is left out; None for a picture, empty for what is none."""
-    suffix = path.suffix.lower()
-    if path.name.startswith("._"):  # what macOS writes beside a file on foreign disks
-        return ""
-    if suffix not in IMAGE_SUFFIXES:
-        reason = why_not_read(suffix)
-        return f"{suffix}: {reason}" if reason else ""
-    if made_by_us(path):
-        return _RESULT
-    return _IN_OUTPUT if in_output else None
-
-
-def _apart(pictures: list[Picture]) -> list[Picture]:
-    """Each picture once. Where names of results are equal they get what tells them apart: the
-    folder that was named, and then the ending.
-    """
-    once = {(os.path.realpath(picture.path), picture.name): picture for picture in pictures}
-    return _renamed(_renamed([*once.values()], _with_folder), _with_ending)
-
-
-def _renamed(pictures: list[Picture], new_name: Callable[[Picture], Path]) -> list[Picture]:
-    """Pictures of one name get new names, if those are not all the same again."""
-    names: dict[str, set[str]] = {}
-    for picture in pictures:
-        if not picture.problem:
-            names.setdefault(_same(picture.name), set()).add(_same(new_name(picture)))
-    return [
-        dataclasses.replace(picture, name=new_name(picture))
-        if len(names.get(_same(picture.name), ())) > 1
-        else picture
-        for picture in pictures
-    ]
-
-
-def _with_folder(picture: Picture) -> Path:
-    """Below the name of the folder that was named, or in which the named picture lies."""
-    folder = os.path.realpath(picture.path.parents[len(picture.name.parts) - 1])
-    return Path(Path(folder).name, picture.name)
-
-
-def _with_ending(picture: Picture) -> Path:
-    ending = picture.path.suffix[1:]
-    return picture.name.with_name(f"{picture.name.name}-{ending}") if ending else picture.name
-
-
-def _place(path: Path) -> Path:
-    """Where a file of this name lies or would lie, the links of its folder followed."""
-    return Path(os.path.realpath(path.parent), path.name)
-
-
-def _same(path: str | Path) -> str:
-    """Equal for names that some file system does not tell apart: by case, or by how an accent is
-    written.
-    """
-    composed = unicodedata.normalize("NFC", str(path))
-    return unicodedata.normalize("NFC", composed.casefold())
-
-
 def _make_folder(output: Path) -> None:
     """Raises: OutputError where results cannot be written, before any work is done."""
     try:
@@ -358,13 +181,6 @@ def _make_folder(output: Path) -> None:
 def _summary(done: int, skipped: Counter[str], failed: int, left: int) -> str:
     parts = [f"{done} done"]
     if skipped:
-        parts.append(f"{skipped.total()} skipped ({_in_words(skipped)})")
+        parts.append(f"{skipped.total()} skipped ({in_words(skipped)})")
     parts += [f"{failed} failed"] * bool(failed) + [f"{left} not tried"] * bool(left)
     return ", ".join(parts)
-
-
-def _in_words(skipped: Counter[str]) -> str:
-    """The reasons, with a number for each where there are several."""
-    if len(skipped) == 1:
-        return next(iter(skipped))
-    return "; ".join(f"{count} {reason}" for reason, count in skipped.most_common())

@@ -5,46 +5,34 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NoReturn, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import find_backend
-from runtime.backends.session import Arrays, Session
+from runtime.backends.session import Session
+from runtime.call import Call, draw_noise
 from runtime.errors import BackendError, ImageError, SchemaError
-from runtime.filling import fill
 from runtime.golden import Verification, check_tolerance, golden_error
 from runtime.hub import find_bundle
-from runtime.image import Fit, ImageLike, choose_bucket, fit_to_bucket, load, restore
+from runtime.image import ImageLike, choose_bucket, fit_to_bucket, load, restore
 from runtime.manifest import Bucket, Manifest
 from runtime.opening import Opening
 from runtime.prediction import Prediction
 from runtime.proof import remember_proof
+from runtime.running import Picture, answer_all, serving
 from runtime.sessions import Sessions, within
-from runtime.tasks import TASKS, Resize
+from runtime.tasks import TASKS, Answer, Resize
+from runtime.tiles import Progress, predict_tiles
 
-_READING = frozenset(("strict", "icc", "max_pixels"))
-_LARGEST_NOISE = 1e4  # standard normal noise stays below 10
+__all__ = ["LotusEngine", "draw_noise"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Picture:
-    """A picture of a list: `rgb` uint8 [H,W,3] as it fits a bucket and all of its size, with its
-    own `noise` [1,C,h,w] by name (empty without).
-    """
-
-    position: int
-    source: Path | None
-    bucket: Bucket
-    rgb: NDArray[np.uint8]
-    fit: Fit
-    noise: Arrays
+T = TypeVar("T")
 
 
 class LotusEngine:
@@ -109,6 +97,10 @@ class LotusEngine:
         seed: int | None = None,
         noise: NDArray[np.float32] | None = None,
         resize: Resize | None = "bilinear",
+        *,
+        ensemble: int = 1,
+        tiles: bool = False,
+        progress: Progress | None = None,
         **reading: Any,
     ) -> Prediction: ...
 
@@ -120,6 +112,9 @@ class LotusEngine:
         noise: NDArray[np.float32] | None = None,
         resize: Resize | None = "bilinear",
         *,
+        ensemble: int = 1,
+        tiles: bool = False,
+        progress: Progress | None = None,
         on_error: Literal["return"],
         **reading: Any,
     ) -> list[Prediction | ImageError]: ...
@@ -132,6 +127,9 @@ class LotusEngine:
         noise: NDArray[np.float32] | None = None,
         resize: Resize | None = "bilinear",
         *,
+        ensemble: int = 1,
+        tiles: bool = False,
+        progress: Progress | None = None,
         on_error: Literal["raise"] = "raise",
         **reading: Any,
     ) -> list[Prediction]: ...
@@ -143,6 +141,9 @@ class LotusEngine:
         noise: NDArray[np.float32] | None = None,
         resize: Resize | None = "bilinear",
         *,
+        ensemble: int = 1,
+        tiles: bool = False,
+        progress: Progress | None = None,
         on_error: Literal["raise", "return"] = "raise",
         **reading: Any,
     ) -> Prediction | Sequence[Prediction | ImageError]:
@@ -156,42 +157,52 @@ class LotusEngine:
         `seed` draws the noise of mode G (None: the manifest's `noise_seed`); `noise` float32
         [1,C,h/8,w/8] of the bucket replaces it. `resize` brings the map back to the image's size
         ("bilinear", or "nearest" as the reference does); None leaves it at the size the image has
-        inside its bucket. `on_error="return"` puts the ImageError of a bad image into its place of
+        inside its bucket.
+
+        `ensemble=N` (mode G) answers N times, with the seeds from `seed` on, and merges the answers
+        by `Task.merge`: the map of each task is their middle, and has an `uncertainty`. One run
+        does it where the bundle has a bucket with N noises.
+
+        `tiles=True` is for pictures larger than a bucket: first the whole picture, then overlapping
+        tiles of the bucket's size at the resolution of the picture, see `runtime.tiles`.
+        `progress(done, total)` is called as tiles of a picture are done.
+
+        `on_error="return"` puts the ImageError of a bad image into its place of
         the list, and goes on. The other keywords, `strict`, `icc` and `max_pixels`, are those of
         `runtime.image.load`.
 
         Raises: ImageError for an unusable image or noise, BackendError when the backend fails,
         BundleError and VerificationError when a bucket is opened for the first time.
         """
-        if unknown := sorted(reading.keys() - _READING):
-            raise TypeError(f"unexpected keywords {unknown}; load has {sorted(_READING)}")
-        if on_error not in ("raise", "return"):
-            raise ImageError(f"on_error must be 'raise' or 'return', found {on_error!r}")
+        call = Call(
+            seed=seed,
+            noise=noise,
+            resize=resize,
+            ensemble=ensemble,
+            tiles=tiles,
+            progress=progress,
+            on_error=on_error,
+            reading=reading,
+        )
+        self.check_seed(seed, ensemble)
         if isinstance(image, str | os.PathLike | np.ndarray) or not isinstance(image, Sequence):
-            picture = self._fitted(0, image, seed, noise, resize, reading)
-            ((bucket, group),) = fill([picture], self.manifest.buckets)
-            return self._run(bucket, group, resize)[0]
-        answers: dict[int, Prediction | ImageError] = {}
-
-        def pictures() -> Iterator[_Picture]:
-            for position, item in enumerate(image):
-                try:
-                    picture = self._fitted(position, item, seed, noise, resize, reading)
-                except ImageError as error:
-                    if on_error == "raise":
-                        raise
-                    answers[position] = error
-                else:
-                    yield picture
-
-        for bucket, group in fill(pictures(), self.manifest.buckets):
-            answers |= self._run(bucket, group, resize)
+            ((_, answer),) = self._predict([image], dataclasses.replace(call, on_error="raise"))
+            assert isinstance(answer, Prediction)
+            return answer
+        answers = dict(self._predict(image, call))
         return [answers[position] for position in sorted(answers)]
 
-    def check_seed(self, seed: int | None) -> None:
-        """Refuse a seed that would have no effect. Raises: ImageError."""
+    def check_seed(self, seed: int | None, ensemble: int = 1) -> None:
+        """Refuse a seed, or an ensemble, that would have no effect. Raises: ImageError."""
         if self.manifest.mode == "g" and not self.manifest.fixed_noise:
             return
+        if ensemble > 1:
+            why = "its noise is fixed" if self.manifest.fixed_noise else "it is of mode D"
+            raise ImageError(
+                f"an ensemble of {ensemble} needs a bundle that takes noise: this one answers the "
+                f"same each time, since {why}. Leave the ensemble out, or build a bundle of mode G "
+                "without --fixed-noise"
+            )
         if self.manifest.fixed_noise and seed not in (None, self.manifest.noise_seed):
             raise ImageError(
                 f"the noise of this bundle is fixed to seed {self.manifest.noise_seed}, found "
@@ -246,95 +257,92 @@ class LotusEngine:
     def _open(self, opening: Opening, bucket: Bucket) -> Session:
         return within(self._deadline, f"opening {self.folder} ({bucket})", partial(opening, bucket))
 
+    def _predict(
+        self, images: Sequence[ImageLike], call: Call
+    ) -> Iterator[tuple[int, Prediction | ImageError]]:
+        """The answer for each image, by its position; images are loaded as they are needed."""
+        errors: dict[int, ImageError] = {}
+
+        def each(work: Callable[[int, Path | None, NDArray[np.uint8], Call], T]) -> Iterator[T]:
+            for position, image in enumerate(images):
+                source = Path(image) if isinstance(image, str | os.PathLike) else None
+                try:
+                    done = work(position, source, load(image, **call.reading), call)
+                except ImageError as error:
+                    if call.on_error == "raise":
+                        raise
+                    errors[position] = error
+                else:
+                    yield done
+
+        if call.tiles:
+            yield from each(self._tiled)
+        else:
+            for picture, answers in self._answers(each(self._fitted), call):
+                yield picture.position, _prediction(picture, answers, call.resize)
+        yield from errors.items()
+
     def _fitted(
         self,
         position: int,
-        image: ImageLike,
-        seed: int | None,
-        noise: NDArray[np.float32] | None,
-        resize: Resize | None,
-        reading: Mapping[str, Any],
-    ) -> _Picture:
-        """One picture of a list, ready to be run. Raises: ImageError."""
-        if resize not in ("bilinear", "nearest", None):
-            raise ImageError(f"resize must be 'bilinear', 'nearest' or None, found {resize!r}")
-        rgb = load(image, **reading)
-        bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
+        source: Path | None,
+        rgb: NDArray[np.uint8],
+        call: Call,
+        bucket: Bucket | None = None,
+    ) -> Picture:
+        """One picture, ready to be run, in the bucket that suits it best if none is given."""
+        if bucket is None:
+            bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
         fitted, fit = fit_to_bucket(rgb, bucket)
-        return _Picture(
+        return Picture(
             position=position,
-            source=Path(image) if isinstance(image, str | os.PathLike) else None,
+            source=source,
             bucket=bucket,
             rgb=fitted,
             fit=fit,
-            noise=self._noise(bucket, seed, noise),
+            noise=call.noises(self.manifest, bucket),
         )
 
-    def _run(
-        self, bucket: Bucket, group: list[_Picture], resize: Resize | None
-    ) -> dict[int, Prediction]:
-        """The predictions for a group, by position. Where the bucket takes more pictures than that,
-        the last one fills it.
-        """
-        full = group + group[-1:] * (bucket.batch - len(group))
-        feeds = {"image": self.manifest.preprocess.apply(np.stack([each.rgb for each in full]))}
-        for name in full[0].noise:
-            feeds[name] = np.concatenate([each.noise[name] for each in full])
-        with self._sessions.lease(bucket) as session:
-            outputs = session(feeds)
-        predictions = {}
-        for index, picture in enumerate(group):
-            values = {
-                # A copy: one prediction of a batch does not keep the others' maps.
-                name: TASKS[name].decode(
-                    restore(TASKS[name], outputs[name][index].copy(), picture.fit, resize)
-                )
-                for name in self.manifest.tasks
-            }
-            predictions[picture.position] = Prediction(values, source=picture.source)
-        return predictions
+    def _answers(
+        self, pictures: Iterable[Picture], call: Call
+    ) -> Iterator[tuple[Picture, dict[str, Answer]]]:
+        buckets = serving(self.manifest.buckets, call.ensemble)
+        return answer_all(pictures, self.manifest, buckets, self._sessions.lease)
 
-    def _noise(self, bucket: Bucket, seed: int | None, noise: NDArray[np.float32] | None) -> Arrays:
-        shape = self.manifest.noise_shape(bucket)
-        if "noise" not in self.manifest.input_shapes(bucket):
-            if noise is not None:
-                raise ImageError(
-                    "this bundle takes no noise: it is of mode D, or was built with --fixed-noise, "
-                    "which made the noise part of the graph"
-                )
-            self.check_seed(seed)
-            return {}
-        if noise is None:
-            return {"noise": draw_noise(self.manifest.noise_seed if seed is None else seed, shape)}
-        if seed is not None:
-            raise ImageError("give a seed or the noise, not both")
-        if (
-            not isinstance(noise, np.ndarray)
-            or noise.dtype.kind not in "fiu"
-            or noise.shape != shape
-        ):
-            given = (
-                f"{noise.dtype} {list(noise.shape)}"
-                if isinstance(noise, np.ndarray)
-                else type(noise).__name__
-            )
-            raise ImageError(
-                f"bucket {bucket} takes noise as a float array of shape {list(shape)}, found "
-                f"{given}"
-            )
-        if not (np.abs(noise) < _LARGEST_NOISE).all():
-            raise ImageError(
-                f"the noise holds NaN, infinite or absurd values (beyond {_LARGEST_NOISE:g})"
-            )
-        return {"noise": np.ascontiguousarray(noise, dtype=np.float32)}
+    def _tiled(
+        self, position: int, source: Path | None, rgb: NDArray[np.uint8], call: Call
+    ) -> tuple[int, Prediction]:
+        """The prediction for a picture in tiles, with its position."""
+        bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
+        size = (bucket.height, bucket.width)
+
+        def predict(crops: list[NDArray[np.uint8]]) -> list[dict[str, Answer]]:
+            pictures = [self._fitted(at, None, crop, call, bucket) for at, crop in enumerate(crops)]
+            return [answers for _, answers in self._answers(pictures, call)]  # all have one size
+
+        same = [each for each in self.manifest.buckets if (each.height, each.width) == size]
+        answer = predict_tiles(
+            rgb,
+            size,
+            predict,
+            resize=call.resize or "bilinear",
+            at_once=max(each.batch for each in same),
+            progress=call.progress or (lambda done, total: None),
+        )
+        return position, Prediction(
+            answer.values, source=source, uncertainty=answer.uncertainty, tiled=answer.tiled
+        )
 
 
-def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Standard normal float32 of `shape` from NumPy's counter-based Philox: the same on every
-    machine and backend.
-
-    Raises: ImageError for a negative or non-integer seed.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ImageError(f"a seed is a non-negative integer, found {seed!r}")
-    return np.random.Generator(np.random.Philox(seed)).standard_normal(shape, dtype=np.float32)
+def _prediction(
+    picture: Picture, answers: Mapping[str, Answer], resize: Resize | None
+) -> Prediction:
+    """The answers for a picture, brought back to its size."""
+    values, uncertainty = {}, {}
+    for name, answer in answers.items():
+        task = TASKS[name]
+        values[name] = task.decode(restore(task, answer.map, picture.fit, resize))
+        if answer.spread is not None:
+            (spread,) = restore(task, answer.spread, picture.fit, resize)
+            uncertainty[name] = task.uncertainty(values[name], spread)
+    return Prediction(values, source=picture.source, uncertainty=uncertainty)

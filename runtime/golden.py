@@ -116,14 +116,14 @@ def _worst_task(by_task: dict[str, GoldenError]) -> GoldenError:
 
 def _read(session: Session) -> dict[str, NDArray[Any]]:
     """`image` uint8 [H,W,3], `noise` (where it is an input) and each task's float32 [C,H,W]; for a
-    batch of N > 1 [N,H,W,3] and [N,C,H,W].
+    batch of N > 1 [N,H,W,3] and [N,C,H,W], and for N > 1 noises [H,W,3] and [N,C,H,W].
 
     How large each must be is known before it is read: an archive of few bytes can unpack to many.
     """
     manifest, bucket = session.manifest, session.bucket
     path = session.folder / manifest.golden.file
-    count = (bucket.batch,) if bucket.batch > 1 else ()
-    picture = (*count, bucket.height, bucket.width, 3)
+    pictures, count = (((n,) if n > 1 else ()) for n in (bucket.batch, bucket.answers))
+    picture = (*pictures, bucket.height, bucket.width, 3)
     expected: dict[str, tuple[str, Shape]] = {"image": ("uint8", picture)}
     expected |= {
         name: ("float32", shape) for name, shape in session.input_shapes.items() if name == "noise"
@@ -146,7 +146,7 @@ def _read(session: Session) -> dict[str, NDArray[Any]]:
 
 def _largest(manifest: Manifest) -> int:
     """Bytes that a golden of these buckets may have, with room for more arrays."""
-    pixels = sum(each.batch * each.height * each.width for each in manifest.buckets)
+    pixels = sum(each.answers * each.height * each.width for each in manifest.buckets)
     channels = manifest.latent.channels + sum(TASKS[name].channels for name in manifest.tasks)
     return _ROOM + pixels * 2 * (3 + channels * 4)
 

@@ -27,6 +27,7 @@ from runtime.manifest_check import (
 from runtime.manifest_json import (
     BATCHES,
     MANIFEST,
+    NOISES,
     OLDEST_SCHEMA,
     SCHEMA,
     check_requires,
@@ -86,7 +87,8 @@ class Source:
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
     """One static input size in pixels, with the ONNX graph and, for TensorRT flavours, the engine
-    that serve it. They answer `batch` pictures at once.
+    that serve it. They answer `batch` pictures at once, or one picture with `noises` noises, which
+    is encoded once.
     """
 
     height: int
@@ -94,11 +96,18 @@ class Bucket:
     graph: str
     engine: str | None = None
     batch: int = 1
+    noises: int = 1
 
     def __str__(self) -> str:
-        """512x512, and 4x512x512 with a batch of 4."""
-        size = f"{self.height}x{self.width}"
-        return size if self.batch == 1 else f"{self.batch}x{size}"
+        """512x512; 4x512x512 with a batch of 4, and 512x512-noises8 with 8 noises."""
+        batch = f"{self.batch}x" if self.batch > 1 else ""
+        noises = f"-noises{self.noises}" if self.noises > 1 else ""
+        return f"{batch}{self.height}x{self.width}{noises}"
+
+    @property
+    def answers(self) -> int:
+        """Maps of each task that one run gives. One of `batch` and `noises` is 1."""
+        return self.batch * self.noises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,19 +319,23 @@ class Manifest:
 
 def required_features(manifest: Manifest) -> list[str]:
     """What belongs into `requires`: without it a reader would answer for one task of several, or
-    feed one picture to a graph that takes more.
+    feed one picture or one noise to a graph that takes more.
     """
-    batched = any(bucket.batch > 1 for bucket in manifest.buckets)
-    return [*["beside"] * bool(manifest.beside), *[BATCHES] * batched]
+    features = {
+        "beside": bool(manifest.beside),
+        BATCHES: any(bucket.batch > 1 for bucket in manifest.buckets),
+        NOISES: any(bucket.noises > 1 for bucket in manifest.buckets),
+    }
+    return [name for name, needed in features.items() if needed]
 
 
 def input_shapes(bucket: Bucket, latent: Latent, *, noise: bool) -> dict[str, Shape]:
-    """Shapes of the float32 inputs: `image` [N,3,H,W] and, with `noise`, `noise` [N,C,H/8,W/8],
-    where N is the bucket's batch.
+    """Shapes of the float32 inputs: `image` [N,3,H,W] and, with `noise`, `noise` [M,C,H/8,W/8],
+    where N is the bucket's batch and M the number of its answers.
     """
     shapes: dict[str, Shape] = {"image": (bucket.batch, 3, bucket.height, bucket.width)}
     if noise:
-        shapes["noise"] = (bucket.batch, *noise_shape(bucket, latent)[1:])
+        shapes["noise"] = (bucket.answers, *noise_shape(bucket, latent)[1:])
     return shapes
 
 
@@ -333,8 +346,8 @@ def noise_shape(bucket: Bucket, latent: Latent) -> Shape:
 
 
 def output_shapes(bucket: Bucket, tasks: Iterable[str]) -> dict[str, Shape]:
-    """Shapes of the float32 outputs: one [N,channels,H,W] for each task, named by the task; N is
-    the bucket's batch.
+    """Shapes of the float32 outputs: one [M,channels,H,W] for each task, named by the task; M is
+    the number of the bucket's answers.
     """
     size = (bucket.height, bucket.width)
-    return {name: (bucket.batch, TASKS[name].channels, *size) for name in tasks}
+    return {name: (bucket.answers, TASKS[name].channels, *size) for name in tasks}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # error of single pixels may be large.
 LARGEST_TOLERANCE, LARGEST_MEAN_TOLERANCE = 0.8, 0.05
 LARGEST_EDGE, LARGEST_AREA = 16_384, 1 << 26  # pixels of a bucket, of all its pictures
-LARGEST_BATCH = 64  # pictures of a bucket
+LARGEST_BATCH = 64  # pictures or noises of a bucket
 LARGEST_CHANNELS, LARGEST_CELL = 64, 64  # channels of the latent, pixels of a cell's edge
 LARGEST_CONSTANT, SMALLEST_SCALE = 1e3, 1e-6  # of preprocess and latent, apart from the sign
 LARGEST_SEED = 1 << 63
@@ -98,6 +98,8 @@ def _odd_sizes(manifest: Manifest) -> Iterator[str]:
     if not 1 <= latent.downscale <= LARGEST_CELL:
         yield f"latent.downscale must lie in 1 to {LARGEST_CELL}, found {latent.downscale}"
         return
+    takes_noise = manifest.mode == "g" and not manifest.fixed_noise
+    plain = {(each.height, each.width) for each in manifest.buckets if each.noises == 1}
     for bucket in manifest.buckets:
         if not _fits(bucket, latent.downscale):
             yield f"bucket {bucket} is not a positive multiple of {latent.downscale}"
@@ -105,7 +107,13 @@ def _odd_sizes(manifest: Manifest) -> Iterator[str]:
             yield f"bucket {bucket} has an edge of more than {LARGEST_EDGE} pixels"
         elif not 1 <= bucket.batch <= LARGEST_BATCH:
             yield f"a bucket's batch must lie in 1 to {LARGEST_BATCH}, found {bucket.batch}"
-        elif bucket.batch * bucket.height * bucket.width > LARGEST_AREA:
+        elif not 1 <= bucket.noises <= LARGEST_BATCH:
+            yield f"a bucket's noises must lie in 1 to {LARGEST_BATCH}, found {bucket.noises}"
+        elif bucket.noises > 1 and (bucket.batch > 1 or not takes_noise):
+            yield f"bucket {bucket} has several noises, and a batch or no noise to take"
+        elif (bucket.height, bucket.width) not in plain:
+            yield f"bucket {bucket} has no bucket of its size with one noise beside it"
+        elif bucket.answers * bucket.height * bucket.width > LARGEST_AREA:
             yield f"bucket {bucket} has more than {LARGEST_AREA} pixels"
 
 

@@ -23,9 +23,9 @@ MANIFEST = "manifest.json"
 # The format that is written, and the oldest that is read.
 SCHEMA, OLDEST_SCHEMA = 4, 3
 _LARGEST = 4 << 20  # bytes of a manifest
-BATCHES = "buckets.batch"
+BATCHES, NOISES = "buckets.batch", "buckets.noises"
 # What `requires` may name beside the manifest's own fields.
-FEATURES = frozenset((BATCHES,))
+FEATURES = frozenset((BATCHES, NOISES))
 
 
 def read_json(folder: Path) -> dict[str, Any]:

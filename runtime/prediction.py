@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -21,6 +22,7 @@ from runtime.errors import DamagedBundleError, OutputError, TaskError
 from runtime.files import sha256_of
 from runtime.marker import MARKER, SIGNATURE, chunk, marks, text_chunk
 from runtime.tasks import TASKS
+from runtime.tiles import Tiled
 from runtime.writing import write_together
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
 # Texts in our PNGs beside the marker: the task, and what the picture is known by (may be missing).
 TASK, PICTURE = "Lotus-Task", "Lotus-Picture"
-_ENDINGS = (".npy", "-16bit.png", ".png")
+# And of an ensemble the unit of the uncertainty that lies beside.
+_UNCERTAINTY = "Lotus-Uncertainty"
+_ENDINGS, _UNCERTAINTY_ENDING = (".npy", "-16bit.png", ".png"), "-uncertainty.npy"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,10 +41,14 @@ class TaskMap:
     """One task's map for one image.
 
     `values` is float32: [H,W] in [0,1] for depth and disparity, unit vectors [H,W,3] for normals.
+    `uncertainty` float32 [H,W] says how far the answers of an ensemble lie apart: the median
+    distance to `values` over the value, for normals the median angle in degrees. None without an
+    ensemble.
     """
 
     task: str
     values: NDArray[np.float32]
+    uncertainty: NDArray[np.float32] | None = None
 
     def colorize(self) -> NDArray[np.uint8]:
         """RGB uint8 [H,W,3].
@@ -56,14 +64,26 @@ class Prediction:
 
     It is made of each task's values, in the order of the bundle's tasks; at least one. Iteration
     gives the tasks. With one task, `values`, `task` and `colorize` are those of its map; with
-    several they raise TaskError. `source` is the picture's file, None for a picture in memory.
+    several they raise TaskError. `uncertainty` has the tasks of an ensemble. `source` is the
+    picture's file, None for a picture in memory. `tiled` says how a map came out of tiles, None
+    without them.
     """
 
     def __init__(
-        self, values: Mapping[str, NDArray[np.float32]], *, source: Path | None = None
+        self,
+        values: Mapping[str, NDArray[np.float32]],
+        *,
+        source: Path | None = None,
+        uncertainty: Mapping[str, NDArray[np.float32]] | None = None,
+        tiled: Tiled | None = None,
     ) -> None:
-        self._maps = {name: TaskMap(task=name, values=array) for name, array in values.items()}
+        spreads = uncertainty or {}
+        self._maps = {
+            name: TaskMap(task=name, values=array, uncertainty=spreads.get(name))
+            for name, array in values.items()
+        }
         self.source = source
+        self.tiled = tiled
 
     def __getitem__(self, task: str) -> TaskMap:
         """Raises: TaskError, which is a KeyError, for a task that the bundle does not answer."""
@@ -101,6 +121,11 @@ class Prediction:
     def values(self) -> NDArray[np.float32]:
         """The values of the only map. Raises: TaskError where there are several."""
         return self._only.values
+
+    @property
+    def uncertainty(self) -> NDArray[np.float32] | None:
+        """The uncertainty of the only map. Raises: TaskError where there are several."""
+        return self._only.uncertainty
 
     def colorize(self) -> NDArray[np.uint8]:
         """The colours of the only map, RGB uint8 [H,W,3]. Raises: TaskError where there are
@@ -141,7 +166,8 @@ class Prediction:
         self, path: str | os.PathLike[str], name: str | None = None, *, overwrite: bool = False
     ) -> list[Path]:
         """Write `<path>.npy` (float32), `<path>-16bit.png` (0..65535 over the task's range) and
-        `<path>.png` (colours), and the folders above them. All files appear, or none.
+        `<path>.png` (colours), of an ensemble `<path>-uncertainty.npy` (float32), and the folders
+        above them. All files appear, or none.
 
         `save("out/room")` writes `out/room.npy` and so on; so do `save("out/room.png")` and
         `save("out", "room")`. A folder that exists, or a path that ends with a slash, takes
@@ -150,14 +176,19 @@ class Prediction:
         `overwrite`; so are results of another task or another picture file. (Pictures in memory
         are not told apart.)
 
-        Returns for each task the paths of array, 16-bit PNG and colours. Raises: OutputError.
+        Returns for each task the paths of array, 16-bit PNG, colours and uncertainty. Raises:
+        OutputError.
         """
         stem = _stem(path, name)
         stems = task_stems(stem, self) if len(self) > 1 else dict.fromkeys(self, stem)
         known_by = fingerprint(self.source) if self.source is not None else ""
         maps = {stems[task]: each for task, each in self.items()}
         save_together(maps, overwrite=overwrite, picture=known_by)
-        return [file for each in maps for file in saved_paths(each)]
+        return [
+            file
+            for stem, each in maps.items()
+            for file in saved_paths(stem, uncertain=each.uncertainty is not None)
+        ]
 
 
 def task_stems(stem: Path, tasks: Iterable[str]) -> dict[str, Path]:
@@ -165,9 +196,12 @@ def task_stems(stem: Path, tasks: Iterable[str]) -> dict[str, Path]:
     return {task: stem.with_name(f"{stem.name}-{task}") for task in tasks}
 
 
-def saved_paths(stem: Path) -> list[Path]:
-    """The files of the result `stem`: array, 16-bit PNG, colour PNG."""
-    return [stem.with_name(f"{stem.name}{ending}") for ending in _ENDINGS]
+def saved_paths(stem: Path, *, uncertain: bool = False) -> list[Path]:
+    """The files of the result `stem`: array, 16-bit PNG, colour PNG, and with `uncertain` the array
+    of an ensemble's uncertainty.
+    """
+    endings = (*_ENDINGS, *[_UNCERTAINTY_ENDING] * uncertain)
+    return [stem.with_name(f"{stem.name}{ending}") for ending in endings]
 
 
 def save_together(
@@ -175,30 +209,48 @@ def save_together(
 ) -> None:
     """Write the files of maps of one picture, by their stems: all of them or none.
 
-    `picture` is what the picture is known by; it is stored in the PNGs. Raises: OutputError.
+    `picture` is what the picture is known by; it is stored in the PNGs. The uncertainty of an
+    earlier result is removed where the new one has none. Raises: OutputError.
     """
 
     def check() -> None:
         for stem, each in maps.items():
-            check_free(stem, each.task, overwrite=overwrite, picture=picture)
+            uncertain = each.uncertainty is not None
+            check_free(stem, each.task, overwrite=overwrite, picture=picture, uncertain=uncertain)
 
     contents: dict[Path, bytes] = {}
+    outdated: list[Path] = []
     for stem, each in maps.items():
+        uncertain = each.uncertainty is not None
         # PNGs first: an array is known as ours by the PNG beside it.
-        files = zip(saved_paths(stem), _encode(each, picture), strict=True)
-        contents |= dict(reversed([*files]))
+        files = zip(saved_paths(stem, uncertain=uncertain), _encode(each, picture), strict=True)
+        contents |= dict(sorted(files, key=lambda file: file[0].suffix != ".png"))
+        if not uncertain and _UNCERTAINTY in result_marks(stem):
+            outdated += saved_paths(stem, uncertain=True)[-1:]
     write_together(contents, check)
+    for path in outdated:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
-def check_free(stem: Path, task: str, *, overwrite: bool = False, picture: str = "") -> None:
-    """Refuse to write the result `stem` where it would replace what must stay.
+def check_free(
+    stem: Path,
+    task: str,
+    *,
+    overwrite: bool = False,
+    picture: str = "",
+    uncertain: bool = False,
+) -> None:
+    """Refuse to write the result `stem` where it would replace what must stay; `uncertain` as of
+    `saved_paths`.
 
     An earlier result of the same task and picture may be replaced, anything else only with
     `overwrite`. An array belongs to the PNGs of its name. Links are not followed: nobody but their
     owner knows what they stand for. Raises: OutputError.
     """
-    array, *pictures = saved_paths(stem)
-    for path in (*pictures, array):
+    paths = saved_paths(stem, uncertain=uncertain)
+    earlier = result_marks(stem)
+    for path in sorted(paths, key=lambda path: path.suffix != ".png"):
         try:
             kind = os.lstat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -210,7 +262,9 @@ def check_free(stem: Path, task: str, *, overwrite: bool = False, picture: str =
             raise OutputError(f"cannot write {path}: there is a folder of this name")
         if overwrite:
             continue
-        ours = result_marks(stem) if path == array else marks(path)
+        ours = marks(path) if path.suffix == ".png" else earlier
+        if path.name.endswith(_UNCERTAINTY_ENDING) and _UNCERTAINTY not in earlier:
+            ours = {}  # the array of a picture of that name, say
         if not ours or not stat.S_ISREG(kind):
             what = "it is not a result of lotus-edge"
         elif ours.get(TASK, task) != task:
@@ -259,16 +313,26 @@ def _without_ending(text: str) -> Path:
     return Path(text)
 
 
-def _encode(task_map: TaskMap, picture: str) -> tuple[bytes, bytes, bytes]:
-    """The contents of the three files, in the order of `saved_paths`."""
+def _encode(task_map: TaskMap, picture: str) -> list[bytes]:
+    """The contents of the files, in the order of `saved_paths`."""
+    task = TASKS[task_map.task]
     texts = {**dict([MARKER]), TASK: task_map.task, **({PICTURE: picture} if picture else {})}
-    array, colors, info = io.BytesIO(), io.BytesIO(), PngInfo()
-    np.save(array, task_map.values, allow_pickle=False)
+    if task_map.uncertainty is not None:
+        texts[_UNCERTAINTY] = task.uncertainty_unit
+    colors, info = io.BytesIO(), PngInfo()
     for keyword, text in texts.items():
         info.add_text(keyword, text)
     Image.fromarray(task_map.colorize()).save(colors, format="PNG", pnginfo=info)
-    deep = png16(TASKS[task_map.task].encode16(task_map.values), texts)
-    return array.getvalue(), deep, colors.getvalue()
+    deep = png16(task.encode16(task_map.values), texts)
+    arrays = [each for each in (task_map.values, task_map.uncertainty) if each is not None]
+    values, *uncertainty = map(_npy, arrays)
+    return [values, deep, colors.getvalue(), *uncertainty]
+
+
+def _npy(array: NDArray[np.float32]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
 
 
 def png16(values: NDArray[np.uint16], texts: Mapping[str, str]) -> bytes:

@@ -9,34 +9,50 @@ for one channel and [H,W,C] for several.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Resize: TypeAlias = Literal["bilinear", "nearest"]
+from runtime.colors import spectral_table
 
-# ColorBrewer's 11-class Spectral, the anchors of matplotlib's map of that name (the reference's
-# colours), red first.
-_SPECTRAL = np.array(
-    [
-        [158, 1, 66],
-        [213, 62, 79],
-        [244, 109, 67],
-        [253, 174, 97],
-        [254, 224, 139],
-        [255, 255, 191],
-        [230, 245, 152],
-        [171, 221, 164],
-        [102, 194, 165],
-        [50, 136, 189],
-        [94, 79, 162],
-    ],
-    dtype=np.float64,
-)
+Resize: TypeAlias = Literal["bilinear", "nearest"]
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of a map."""
+
 _FLOOR = 0.1  # AbsRel divides by the exact value: one below this counts as this large
+_BAND = 256  # rows that are worked on at once
+_FLAT = 1e-12  # the variance of a map in which there is nothing but rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """`scale * map + shift` is the map brought to another one. `r_squared` is the share of the
+    other's variance that it then explains; 1 is all of it.
+    """
+
+    scale: float = 1.0
+    shift: float = 0.0
+    r_squared: float = 1.0
+
+    def apply(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The map, brought to the other one."""
+        if (self.scale, self.shift) == (1, 0):
+            return output
+        aligned: NDArray[np.float32] = output * np.float32(self.scale) + np.float32(self.shift)
+        return aligned
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """A map [C,H,W], and `spread` [1,H,W] where it is the middle of several: how far from it they
+    lie, in the map's unit (vectors: degrees).
+    """
+
+    map: NDArray[np.float32]
+    spread: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +64,9 @@ class Task:
     `space` is the space in which a prediction is aligned to ground truth in scale and shift
     ("depth", "disparity"; None: it needs no alignment). `truth` is the kind of ground truth that
     measures it ("depth", "normal"; None: there is none). `error_unit` is the unit of `error`,
-    and `max_error` the largest error that an int8 build accepts by default. `axes`: what
-    multiplies directions into the camera's frame (x right, y down, z forward); None for what is
-    no direction.
+    and `max_error` the largest error that an int8 build accepts by default. `uncertainty_unit` is
+    the unit of `uncertainty`. `axes`: what multiplies directions into the camera's frame (x right,
+    y down, z forward); None for what is no direction.
     """
 
     name: str
@@ -64,6 +80,7 @@ class Task:
     error_unit: str = "of the range"
     max_error: float = 0.01
     axes: tuple[int, int, int] | None = None
+    uncertainty_unit: str = "of the range"
 
     def decode(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """The values of a map: [C,H,W] -> [H,W] or [H,W,C]. Nothing is clipped."""
@@ -86,8 +103,11 @@ class Task:
 
     def encode16(self, values: NDArray[np.float32]) -> NDArray[np.uint16]:
         """The values as uint16 of the same shape: 0 is `low`, 65535 is `high`."""
-        levels = (values.astype(np.float64) - self.low) / (self.high - self.low) * 65535
-        return np.rint(levels).clip(0, 65535).astype(np.uint16)
+        codes = np.empty(values.shape, np.uint16)
+        for rows in _bands(values):  # a large picture's would take 8 bytes for each step
+            levels = (values[rows].astype(np.float64) - self.low) / (self.high - self.low) * 65535
+            codes[rows] = np.rint(levels).clip(0, 65535)
+        return codes
 
     def error(self, prediction: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
         """How far the map `prediction` is from the map `exact`, both [C,H,W], in `error_unit`.
@@ -97,15 +117,63 @@ class Task:
         difference = np.abs(prediction.astype(np.float64) - exact.astype(np.float64))
         return float(difference.mean() / (self.high - self.low))
 
-    def resize(
-        self, output: NDArray[np.float32], height: int, width: int, method: Resize
+    def align(self, output: NDArray[np.float32], reference: NDArray[np.float32]) -> Alignment:
+        """What brings the map `output` to the map `reference` of the same pixels, both [C,H,W].
+
+        Here nothing does: values are what they are, and `r_squared` says how far they agree.
+        """
+        x, y = (
+            self.canonical(each).reshape(self.channels, -1).astype(np.float64)
+            for each in (output, reference)
+        )
+        variance = float(y.var(axis=1).sum())
+        if variance <= _FLAT:
+            return Alignment(r_squared=0.0)
+        return Alignment(r_squared=1 - float(((x - y) ** 2).mean(axis=1).sum()) / variance)
+
+    def canonical(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The map [C,H,W] in the form in which maps of this task are compared and added. Here as it
+        is.
+        """
+        return output
+
+    def merge(self, outputs: Sequence[NDArray[np.float32]]) -> Answer:
+        """The middle of several maps [C,H,W] of the same picture, and how far they lie from it.
+
+        Each is aligned to the first; then the median of each pixel, and the median distance from it
+        (MAD), the mean over the channels.
+        """
+        first, *others = outputs
+        aligned = np.stack([first, *(self.align(each, first).apply(each) for each in others)])
+        middle = np.median(aligned, axis=0)
+        spread = np.median(np.abs(aligned - middle), axis=0).mean(axis=0, keepdims=True)
+        return Answer(map=middle, spread=spread)
+
+    def uncertainty(
+        self, values: NDArray[np.float32], spread: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """The map [C,H,W] at another size, each channel alone. Decode afterwards. Needs Pillow."""
+        """The spread [H,W] of these values in `uncertainty_unit`. Here: as a share of the range."""
+        share: NDArray[np.float32] = spread / np.float32(self.high - self.low)
+        return share
+
+    def resize(
+        self,
+        output: NDArray[np.float32],
+        height: int,
+        width: int,
+        method: Resize,
+        box: Box | None = None,
+    ) -> NDArray[np.float32]:
+        """The map [C,H,W], or what lies in `box`, at another size, each channel alone. Decode
+        afterwards. Needs Pillow.
+
+        The parts of a map together are the map as a whole, but for rounding.
+        """
         from PIL import Image
 
         filters = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
         planes = [
-            np.asarray(Image.fromarray(plane).resize((width, height), filters[method]))
+            np.asarray(Image.fromarray(plane).resize((width, height), filters[method], box))
             for plane in output
         ]
         return np.stack(planes).astype(np.float32, copy=False)
@@ -132,9 +200,12 @@ class Task:
 
     def _spectral(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         low, high = float(values.min()), float(values.max())
-        unit = (values.astype(np.float64) - low) / max(high - low, 1e-12)
-        index = np.rint((1 - unit if self.near == "large" else unit) * 255).astype(np.intp)
-        return spectral_table()[index]
+        colors, table = np.empty((*values.shape, 3), np.uint8), spectral_table()
+        for rows in _bands(values):
+            unit = (values[rows].astype(np.float64) - low) / max(high - low, 1e-12)
+            index = np.rint((1 - unit if self.near == "large" else unit) * 255).astype(np.intp)
+            colors[rows] = table[index]
+        return colors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +214,35 @@ class AffineTask(Task):
 
     error_unit: str = "AbsRel"
     max_error: float = 0.01
+    uncertainty_unit: str = "of the value"
+
+    def align(self, output: NDArray[np.float32], reference: NDArray[np.float32]) -> Alignment:
+        """Scale and shift of least squares over all pixels, where the scale is not negative.
+
+        A map without detail, or one that says the opposite, gets scale 0, and becomes the mean of
+        the reference; `r_squared` is 0 then.
+        """
+        x, y = output.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+        middle, wanted = x.mean(), y.mean()
+        x -= middle
+        y -= wanted
+        covariance = max(float(x @ y), 0.0) / x.size
+        variances = float(x @ x) / x.size, float(y @ y) / y.size
+        if min(variances) <= _FLAT:
+            return Alignment(scale=0.0, shift=float(wanted), r_squared=0.0)
+        scale = covariance / variances[0]
+        return Alignment(
+            scale=scale,
+            shift=float(wanted - scale * middle),
+            r_squared=scale * covariance / variances[1],
+        )
+
+    def uncertainty(
+        self, values: NDArray[np.float32], spread: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """MAD over median; a value below 0.1 counts as 0.1."""
+        relative: NDArray[np.float32] = spread / np.maximum(values, np.float32(_FLOOR))
+        return relative
 
     def error(self, prediction: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
         """AbsRel after the prediction is aligned to `exact` by least squares, both [1,H,W].
@@ -162,16 +262,34 @@ class NormalTask(Task):
     error_unit: str = "degrees"
     max_error: float = 1.0
     axes: tuple[int, int, int] | None = (1, -1, -1)
+    uncertainty_unit: str = "degrees"
 
     def decode(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """[3,H,W] -> unit vectors [H,W,3]; a zero vector stays zero."""
         return unit_vectors(output.transpose(1, 2, 0))
 
+    def canonical(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors of unit length."""
+        return np.ascontiguousarray(self.decode(output).transpose(2, 0, 1))
+
     def error(self, prediction: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
         """The mean angle between the vectors of two maps [3,H,W], in degrees."""
         first, second = (self.decode(output).astype(np.float64) for output in (prediction, exact))
-        sine, cosine = np.linalg.norm(np.cross(first, second), axis=-1), (first * second).sum(-1)
-        return float(np.degrees(np.arctan2(sine, cosine)).mean())
+        return float(_angles(first, second).mean())
+
+    def merge(self, outputs: Sequence[NDArray[np.float32]]) -> Answer:
+        """The mean direction, and the median angle to it in degrees."""
+        vectors = np.stack([self.decode(output) for output in outputs])
+        middle = unit_vectors(vectors.sum(axis=0))
+        angles = np.median([_angles(each, middle) for each in vectors], axis=0)
+        spread = angles.astype(np.float32, copy=False)[None]
+        return Answer(map=np.ascontiguousarray(middle.transpose(2, 0, 1)), spread=spread)
+
+    def uncertainty(
+        self, values: NDArray[np.float32], spread: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The angle itself."""
+        return spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,11 +367,14 @@ def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(vectors / np.maximum(length, np.float32(1e-6)), dtype=np.float32)
 
 
-def spectral_table() -> NDArray[np.uint8]:
-    """256 colours RGB uint8 [256,3], linear between the anchors of Spectral, red first."""
-    position = np.linspace(0, len(_SPECTRAL) - 1, 256)
-    channels = [
-        np.interp(position, np.arange(len(_SPECTRAL)), _SPECTRAL[:, channel])
-        for channel in range(3)
-    ]
-    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+def _bands(values: NDArray[np.float32]) -> Iterator[slice]:
+    """Some rows after the other."""
+    for at in range(0, len(values), _BAND):
+        yield slice(at, at + _BAND)
+
+
+def _angles(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """Degrees between vectors [...,3], exact for small angles too."""
+    sine, cosine = np.linalg.norm(np.cross(first, second), axis=-1), (first * second).sum(-1)
+    angles: NDArray[Any] = np.degrees(np.arctan2(sine, cosine))
+    return angles

@@ -310,17 +310,20 @@ def _golden(folder: Path, manifest: Manifest, backend: str) -> dict[str, np.ndar
             feeds["noise"] = arrays[f"noise_{one}"] = draw_noise(0, shapes["noise"])
         with open_session(backend, folder, manifest, one) as session:
             answer = session(feeds)
-        batched = {f"image_{one}": image} | {f"{name}_{one}": answer[name] for name in answer}
-        arrays |= {name: array if one.batch > 1 else array[0] for name, array in batched.items()}
+        arrays[f"image_{one}"] = image if one.batch > 1 else image[0]
+        arrays |= {
+            f"{name}_{one}": array if one.answers > 1 else array[0]
+            for name, array in answer.items()
+        }
     return arrays
 
 
-def bucket(batch: int = 1, height: int = 64, width: int = 96) -> Bucket:
+def bucket(batch: int = 1, height: int = 64, width: int = 96, *, noises: int = 1) -> Bucket:
     """One of a null bundle, with a graph of its own."""
     from runtime.manifest import Bucket
 
-    graph = f"model-{batch}x{height}x{width}.onnx"
-    return Bucket(height=height, width=width, graph=graph, batch=batch)
+    graph = f"model-{batch}x{height}x{width}x{noises}.onnx"
+    return Bucket(height=height, width=width, graph=graph, batch=batch, noises=noises)
 
 
 def pictures(count: int, height: int = 64, width: int = 96) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import BUCKET, build_bundle, save_checkpoint
 
+from export.bundle.costs import read_costs
 from export.errors import CheckpointError
 from export.folds import FOLDS, apply_folds
 from export.graph.weight_file import WEIGHTS
@@ -51,6 +52,7 @@ def joint(checkpoint_d: Path, normals: Path, tmp_path_factory: pytest.TempPathFa
         task="depth,normal",
         resolutions=SIZE,
         batches=(1, 3),
+        ensemble=4,
         seed=7,
     )
 
@@ -97,8 +99,8 @@ def test_the_autoencoder_is_stored_once_and_each_source_is_named(
     assert [source.checkpoint.sha256 for source in manifest.sources.values()] == hashes
     assert [s.family for s in manifest.sources.values()] == ["lotus-d", "lotus-g"]
     assert (manifest.mode, manifest.tasks) == ("g", ["depth", "normal"])
-    assert manifest.requires == ["beside", "buckets.batch"]
-    assert [str(bucket) for bucket in manifest.buckets] == ["64x64", "3x64x64"]
+    assert manifest.requires == ["beside", "buckets.batch", "buckets.noises"]
+    assert [str(bucket) for bucket in manifest.buckets] == ["64x64", "3x64x64", "64x64-noises4"]
     nodes = onnx.load(joint / manifest.buckets[0].graph, load_external_data=False).graph.node
     encoded = [node for node in nodes if node.name.startswith("encoder/network.conv_in")]
     assert len([node for node in encoded if node.op_type == "Conv"]) == 1
@@ -116,6 +118,45 @@ def test_a_batch_answers_as_one_at_a_time(joint: Path) -> None:
         for task in one:
             np.testing.assert_allclose(one[task].values, other[task].values, rtol=0, atol=1e-4)
     assert float(np.abs(together[0]["depth"].values - together[1]["depth"].values).max()) > 1e-3
+
+
+@pytest.mark.slow
+def test_an_ensemble_in_one_run_answers_as_its_seeds(joint: Path) -> None:
+    """One picture, four noises, and the depth of mode D, which takes none."""
+    (picture,) = pictures(1)
+    with LotusEngine(joint) as engine:
+        together = engine(picture, seed=3, ensemble=4)
+        members = [engine(picture, seed=3 + number) for number in range(4)]
+    with np.load(joint / "golden.npz") as golden:
+        assert golden["image_64x64-noises4"].shape == (BUCKET, BUCKET, 3)
+        assert golden["noise_64x64-noises4"].shape == (4, 4, BUCKET // 8, BUCKET // 8)
+        normals = golden["normal_64x64-noises4"]
+        assert normals.shape == (4, 3, BUCKET, BUCKET)
+        assert not np.array_equal(normals[0], normals[1])
+        np.testing.assert_array_equal(normals[0], golden["normal_64x64"])
+    stacked = [np.moveaxis(each["normal"].values, -1, 0) for each in members]
+    expected = TASKS["normal"].merge(stacked)
+    np.testing.assert_allclose(
+        together["normal"].values, TASKS["normal"].decode(expected.map), rtol=0, atol=1e-4
+    )
+    spread = together["normal"].uncertainty
+    assert spread is not None
+    assert np.abs(spread - expected.spread[0]).mean() < 0.01
+    assert spread.mean() > 0.1
+    depth = together["depth"]
+    np.testing.assert_allclose(depth.values, members[0]["depth"].values, rtol=0, atol=1e-4)
+    assert depth.uncertainty is not None
+    assert depth.uncertainty.max() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_picture_with_several_noises_is_encoded_once(joint: Path) -> None:
+    manifest = Manifest.load(joint)
+    plain, _, several = (read_costs(joint / each.graph) for each in manifest.buckets)
+    assert several["encoder"].multiply_adds == plain["encoder"].multiply_adds
+    # Of two tasks one takes noise: 1 and 4 maps in place of 2.
+    decoder = several["decoder"].multiply_adds / plain["decoder"].multiply_adds
+    assert decoder == pytest.approx(5 / 2, rel=0.05)
 
 
 @pytest.mark.slow

@@ -111,6 +111,8 @@ def test_a_dry_run_says_what_is_built_instead(tmp_path: Path) -> None:
         ({"beside": ("random/lotus-d",), "task": "disparity"}, "for 2 checkpoints"),
         ({"batches": (0,)}, "1 to 64 pictures"),
         ({"batches": (2, 2)}, "a size is named twice"),
+        ({"ensemble": 8}, "mode D takes no noise"),
+        ({"ensemble": 0}, "1 to 64 noises"),
         ({"policy": Path("nowhere.json")}, "no policy nowhere.json"),
         ({"policy": Path("newer.json")}, f"policy of version {VERSION + 1}"),
         ({"policy": Path("broken.json")}, "is not a policy"),

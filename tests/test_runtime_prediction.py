@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from runtime import LotusEngine
+from runtime.colors import spectral_table
 from runtime.errors import OutputError
 from runtime.marker import made_by_us, marks
 from runtime.prediction import Prediction
-from runtime.tasks import spectral_table
 
 RAMP = np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(2, 0)
 

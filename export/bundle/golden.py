@@ -23,7 +23,8 @@ GOLDEN = "golden.npz"
 
 def write_golden(checkpoints: Sequence[Checkpoint], plan: Plan, stage: Path) -> None:
     """Write `golden.npz` into the folder `stage`: `image_B`, `noise_B` (mode G) and `<task>_B` for
-    each bucket B; of a bucket with a batch each array has its pictures one after the other.
+    each bucket B; of a bucket with a batch each array has its pictures one after the other, and of
+    one with several noises these and the maps.
 
     Where a small autoencoder stands in, says how far that moves the reference. Raises:
     CheckpointError when the reference answers NaN; OSError.
@@ -32,21 +33,22 @@ def write_golden(checkpoints: Sequence[Checkpoint], plan: Plan, stage: Path) -> 
     known: dict[tuple[object, ...], NDArray[np.float32]] = {}  # of buckets of the same size
     for bucket in plan.buckets:
         say(f"PyTorch reference at {bucket}")
-        seeds = [plan.noise_seed + number for number in range(bucket.batch)]
-        images = [golden_image(bucket.height, bucket.width, seed=seed) for seed in seeds]
+        seeds = [plan.noise_seed + number for number in range(bucket.answers)]
+        pictured = seeds[: bucket.batch] * bucket.noises  # the seed of each answer's image
+        images = [golden_image(bucket.height, bucket.width, seed=seed) for seed in pictured]
         noises = _noises(plan, bucket, seeds)
         maps: dict[str, list[NDArray[np.float32]]] = {}
-        for checkpoint, image, noise, seed in (
+        for checkpoint, image, noise, pair in (
             (checkpoint, *one)
             for checkpoint in checkpoints
-            for one in zip(images, noises, seeds, strict=True)
+            for one in zip(images, noises, zip(pictured, seeds, strict=True), strict=True)
         ):
-            key = (checkpoint.task.name, bucket.height, bucket.width, seed)
+            key = (checkpoint.task.name, bucket.height, bucket.width, pair)
             if key not in known:
                 known[key] = _reference(checkpoint, image, noise)
             maps.setdefault(checkpoint.task.name, []).append(known[key])
-        stack = np.stack if bucket.batch > 1 else _only
-        arrays[f"image_{bucket}"] = stack(images)
+        stack = np.stack if bucket.answers > 1 else _only
+        arrays[f"image_{bucket}"] = np.stack(images) if bucket.batch > 1 else images[0]
         if plan.noise_is_input:
             arrays[f"noise_{bucket}"] = np.concatenate(noises)
         arrays |= {f"{task}_{bucket}": stack(answers) for task, answers in maps.items()}

@@ -56,11 +56,16 @@ class SinglePass(nn.Module):
     def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         """Image [N,3,H,W] in [-1,1], noise [N,C,H/8,W/8] for mode G, to each task's map
         [N,channels,H,W] in its range; normals are not scaled to unit length.
+
+        One image with several noises is encoded once, and gives a map for each noise; of a task
+        that takes none they are the same.
         """
         encoded = self.encoder(image)
         latents = [unet(encoded, noise) for unet in self.unets.values()]
         maps: tuple[Tensor, ...] = self.decoder(latents)
-        return maps
+        if noise is None or len(noise) == len(image):
+            return maps
+        return tuple(each.expand(len(noise), -1, -1, -1) for each in maps)
 
 
 class _Encoder(nn.Module):
@@ -122,10 +127,12 @@ class _UNet(nn.Module):
         return time + classes
 
     def forward(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
-        count = len(latent)
         if self.noises:
-            noise = self.noises[tuple(latent.shape[2:])].expand(count, -1, -1, -1)
+            noise = self.noises[tuple(latent.shape[2:])].expand(len(latent), -1, -1, -1)
         noise = noise if self.takes_noise else None
+        if noise is not None and len(noise) != len(latent):  # one image, several noises
+            latent = latent.expand(len(noise), -1, -1, -1)
+        count = len(latent)
         second = torch.zeros_like(latent) if self.reads_zeros else noise
         if second is not None:
             latent = torch.cat([latent, second], dim=1)
@@ -160,7 +167,7 @@ class _Decoder(nn.Module):
         outputs = self.outputs if numbers is None else [self.outputs[one] for one in numbers]
         pictures: Sequence[Tensor]
         if self.batched and len(latents) > 1:
-            pictures = self._decode(torch.cat(list(latents))).chunk(len(latents))
+            pictures = self._decode(torch.cat(list(latents))).split([len(each) for each in latents])
         else:
             pictures = [self._decode(latent) for latent in latents]
         return tuple(

@@ -58,7 +58,8 @@ class Calibration:
         self, plan: Plan, bucket: Bucket, more: Sequence[NDArray[np.uint8]] = ()
     ) -> Iterator[tuple[Tensor, ...]]:
         """The network's inputs for each image at the bucket's size, or for each batch of images:
-        image and, where the graph takes it, noise. The last batch is filled up with its last image.
+        image and, where the graph takes it, noise. The last batch is filled up with its last image;
+        a bucket with several noises has them for each image.
 
         The images `more`, RGB uint8 [H,W,3] of that size, come last.
         """
@@ -70,7 +71,12 @@ class Calibration:
             inputs = [np.concatenate([plan.preprocess.apply(rgb) for _, rgb in batch])]
             if plan.noise_is_input:
                 shape = plan.noise_shape(bucket)
-                noises = [draw_noise(plan.noise_seed + number, shape) for number, _ in batch]
+                seeds = [
+                    plan.noise_seed + bucket.noises * number + each
+                    for number, _ in batch
+                    for each in range(bucket.noises)
+                ]
+                noises = [draw_noise(seed, shape) for seed in seeds]
                 inputs.append(np.concatenate(noises))
             yield tuple(map(torch.from_numpy, inputs))
 

@@ -15,7 +15,7 @@ class BackendSession(Session):
     """Answers the image itself, scaled to each task's range.
 
     Three channels are those of the image, one channel is their mean. Noise (mode G) shifts each
-    image by the mean of its own first.
+    image by the mean of its own first; one image with several noises is shifted by each.
     """
 
     def _open(self) -> Tensors:
