@@ -182,6 +182,20 @@ def test_the_command_writes_all_its_files(
         assert views.size == (1280, 480)
 
 
+def test_an_ensemble_gives_each_point_its_confidence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_null_bundle(tmp_path / "disparity", task="disparity", mode="g")
+    assert run(tmp_path, "--fov", "60", "--island", "1", "--ensemble", "3") == 0, capfd.readouterr()
+    confidence = np.load(tmp_path / "out" / "maps.npz")["confidence"]
+    assert confidence.shape == (40, 64)
+    assert 0 <= confidence.min() <= confidence.max() <= 1
+    assert b"property float confidence\n" in (tmp_path / "out" / "cloud.ply").read_bytes()
+    write_null_bundle(tmp_path / "other" / "disparity", task="disparity")
+    assert run(tmp_path / "other", "--ensemble", "3") == 1
+    assert "mode D" in capfd.readouterr().err
+
+
 def test_a_large_picture_is_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apps.scene.command._MOST_POINTS", 700)
     assert run(tmp_path, "--fov", "60", "--island", "1") == 0  # 64x40: every second row and column

@@ -60,6 +60,7 @@ NEED_NONE = {
     "benchmarks/gallery.py",
     "benchmarks/geometry.py",
     "benchmarks/latency_worker.py",
+    "benchmarks/tiles.py",
 }
 
 

@@ -21,17 +21,22 @@ from runtime.alignment import Anchors
 from runtime.camera import ASSUMED_FOV, Camera
 from runtime.console import say, show
 from runtime.engine import LotusEngine
-from runtime.errors import GeometryError, OutputError
+from runtime.errors import GeometryError, ImageError, OutputError
 from runtime.extras import require
 from runtime.geometry import EDGE, GRAZING
 from runtime.image import load
-from runtime.prediction import fingerprint
+from runtime.prediction import TaskMap, fingerprint
 from runtime.reconstruct import Reconstruction, Sky, reconstruct
 from runtime.writing import write_together
 
 _MOST_POINTS = 1_000_000
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--backend", {"help": "default: each bundle's target"}),
+    (
+        "--ensemble",
+        {"type": int, "default": 1, "help": "answers of mode G; how far they lie apart is kept"},
+    ),
+    ("--tiles", {"action": "store_true", "help": "for large pictures: detail by tiles"}),
     ("--overwrite", {"action": "store_true", "help": "replace files of others in DIR"}),
     ("--refine", {"action": "store_true", "help": "fuse depth and normals: walls become flat"}),
     ("--stride", {"type": int, "help": "every N-th row and column (1, or a million points)"}),
@@ -98,8 +103,15 @@ def _scene(arguments: argparse.Namespace) -> int:
     sky: Sky = arguments.sky
     if sky not in ("auto", "keep"):
         sky = read_mask(Path(arguments.sky), height, width)
+    maps = collect_maps(
+        arguments.bundles,
+        rgb,
+        arguments.backend,
+        ensemble=arguments.ensemble,
+        tiles=arguments.tiles,
+    )
     found = reconstruct(
-        collect_maps(arguments.bundles, rgb, arguments.backend),
+        {task: each.values for task, each in maps.items()},
         camera,
         search=arguments.search_fov,
         anchors=anchors,
@@ -109,7 +121,8 @@ def _scene(arguments: argparse.Namespace) -> int:
         edge=arguments.edge,
         grazing=arguments.grazing,
     )
-    contents, counts = _contents(found, rgb, arguments, picture)
+    confidence = files.confidence_of(maps[found.task])
+    contents, counts = _contents(found, rgb, confidence, arguments, picture)
     write_together(
         {arguments.output / name: content for name, content in contents.items()},
         lambda: _check_free(arguments.output, picture, arguments.overwrite),
@@ -120,19 +133,37 @@ def _scene(arguments: argparse.Namespace) -> int:
 
 
 def collect_maps(
-    bundles: list[str], rgb: NDArray[np.uint8], backend: str | None
-) -> dict[str, NDArray[np.float32]]:
-    """The maps of a picture by task, of one bundle after the other."""
-    maps: dict[str, NDArray[np.float32]] = {}
+    bundles: list[str],
+    rgb: NDArray[np.uint8],
+    backend: str | None,
+    *,
+    ensemble: int = 1,
+    tiles: bool = False,
+) -> dict[str, TaskMap]:
+    """The maps of a picture by task, of one bundle after the other.
+
+    `ensemble` is for those bundles that take noise. Raises: ImageError where none of them does.
+    """
+    maps: dict[str, TaskMap] = {}
+    refusal: ImageError | None = None
+    merged = False
     for bundle in bundles:
         with LotusEngine(bundle, backend) as engine:
-            maps |= {task: each.values for task, each in engine(rgb).items()}
+            count = ensemble
+            try:
+                engine.check_seed(None, ensemble)
+                merged = True
+            except ImageError as error:
+                count, refusal = 1, error
+            maps |= engine(rgb, ensemble=count, tiles=tiles)
+    if refusal is not None and not merged:
+        raise refusal
     return maps
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse numbers that make no sense before anything is predicted. Raises: GeometryError."""
-    for name in ("stride", "faces", "edge", "camera_height", "focal", "sensor_width"):
+    for name in ("ensemble", "stride", "faces", "edge", "camera_height", "focal", "sensor_width"):
         value = getattr(arguments, name)
         if value is not None and not 0 < value < float("inf"):
             raise GeometryError(f"--{name.replace('_', '-')} is a positive number, found {value}")
@@ -172,7 +203,11 @@ def _anchors(arguments: argparse.Namespace, rgb: NDArray[np.uint8]) -> Anchors |
 
 
 def _contents(
-    found: Reconstruction, rgb: NDArray[np.uint8], arguments: argparse.Namespace, picture: str
+    found: Reconstruction,
+    rgb: NDArray[np.uint8],
+    confidence: NDArray[np.float32] | None,
+    arguments: argparse.Namespace,
+    picture: str,
 ) -> tuple[dict[str, bytes], dict[str, int]]:
     """The files by name, and how many points, triangles and pixels of each kind there are."""
     # A picture of 12 megapixels would be a mesh of a gigabyte.
@@ -197,8 +232,8 @@ def _contents(
     Image.fromarray(sheet).save(views, format="PNG")
     named = {
         **meshes,
-        "cloud.ply": files.encode_cloud(found, cloud, rgb),
-        **files.encode_maps(found),
+        "cloud.ply": files.encode_cloud(found, cloud, rgb, confidence),
+        **files.encode_maps(found, confidence),
         "views.png": views.getvalue(),
         "camera.json": files.encode_camera(found, picture, counts),
     }

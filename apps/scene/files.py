@@ -20,7 +20,7 @@ from PIL import Image
 
 from runtime.marker import MARKER
 from runtime.mesh import Mesh, build_mesh
-from runtime.prediction import png16
+from runtime.prediction import TaskMap, png16
 from runtime.reconstruct import Points, Reconstruction
 
 GLTF_AXES = np.diag([1.0, -1.0, -1.0])
@@ -105,24 +105,42 @@ def _texture(rgb: NDArray[np.uint8]) -> Image.Image:
     return Image.open(file)
 
 
-def encode_cloud(found: Reconstruction, cloud: Points, rgb: NDArray[np.uint8]) -> bytes:
-    """A binary PLY: position, normal and colour of each point."""
+def confidence_of(task_map: TaskMap) -> NDArray[np.float32] | None:
+    """1 where the answers of an ensemble agree, 0 where they lie as far apart as their value;
+    float32 [H,W]. None without an ensemble.
+    """
+    if task_map.uncertainty is None:
+        return None
+    return np.asarray(np.clip(1 - task_map.uncertainty, 0, 1), np.float32)
+
+
+def encode_cloud(
+    found: Reconstruction,
+    cloud: Points,
+    rgb: NDArray[np.uint8],
+    confidence: NDArray[np.float32] | None = None,
+) -> bytes:
+    """A binary PLY: position, normal and colour of each point, and its confidence if there is one:
+    [H,W] in [0,1].
+    """
     turn = world_from_camera(found)[:3, :3]
     fields = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
-    colors = [(name, "u1") for name in ("red", "green", "blue")]
-    table = np.empty(len(cloud.positions), [*fields, *colors])
-    parts = (
+    fields += [(name, "u1") for name in ("red", "green", "blue")]
+    parts = [
         to_world(found, cloud.positions),
         cloud.normals @ turn.T.astype(np.float32),
         rgb[cloud.rows, cloud.columns],
-    )
+    ]
+    if confidence is not None:
+        fields.append(("confidence", "<f4"))
+        parts.append(confidence[cloud.rows, cloud.columns, None])
+    table = np.empty(len(cloud.positions), fields)
     for (name, _), column in zip(
-        [*fields, *colors], np.concatenate(parts, axis=1, dtype=np.float32).T, strict=True
+        fields, np.concatenate(parts, axis=1, dtype=np.float32).T, strict=True
     ):
         table[name] = column
     properties = "\n".join(
-        f"property {'float' if kind == '<f4' else 'uchar'} {name}"
-        for name, kind in [*fields, *colors]
+        f"property {'float' if kind == '<f4' else 'uchar'} {name}" for name, kind in fields
     )
     header = (
         f"ply\nformat binary_little_endian 1.0\ncomment lotus-edge; {_unit_in_words(found)}; y up\n"
@@ -131,11 +149,14 @@ def encode_cloud(found: Reconstruction, cloud: Points, rgb: NDArray[np.uint8]) -
     return header.encode() + table.tobytes()
 
 
-def encode_maps(found: Reconstruction) -> dict[str, bytes]:
-    """maps.npz, the EXRs and the 16-bit PNG."""
+def encode_maps(
+    found: Reconstruction, confidence: NDArray[np.float32] | None = None
+) -> dict[str, bytes]:
+    """maps.npz, the EXRs and the 16-bit PNG. `confidence` [H,W] is stored where there is one."""
     depth = np.where(found.edges, np.nan, found.depth).astype(np.float32)
     archive = io.BytesIO()
     alignment = found.alignment
+    more: dict[str, Any] = {} if confidence is None else {"confidence": confidence}
     np.savez_compressed(
         archive,
         depth=found.depth,
@@ -150,6 +171,7 @@ def encode_maps(found: Reconstruction) -> dict[str, bytes]:
         method=alignment.method,
         task=found.task,
         size=np.array(depth.shape),
+        **more,
     )
     words = f"{_unit_in_words(found)}; camera frame: x right, y down, z forward"
     return {
