@@ -51,6 +51,26 @@ def latency_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def together_table(bodies: list[Body]) -> list[str]:
+    """A joint bundle against one bundle for each task: time, memory, size."""
+    lines = [
+        "| | p50 | of the first | first prediction | peak memory | on the disk |",
+        "|---|---|---|---|---|---|",
+    ]
+    for body in bodies:
+        rows = [row for row in body["rows"] if "p50_s" in row]
+        lines += [
+            f"| {row['meaning']} | {row['p50_s']:.2f} s | {row['p50_s'] / rows[0]['p50_s']:.3f} | "
+            f"{row['first_s']:.1f} s | {row['peak_gb']:.1f} GB | {row['bundle_gb']:.2f} GB |"
+            for row in rows
+        ]
+        machine = body["machine"]
+        where = f"{machine['cores']} cores ({machine['cpu']})"
+        where = f"{where}, commit {body['commit']}, {body['date']}"
+        lines += ["", f"{where}. `{body['command']}`"]
+    return lines
+
+
 def last_rows(bodies: list[Body]) -> dict[tuple[Any, ...], Body]:
     """One row for each baseline, resolution and batch, by these three.
 
@@ -267,6 +287,7 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "precisions": precisions_table,
     "forms": forms_table,
     "fuzz": fuzz_table,
+    "together": together_table,
     "kills": kills_table,
     "geometry": geometry_table,
     "versions": versions_table,
