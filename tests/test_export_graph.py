@@ -212,6 +212,17 @@ def test_bf16_is_near_with_openvino(checkpoint_d: Path, tmp_path: Path, photo: n
     # and at its end.
     assert (found["ReduceL2"], wide["ReduceL2"]) == (0, 2 * (1 + 2) + 1)
     assert wide["GroupNormalization"] == found["GroupNormalization"] - wide["ReduceL2"]
+    weights = [
+        tensor
+        for tensor in onnx.load(
+            bundle / "model-64x64.onnx", load_external_data=False
+        ).graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    ]
+    narrow = [tensor for tensor in weights if tensor.data_type == onnx.TensorProto.BFLOAT16]
+    assert sum(np.prod(tensor.dims) for tensor in narrow) > 0.99 * sum(
+        np.prod(tensor.dims) for tensor in weights
+    )
     checkpoint = load_checkpoint(str(checkpoint_d), task="depth")
     assert parity(bundle, checkpoint, np.ascontiguousarray(photo[:64, :64]), "openvino") < 5e-2
 

@@ -11,7 +11,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from export.errors import BuildError
 from export.graph.attention import write_attention
 from export.graph.group_norm import spell_out_group_norm
+from export.graph.half import HALVES
 from export.graph.qdq import quantize
+from export.graph.stored import store_weights
 from export.graph.to_onnx import Traced, trace
 from export.graph.weight_file import WEIGHTS, WeightFile
 from export.graph.weight_only import weights_to_int8
@@ -56,4 +58,6 @@ def _rewrite(traced: Traced, plan: Plan, bucket: Bucket, ranges: Ranges) -> None
         to_half_precision(traced, recipe.half, feeds, plan.calibration.batches(bucket))
     if recipe.int8 is not None and recipe.int8.weights_only:
         say(f"int8 weights in {weights_to_int8(graph)} operators")
+    if recipe.stored is not None:
+        store_weights(graph, HALVES[recipe.stored])
     RemoveUnusedNodesPass()(traced.model)

@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the file is float32, with int8 layers in int8; bf16 is a hint to its
-compiler, see runtime/backends/openvino.py."""
+compiler, see runtime/backends/openvino.py. It rounds weights then, so that they are stored rounded.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ OPENVINO = Target(
         "fp32": Recipe(tolerance=(1e-3, 1e-3), attention="joined", winograd=True),
         "bf16": Recipe(
             tolerance=BF16_TOLERANCE,
+            stored="bf16",
             group_norm="channels",
             attention="blocks",
             upsampling="shuffle",

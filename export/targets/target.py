@@ -44,6 +44,8 @@ class Recipe:
     `tolerance`: the largest and the mean absolute difference from the PyTorch reference that the
         golden may show.
     `half`: the type of weights and activations in the file, "fp16" or "bf16"; None is float32.
+    `stored`: the type of the weights of products and convolutions in a file that is float32
+        otherwise: the one in which the target computes with them (export/graph/stored.py).
     `int8`: what is int8 in it.
     `group_norm`, `attention`, `upsampling`: forms of operators, of export/graph/group_norm.py,
         export/graph/attention.py and export/folds/subpixel.py; `python -m benchmarks.forms`
@@ -54,6 +56,7 @@ class Recipe:
 
     tolerance: tuple[float, float]
     half: str | None = None
+    stored: str | None = None
     int8: Int8 | None = None
     group_norm: str = "kernel"
     attention: str = "split"
@@ -70,6 +73,8 @@ class Recipe:
     def graph_types(self) -> str:
         """The types in the file, in words: two targets of the same types can share a graph."""
         types = self.half or "float32"
+        if self.stored is not None:
+            types += f" with weights stored as {self.stored}"
         if self.int8 is None:
             return types
         return f"{types} with int8 {'weights' if self.int8.weights_only else 'layers'}"
