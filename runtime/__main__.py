@@ -236,6 +236,10 @@ def _bucket_in_words(bucket: Bucket) -> str:
 def _add_opening(parser: argparse.ArgumentParser) -> None:
     """How a bundle is opened."""
     parser.add_argument("--backend", help="default: the bundle's target")
+    parser.add_argument("--device", help="OpenVINO: CPU, GPU, NPU; onnxruntime-cuda: a number")
+    parser.add_argument(
+        "--threads", type=_positive, help="of the CPU; default: the cores this process may use"
+    )
     parser.add_argument(
         "--deadline",
         type=_seconds,
@@ -245,7 +249,13 @@ def _add_opening(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> LotusEngine:
-    return LotusEngine(arguments.bundle, arguments.backend, deadline=arguments.deadline)
+    return LotusEngine(
+        arguments.bundle,
+        arguments.backend,
+        device=arguments.device,
+        threads=arguments.threads,
+        deadline=arguments.deadline,
+    )
 
 
 def _engine_in_words(built: EngineInfo | None) -> str:

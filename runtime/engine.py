@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import find_backend
-from runtime.backends.session import Session
+from runtime.backends.session import Session, check_placement
 from runtime.call import Call, draw_noise
 from runtime.errors import BackendError, ImageError, SchemaError
 from runtime.golden import Verification, check_tolerance, golden_error
@@ -43,6 +43,9 @@ class LotusEngine:
     `backend=None` takes what the manifest names as its target; there is no silent fall-back.
     Buckets are opened on first use. `max_open` of them stay open at most: each holds the weights.
     `parallel` predictions of a bucket run at once, each with memory of its own; others wait.
+    `device` is one of the backend's own ("CPU", "GPU", "NPU" of OpenVINO, the number of a GPU of
+    `onnxruntime-cuda`); None is its default. `threads` are those of a run on the CPU; None is all
+    cores that this process may use, by its affinity and the quota of its container.
 
     Before its first answer a bucket's files are compared with their checksums, once for each state
     of a file (`check=False` or LOTUS_EDGE_CHECK=0 in the environment: never), and its golden sample
@@ -62,6 +65,8 @@ class LotusEngine:
         *,
         max_open: int = 2,
         parallel: int = 1,
+        device: str | None = None,
+        threads: int | None = None,
         check: bool = True,
         prove: bool = True,
         deadline: float | None = None,
@@ -77,7 +82,7 @@ class LotusEngine:
         self.folder = find_bundle(bundle)
         self.manifest = Manifest.load(self.folder)
         self.backend = backend if backend is not None else self.manifest.target
-        find_backend(self.backend)
+        check_placement(find_backend(self.backend), device, threads)
         self._deadline = deadline
         self._opening = Opening(
             folder=self.folder,
@@ -86,6 +91,8 @@ class LotusEngine:
             prove=prove,
             check=check,
             parallel=parallel,
+            device=device,
+            threads=threads,
         )
         self._sessions = Sessions(partial(self._open, self._opening), max_open)
 
@@ -230,7 +237,7 @@ class LotusEngine:
                 )
         result = check_tolerance(errors, self.backend, self.manifest.golden)
         for bucket in self.manifest.buckets:
-            remember_proof(self.manifest, bucket, find_backend(self.backend))
+            remember_proof(self.manifest, bucket, find_backend(self.backend), self._opening.device)
         return result
 
     def close(self) -> None:

@@ -27,6 +27,8 @@ class Opening:
     prove: bool = True
     check: bool = True
     parallel: int = 1
+    device: str | None = None
+    threads: int | None = None
 
     def __call__(self, bucket: Bucket) -> Session:
         """Raises: BundleError, BackendError, VerificationError."""
@@ -44,6 +46,8 @@ class Opening:
                     bucket,
                     model_folder=plain,
                     parallel=self.parallel,
+                    device=self.device,
+                    threads=self.threads,
                 )
             if check is not None:
                 check.finish(links_made=plain != self.folder)

@@ -31,7 +31,7 @@ def prove(session: Session) -> None:
     """
     if os.environ.get(OFF) == "0" or not session.backend.package:
         return
-    key = _key(session.manifest, session.bucket, session.backend)
+    key = _key(session.manifest, session.bucket, session.backend, session.device)
     if recall(_KIND, key):
         return
     here = f"{session.backend.name} {key['machine']['version']}"
@@ -49,15 +49,19 @@ def prove(session: Session) -> None:
     remember(_KIND, key, True)
 
 
-def remember_proof(manifest: Manifest, bucket: Bucket, backend: Backend) -> None:
-    """Note that the golden of this bucket passed on this machine. Raises: BackendMissingError."""
+def remember_proof(
+    manifest: Manifest, bucket: Bucket, backend: Backend, device: str | None = None
+) -> None:
+    """Note that the golden of this bucket passed on this machine, on this device. Raises: BackendMissingError."""
     if backend.package:
-        remember(_KIND, _key(manifest, bucket, backend), True)
+        remember(_KIND, _key(manifest, bucket, backend, device), True)
 
 
-def _key(manifest: Manifest, bucket: Bucket, backend: Backend) -> dict[str, Any]:
+def _key(
+    manifest: Manifest, bucket: Bucket, backend: Backend, device: str | None
+) -> dict[str, Any]:
     return {
         "bundle": manifest.checksum,
         "bucket": str(bucket),
-        "machine": describe_machine(backend),
+        "machine": describe_machine(backend) | ({} if device is None else {"device": device}),
     }

@@ -51,6 +51,17 @@ FOR_TESTS = "LOTUS_EDGE_NULL"
 """The environment variable with which, set to 1, the null backend can be opened. It answers maps
 without any network: no bundle may ask for that."""
 
+_VISIBLE = "the environment variable CUDA_VISIBLE_DEVICES chooses the GPU"
+
+# Further execution providers of ONNX Runtime, and what brings them; none of them was ever run here.
+# What they cannot compute is an error, no quiet trip to the CPU.
+_PROVIDERS = (
+    ("coreml", "CoreMLExecutionProvider", "onnxruntime on macOS"),
+    ("directml", "DmlExecutionProvider", "onnxruntime-directml on Windows"),
+    ("qnn", "QNNExecutionProvider", "onnxruntime-qnn"),
+    ("rtx", "NvTensorRTRTXExecutionProvider", "the TensorRT-RTX plugin"),
+)
+
 # The option of ONNX Runtime is the execution provider.
 BACKENDS = {
     backend.name: backend
@@ -62,6 +73,8 @@ BACKENDS = {
             product="ONNX Runtime",
             extra="cpu",
             option="CPUExecutionProvider",
+            no_devices="it is the CPU; onnxruntime-cuda and others are backends of their own",
+            threads=True,
             known=_ONNXRUNTIME,
             environment=_NO_TELEMETRY,
         ),
@@ -73,8 +86,23 @@ BACKENDS = {
             extra="gpu",
             on_gpu=True,
             option="CUDAExecutionProvider",
+            devices="the number of a GPU",
             known=_ONNXRUNTIME,
             environment=_NO_TELEMETRY,
+        ),
+        *(
+            Backend(
+                name=f"onnxruntime-{name}",
+                module="onnxruntime",
+                package="onnxruntime",
+                product="ONNX Runtime",
+                hint=f"the provider comes with {package}",
+                option=provider,
+                no_devices="the provider chooses it",
+                known=_ONNXRUNTIME,
+                environment=_NO_TELEMETRY,
+            )
+            for name, provider, package in _PROVIDERS
         ),
         Backend(
             name="openvino",
@@ -82,6 +110,8 @@ BACKENDS = {
             package="openvino",
             product="OpenVINO",
             extra="openvino",
+            devices="CPU, GPU, GPU.1, NPU",
+            threads=True,
             known=_OPENVINO,
         ),
         Backend(
@@ -91,6 +121,7 @@ BACKENDS = {
             product="TensorRT",
             extra="gpu",
             hint=_JETSON,
+            no_devices=_VISIBLE,
             on_gpu=True,
             replays=True,
         ),
@@ -100,10 +131,11 @@ BACKENDS = {
             package="tensorrt_rtx",
             product="TensorRT-RTX",
             extra="rtx",
+            no_devices=_VISIBLE,
             on_gpu=True,
             replays=True,
         ),
-        Backend(name="null", module="null"),
+        Backend(name="null", module="null", no_devices="it computes nothing"),
     )
 }
 
@@ -140,11 +172,14 @@ def open_session(
     *,
     model_folder: Path | None = None,
     parallel: int = 1,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Session:
     """Open one bucket of the bundle in `folder` with the backend of this name.
 
     The vendor reads the bucket's files in `model_folder`, where they do not lie in `folder`.
     Threads may run the session at once; `parallel` runs are in flight then, and others wait.
+    `device` and `threads` are those of `Session`.
 
     Raises: BackendMissingError as `find_backend`, or when the package does not load; BackendError
     and DamagedBundleError when the backend refuses the bucket's model, or its version is known to
@@ -153,7 +188,14 @@ def open_session(
     backend = find_backend(name)
     module = importlib.import_module(f".{backend.module}", __package__)
     session: Session = module.BackendSession(
-        folder, manifest, bucket, backend, model_folder=model_folder, parallel=parallel
+        folder,
+        manifest,
+        bucket,
+        backend,
+        model_folder=model_folder,
+        parallel=parallel,
+        device=device,
+        threads=threads,
     )
     return session
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or on CUDA (with IO binding).
+"""ONNX Runtime, on the CPU, on CUDA (with IO binding), or with another execution provider.
 
 The backend's `option` is the execution provider.
 """
@@ -15,21 +15,22 @@ from runtime.extras import how_to_install
 
 _FATAL_ONLY = 4  # log severity: an error is raised, with the same words
 _MOST_FOLDED = "1000000"  # bytes
-_CUDA = "CUDAExecutionProvider"
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # TF32 would round fp32 products to 10 bits, and the golden would fail.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
-    "CPUExecutionProvider": {},
     _CUDA: {"use_tf32": "0"},
 }
 
 
-def session_options(ort: Any, *, own_graph: bool = False) -> Any:
+def session_options(ort: Any, *, own_graph: bool = False, threads: int | None = None) -> Any:
     """What a session is opened with, as onnxruntime.SessionOptions.
 
     `own_graph`: the bundle was built for this backend, so that its int8 layers have kernels here.
+    `threads`: of an operator; None is one for each physical core.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = threads or 0
     # The pattern reserves one block for all activations beside what the arena already holds. Reuse,
     # planned ahead, keeps a buffer of the encoder from its last reader until the decoder has one of
     # the same size.
@@ -53,8 +54,7 @@ _TYPES = {"tensor(float)": "float32"}
 
 
 class BackendSession(Session):
-    """Runs `bucket.graph`. Threads: ONNX Runtime's default, one for each physical core; sequential
-    execution.
+    """Runs `bucket.graph`, one operator after the other.
 
     Its sessions are safe for threads, so that a run needs nothing for itself.
     """
@@ -73,14 +73,16 @@ class BackendSession(Session):
         if provider == _CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any
         path = self.model_folder / self.bucket.graph
-        options = session_options(ort, own_graph=self.manifest.target == self.backend.name)
-        if provider == _CUDA:
-            # An operator without a CUDA kernel is an error, not a quiet trip to the CPU.
+        options = session_options(
+            ort, own_graph=self.manifest.target == self.backend.name, threads=self.threads
+        )
+        if provider != _CPU:
+            # An operator without a kernel there is an error, not a quiet trip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         self._session = ort.InferenceSession(
             str(path),
             options,
-            providers=[(provider, _PROVIDER_OPTIONS[provider])],
+            providers=[(provider, self._provider_options())],
             enable_fallback=0,  # would try another provider, and print
         )
         # ONNX Runtime falls back to the CPU with a log line when a provider's libraries are
@@ -96,6 +98,14 @@ class BackendSession(Session):
             for node in (*self._session.get_inputs(), *self._session.get_outputs())
         }
 
+    def _provider_options(self) -> dict[str, str]:
+        if self.device is not None and not self.device.isdecimal():
+            raise BackendError(
+                f"the device of {self.backend.name} is a number, found {self.device!r}"
+            )
+        chosen = {} if self.device is None else {"device_id": self.device}
+        return _PROVIDER_OPTIONS.get(self.backend.option, {}) | chosen
+
     def _run(self, runner: None, inputs: Arrays) -> Arrays:
         names = list(self.output_shapes)
         if self.backend.option == _CUDA:
@@ -104,14 +114,14 @@ class BackendSession(Session):
 
     def _run_bound(self, inputs: Arrays) -> Arrays:
         """Copy once to the device and once back; outputs are allocated on the device."""
-        ort = self._ort
+        ort, number = self._ort, int(self.device or 0)
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_ortvalue_input(
-                name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+                name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", number)
             )
         for name in self.output_shapes:
-            binding.bind_output(name, "cuda")
+            binding.bind_output(name, "cuda", number)
         self._session.run_with_iobinding(binding)
         return dict(zip(self.output_shapes, binding.copy_outputs_to_cpu(), strict=True))
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU. It reads the bundle's ONNX graph."""
+"""OpenVINO, on the CPU or on a device of its own names. It reads the bundle's ONNX graph."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from runtime.errors import BackendError
 # fail. With the hint bf16, a CPU that lacks it computes in fp32. In int8 bundles it holds for what
 # is not quantised.
 _PRECISION_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
+# GPUs and NPUs have no bf16; whether f16 reaches far enough, the golden tells.
+_PRECISION_HINT_ELSEWHERE = {"fp32": "f32", "bf16": "f16", "int8": "f16"}
 # What OpenVINO calls the types of ours.
 _TYPES = {"f32": "float32"}
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention")
@@ -25,10 +27,26 @@ _IN_MEMORY = b"*/_ORT_MEM_ADDR_/*"  # for a file of weights; the offset is then 
 _MADV_PAGEOUT = 21  # of Linux 5.4; older ones refuse it and nothing happens
 
 
-def hints(model: Any, precision: str, parallel: int = 1) -> dict[str, str]:
+def hints(
+    model: Any,
+    precision: str,
+    parallel: int = 1,
+    *,
+    device: str = "CPU",
+    threads: int | None = None,
+) -> dict[str, str]:
     """What an openvino.Model of a bundle of this precision is compiled with, for `parallel` runs at
-    once.
+    once. `threads` are those of the CPU; None is OpenVINO's choice.
     """
+    # Runs beyond the number of streams would take turns.
+    streams = {"NUM_STREAMS": str(parallel)} if parallel > 1 else {}
+    if device != "CPU":
+        precision = _PRECISION_HINT_ELSEWHERE[precision]
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            **streams,
+        }
     # OpenVINO 2026.4 crashes (SIGSEGV) where its snippets fuse product, activation, product over
     # fewer than 16 rows. Elsewhere they are faster, and attention in them does not store its
     # scores.
@@ -38,13 +56,13 @@ def hints(model: Any, precision: str, parallel: int = 1) -> dict[str, str]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _PRECISION_HINT[precision],
         "SNIPPETS_MODE": "DISABLE" if small else "ENABLE",
-        # Runs beyond the number of streams would take turns.
-        **({"NUM_STREAMS": str(parallel)} if parallel > 1 else {}),
+        **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {}),
+        **streams,
     }
 
 
 class BackendSession(Session):
-    """Compiles `bucket.graph` for the CPU with the precision that the manifest names."""
+    """Compiles `bucket.graph` for the device with the precision that the manifest names."""
 
     _compiled: Any = None
 
@@ -57,9 +75,16 @@ class BackendSession(Session):
         core = self._import().Core()
         graph = self.model_folder / self.bucket.graph
         _check_onnx(graph)
-        model = core.read_model(str(graph))
-        settings = hints(model, self.manifest.precision, self.parallel)
-        self._compiled = core.compile_model(model, "CPU", settings)
+        model, found = core.read_model(str(graph)), core.available_devices
+        device = self.device or "CPU"
+        if device not in {each.partition(".")[0] for each in found} | {*found}:
+            raise BackendError(
+                f"OpenVINO finds no device {device!r} here; it finds {', '.join(found)}"
+            )
+        settings = hints(
+            model, self.manifest.precision, self.parallel, device=device, threads=self.threads
+        )
+        self._compiled = core.compile_model(model, device, settings)
         _give_back_pages({self.model_folder / file.path for file in self.manifest.files})
         ports = (*self._compiled.inputs, *self._compiled.outputs)
         return {self._name(port): _tensor(port) for port in ports}

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends.cores import restricted_cores
 from runtime.backends.pool import Pool
 from runtime.backends.process import Home
 from runtime.backends.versions import KnownVersions, too_old, version_of
@@ -39,7 +40,9 @@ class Backend:
     `module` is our file in runtime/backends. `package` is the vendor's Python package ("" where
     none is needed), `product` its name in messages, `extra` the extra of lotus-edge that installs
     it, `hint` what else to know about installing it. `option` is what the module needs to tell its
-    backends apart. `on_gpu`: it runs on an NVIDIA GPU. `known` says from which version on the
+    backends apart. `on_gpu`: it runs on an NVIDIA GPU. `devices` says in words which devices can be
+    chosen ("": none, for the reason `no_devices`); `threads`: whether the number of threads can be.
+    `known` says from which version on the
     package is right. With `replays` a run records what later runs replay. `environment` are
     variables that are set before the package is imported; one that is set already stays.
     """
@@ -52,6 +55,9 @@ class Backend:
     option: str = ""
     hint: str = ""
     on_gpu: bool = False
+    devices: str = ""
+    no_devices: str = ""
+    threads: bool = False
     known: tuple[KnownVersions, ...] = ()
     replays: bool = False
     environment: tuple[tuple[str, str], ...] = ()
@@ -59,7 +65,7 @@ class Backend:
     @property
     def how_to_install(self) -> str:
         """The command that installs the vendor's package, with the hint."""
-        return f"{how_to_install(self.extra)}{self.hint and f'; {self.hint}'}"
+        return "; ".join(filter(None, [self.extra and how_to_install(self.extra), self.hint]))
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,10 @@ class Session(ABC):
     bundle. `backend` is the entry in `BACKENDS` by which the session was opened, `version` that of
     the vendor's package ("" where there is none).
 
+    `device` is the one that was asked for, None the backend's default; `threads` how many threads a
+    run on the CPU uses: what was asked for, else the cores that this process may use where they are
+    fewer than the machine's, else None, which leaves it to the vendor.
+
     Threads may call a session at once: up to `parallel` runs are in flight, each with a runner of
     its own, and further calls wait. A session cannot be pickled, nor used in a forked child.
     """
@@ -109,15 +119,20 @@ class Session(ABC):
         *,
         model_folder: Path | None = None,
         parallel: int = 1,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> None:
         if parallel < 1:
             raise BackendError(f"parallel is the number of runs at once, found {parallel}")
+        check_placement(backend, device, threads)
         self.folder = folder
         self.model_folder = folder if model_folder is None else model_folder
         self.manifest = manifest
         self.bucket = bucket
         self.backend = backend
         self.parallel = parallel
+        self.device = device
+        self.threads = threads or (restricted_cores() if backend.threads else None)
         self.input_shapes: Shapes = manifest.input_shapes(bucket)
         self.output_shapes: Shapes = manifest.output_shapes(bucket)
         self._home = Home()
@@ -249,6 +264,24 @@ class Session(ABC):
                     "this engine or device cannot run this bundle in "
                     f"{self.manifest.precision}. Run `python -m runtime verify` on it."
                 )
+
+
+def check_placement(backend: Backend, device: str | None, threads: int | None) -> None:
+    """Refuse a device or a number of threads that would have no effect. Raises: BackendError."""
+    if device is not None and not (isinstance(device, str) and device):
+        raise BackendError(f"device is a name such as 'CPU' or '0', found {device!r}")
+    if device is not None and not backend.devices:
+        raise BackendError(
+            f"backend {backend.name!r} takes no device, found {device!r}: {backend.no_devices}"
+        )
+    if threads is None:
+        return
+    if type(threads) is not int or threads < 1:
+        raise BackendError(f"threads is a number from 1 on, found {threads!r}")
+    if not backend.threads:
+        raise BackendError(
+            f"backend {backend.name!r} does not compute on the CPU: leave threads={threads} out"
+        )
 
 
 _opened: weakref.WeakSet[Session] = weakref.WeakSet()
