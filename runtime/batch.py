@@ -18,7 +18,15 @@ from runtime.console import one_line, say
 from runtime.engine import LotusEngine
 from runtime.errors import ImageError, ImageWarning, OutputError
 from runtime.found import Found, Names, Picture, in_words
-from runtime.prediction import Prediction, check_free, fingerprint, save_together, saved_paths
+from runtime.prediction import Prediction
+from runtime.saving import (
+    DEFAULT,
+    check_formats,
+    check_free,
+    fingerprint,
+    save_together,
+    saved_paths,
+)
 
 _PAUSE = 5.0  # seconds between two lines of progress
 
@@ -29,21 +37,28 @@ def predict_all(
     output: Path,
     *,
     overwrite: bool = False,
+    formats: Sequence[str] = DEFAULT,
     options: Mapping[str, Any],
 ) -> int:
     """Predict for each picture, write the results below `output`, and say on stderr what came out.
 
     Pictures are done in their order, as many at once as the bundle's largest batch takes. `options`
     are those of a call of the engine; with `tiles` pictures are done alone, and it is said how far
-    each is. The last line counts what was done, skipped and failed, also
-    when an error ends the batch. Returns the number of pictures that failed.
+    each is. `formats` are those of `Prediction.save`. The last line counts what was done, skipped
+    and failed, also when an error ends the batch. Returns the number of pictures that failed.
 
     Raises: OutputError if nothing can be written there, BackendError, BundleError,
     VerificationError.
     """
+    formats = check_formats(formats)
     _make_folder(output)
-    uncertain = options.get("ensemble", 1) > 1
-    names = Names.make(found.pictures, output, engine.manifest.tasks, uncertain=uncertain)
+    names = Names.make(
+        found.pictures,
+        output,
+        engine.manifest.tasks,
+        formats=formats,
+        uncertain=options.get("ensemble", 1) > 1,
+    )
     failed: list[str] = []
     tried = 0
     tiles = options.get("tiles", False)
@@ -115,8 +130,10 @@ def _predict_group(
         stems = names.stems(picture)
         maps = {stems[task]: each for task, each in answer.items()}
         try:
-            save_together(maps, overwrite=overwrite, picture=known_by[picture])
-            outcomes[picture] = _words(stems, answer)
+            save_together(
+                maps, overwrite=overwrite, picture=known_by[picture], formats=names.formats
+            )
+            outcomes[picture] = _words(stems, names.formats, answer)
         except OutputError as error:
             outcomes[picture] = error
         except MemoryError as error:
@@ -124,9 +141,10 @@ def _predict_group(
     return [outcomes[picture] for picture in pictures]
 
 
-def _words(stems: Mapping[str, Path], answer: Prediction) -> str:
-    """The colour PNGs, and what tiles did."""
-    words = ", ".join(str(saved_paths(stem)[-1]) for stem in stems.values())
+def _words(stems: Mapping[str, Path], formats: Sequence[str], answer: Prediction) -> str:
+    """A file of each task, the colours where they are saved, and what tiles did."""
+    shown = [name for name in formats if name == "color"] or formats[:1]
+    words = ", ".join(str(path) for stem in stems.values() for path in saved_paths(stem, shown))
     if answer.tiled is None or answer.tiled.tiles == 0:
         return words
     refused = "".join(
@@ -143,7 +161,14 @@ def _check(picture: Picture, names: Names, overwrite: bool) -> str:
         raise ImageError(picture.problem)
     known_by = fingerprint(picture.path)
     for task, stem in names.stems(picture).items():
-        check_free(stem, task, overwrite=overwrite, picture=known_by, uncertain=names.uncertain)
+        check_free(
+            stem,
+            task,
+            overwrite=overwrite,
+            picture=known_by,
+            formats=names.formats,
+            uncertain=names.uncertain,
+        )
     return known_by
 
 

@@ -286,7 +286,7 @@ class LotusEngine:
             yield from each(self._tiled)
         else:
             for picture, answers in self._answers(each(self._fitted), call):
-                yield picture.position, _prediction(picture, answers, call.resize)
+                yield picture.position, _prediction(picture, answers, call.resize, self.manifest)
         yield from errors.items()
 
     def _fitted(
@@ -337,12 +337,16 @@ class LotusEngine:
             progress=call.progress or (lambda done, total: None),
         )
         return position, Prediction(
-            answer.values, source=source, uncertainty=answer.uncertainty, tiled=answer.tiled
+            answer.values,
+            source=source,
+            uncertainty=answer.uncertainty,
+            tiled=answer.tiled,
+            meanings=self.manifest.outputs,
         )
 
 
 def _prediction(
-    picture: Picture, answers: Mapping[str, Answer], resize: Resize | None
+    picture: Picture, answers: Mapping[str, Answer], resize: Resize | None, manifest: Manifest
 ) -> Prediction:
     """The answers for a picture, brought back to its size."""
     values, uncertainty = {}, {}
@@ -352,4 +356,6 @@ def _prediction(
         if answer.spread is not None:
             (spread,) = restore(task, answer.spread, picture.fit, resize)
             uncertainty[name] = task.uncertainty(values[name], spread)
-    return Prediction(values, source=picture.source, uncertainty=uncertainty)
+    return Prediction(
+        values, source=picture.source, uncertainty=uncertainty, meanings=manifest.outputs
+    )

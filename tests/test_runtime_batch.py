@@ -171,9 +171,9 @@ def test_a_folder_that_cannot_be_listed_is_a_failure(
 def test_a_result_that_cannot_be_written_fails_alone(
     predict: Run, failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runtime import prediction
+    from runtime import saving
 
-    real, calls = prediction.write_together, []
+    real, calls = saving.write_together, []
 
     def write(*words: object) -> None:
         calls.append(words)
@@ -181,7 +181,7 @@ def test_a_result_that_cannot_be_written_fails_alone(
             raise failure
         real(*words)
 
-    monkeypatch.setattr(prediction, "write_together", write)
+    monkeypatch.setattr(saving, "write_together", write)
     for name in ("1.png", "2.png", "3.png"):
         picture(Path("d", name))
     assert predict("d") == 1
