@@ -10,6 +10,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import OutputError
+
 MAGIC = b"\x76\x2f\x31\x01"
 _LONGEST_NAME, _LONGEST_TEXT = 255, 4096  # bytes
 _MOST_ATTRIBUTES = 100  # ours have about 15
@@ -18,7 +20,7 @@ _MOST_ATTRIBUTES = 100  # ours have about 15
 def encode_exr(channels: Mapping[str, NDArray[np.float32]], texts: Mapping[str, str]) -> bytes:
     """A file of float32 channels [H,W], packed without loss, with `texts` in its header.
 
-    Raises: ModuleNotFoundError without the package.
+    Raises: ModuleNotFoundError without the package, OutputError where the temporary folder is full.
     """
     import OpenEXR
 
@@ -28,11 +30,14 @@ def encode_exr(channels: Mapping[str, NDArray[np.float32]], texts: Mapping[str, 
         **texts,
     }
     planes = {name: np.ascontiguousarray(plane) for name, plane in channels.items()}
-    with tempfile.TemporaryDirectory() as folder:  # it writes files only
-        path = Path(folder) / "map.exr"
-        with OpenEXR.File(header, planes) as file:
-            file.write(str(path))
-        return path.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # it writes files only
+            path = Path(folder) / "map.exr"
+            with OpenEXR.File(header, planes) as file:
+                file.write(str(path))
+            return path.read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"cannot make an EXR in the temporary folder: {error}") from error
 
 
 def read_texts(stream: BinaryIO) -> dict[str, str]:
