@@ -127,22 +127,7 @@ def add_predict(commands: Commands) -> None:
         action="store_true",
         help="replace files in DIR that are not results of lotus-edge, or of another picture",
     )
-    predict.add_argument(
-        "--max-pixels", type=_positive, metavar="N", help="refuse images of more pixels"
-    )
-    predict.add_argument(
-        "--strict",
-        action="store_true",
-        default=None,
-        help="refuse images that can be read only in part",
-    )
-    predict.add_argument(
-        "--no-icc",
-        dest="icc",
-        action="store_false",
-        default=None,
-        help="ignore colour profiles in images, as the reference does",
-    )
+    _add_reading(predict)
     predict.set_defaults(run=_predict)
 
 
@@ -261,6 +246,26 @@ def _add_opening(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         metavar="SECONDS",
         help="give up a bundle that takes longer to open, or for its golden sample",
+    )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """How pictures are read."""
+    parser.add_argument(
+        "--max-pixels", type=_positive, metavar="N", help="refuse images of more pixels"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        default=None,
+        help="refuse images that can be read only in part",
+    )
+    parser.add_argument(
+        "--no-icc",
+        dest="icc",
+        action="store_false",
+        default=None,
+        help="ignore colour profiles in images, as the reference does",
     )
 
 
