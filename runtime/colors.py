@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_BAND = 2**16  # values that are worked on at once
+_BAND = 2**17  # values that are worked on at once
 
 # ColorBrewer's 11-class Spectral, the anchors of matplotlib's map of that name (the reference's
 # colours), red first.

@@ -19,8 +19,19 @@ from numpy.typing import NDArray
 
 from runtime.deflate import packer
 from runtime.exr import encode_exr
-from runtime.marker import FILES, MARKER, PICTURE, SIGNATURE, TASK, UNCERTAINTY, chunk, text_chunk
+from runtime.marker import (
+    FILES,
+    MARKER,
+    PICTURE,
+    SIGNATURE,
+    TASK,
+    UNCERTAINTY,
+    chunk,
+    long_chunk,
+    text_chunk,
+)
 from runtime.tasks import TASKS, Task
+from runtime.writing import Content, Piece
 
 if TYPE_CHECKING:
     from runtime.prediction import TaskMap
@@ -31,7 +42,7 @@ _LONGEST_MEANING = 400  # characters; a bundle may say anything
 _PACKED_AT_ONCE = 2**18  # bytes: they stay in the cache
 
 Texts: TypeAlias = Mapping[str, str]
-Encode: TypeAlias = "Callable[[TaskMap, Texts], bytes]"
+Encode: TypeAlias = "Callable[[TaskMap, Texts], Content]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,66 +70,63 @@ def texts_of(task_map: TaskMap, picture: str, files: Sequence[str]) -> dict[str,
     return texts
 
 
-def encode_npy(array: NDArray[Any]) -> bytes:
-    """A NumPy file of one array."""
-    stream = io.BytesIO()
-    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-    return stream.getvalue()
+def encode_npy(array: NDArray[Any]) -> Content:
+    """A NumPy file of one array, as `np.save` writes it."""
+    head, whole = io.BytesIO(), np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(whole))
+    return [head.getvalue(), whole.data.cast("B")]
 
 
 def png(values: NDArray[np.uint8] | NDArray[np.uint16], texts: Texts) -> bytes:
+    """`encode_png` in one piece."""
+    return b"".join(encode_png(values, texts))
+
+
+def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16], texts: Texts) -> Sequence[Piece]:
     """A PNG of 8 or 16 bits of [H,W] (grey) or [H,W,3] (RGB); Pillow writes no 16-bit RGB, and
     takes several times as long. Source: PNG specification, 9 and 11.2.
-
-    Rows of 16 bits are stored as the difference from the row above, which packs into half.
     """
     height, width = values.shape[:2]
     deep = values.dtype == np.uint16
     color_type = 2 if values.ndim == 3 else 0
     head = struct.pack(">IIBBBBB", width, height, 16 if deep else 8, color_type, 0, 0, 0)
-    return b"".join(
-        (
-            SIGNATURE,
-            chunk(b"IHDR", head),
-            *(text_chunk(keyword, text) for keyword, text in texts.items()),
-            chunk(b"IDAT", _packed(values, deep=deep)),
-            chunk(b"IEND", b""),
-        )
-    )
+    return [
+        SIGNATURE,
+        chunk(b"IHDR", head),
+        *(text_chunk(keyword, text) for keyword, text in texts.items()),
+        *long_chunk(b"IDAT", _packed(values, deep=deep)),
+        chunk(b"IEND", b""),
+    ]
 
 
-def _packed(values: NDArray[Any], *, deep: bool) -> bytes:
-    """The rows, each with the number of its filter (0 none, 2 "up"), packed band after band."""
+def _packed(values: NDArray[Any], *, deep: bool) -> list[bytes]:
+    """The rows, each with a zero (no filter) before it, packed band after band."""
     order = values.astype(values.dtype.newbyteorder(">"), copy=False)
     rows = np.ascontiguousarray(order).reshape(len(values), -1).view(np.uint8)
     height, length = rows.shape
     step = max(1, _PACKED_AT_ONCE // length)
-    band = np.empty((step, 1 + length), np.uint8)
-    band[:, 0] = 2 if deep else 0
+    band = np.zeros((step, 1 + length), np.uint8)
     pack, pieces = packer(noisy=deep), []
     for top in range(0, height, step):
         piece = band[: min(step, height - top)]
-        content = piece[:, 1:]
-        content[...] = rows[top : top + len(piece)]
-        if deep:
-            content[0 if top else 1 :] -= rows[max(top - 1, 0) : top + len(piece) - 1]
+        piece[:, 1:] = rows[top : top + len(piece)]
         pieces.append(pack.compress(piece.data.cast("B")))
-    return b"".join([*pieces, pack.flush()])
+    return [*pieces, pack.flush()]
 
 
-def _npy(task_map: TaskMap, texts: Texts) -> bytes:
+def _npy(task_map: TaskMap, texts: Texts) -> Content:
     return encode_npy(task_map.values)
 
 
-def _png16(task_map: TaskMap, texts: Texts) -> bytes:
+def _png16(task_map: TaskMap, texts: Texts) -> Content:
     task = TASKS[task_map.task]
     words = f"0 is {task.low:g}, 65535 is {task.high:g}"
-    return png(task.encode16(task_map.values), {**texts, VALUES: words})
+    return encode_png(task.encode16(task_map.values), {**texts, VALUES: words})
 
 
-def _color(task_map: TaskMap, texts: Texts) -> bytes:
+def _color(task_map: TaskMap, texts: Texts) -> Content:
     words = TASKS[task_map.task].legend(task_map.values)
-    return png(task_map.colorize(), {**texts, VALUES: words})
+    return encode_png(task_map.colorize(), {**texts, VALUES: words})
 
 
 def _npz(task_map: TaskMap, texts: Texts) -> bytes:

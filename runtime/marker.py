@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from runtime.exr import MAGIC, read_texts
@@ -58,8 +59,15 @@ def text_chunk(keyword: str, text: str) -> bytes:
 
 def chunk(kind: bytes, data: bytes) -> bytes:
     """A PNG's chunk: length, kind, data, checksum."""
-    checksum = zlib.crc32(data, zlib.crc32(kind))
-    return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)))
+    return b"".join(long_chunk(kind, [data]))
+
+
+def long_chunk(kind: bytes, data: Sequence[bytes]) -> list[bytes]:
+    """The same of data in pieces, in pieces."""
+    checksum = zlib.crc32(kind)
+    for piece in data:
+        checksum = zlib.crc32(piece, checksum)
+    return [struct.pack(">I", sum(map(len, data))), kind, *data, struct.pack(">I", checksum)]
 
 
 def _texts(stream: BinaryIO) -> dict[str, str]:

@@ -15,7 +15,7 @@ from runtime.errors import DamagedBundleError, OutputError
 from runtime.extras import how_to_get
 from runtime.files import sha256_of
 from runtime.marker import FILES, PICTURE, TASK, UNCERTAINTY, marks
-from runtime.writing import write_together
+from runtime.writing import Content, write_together
 
 if TYPE_CHECKING:
     from runtime.prediction import TaskMap
@@ -83,7 +83,7 @@ def save_together(
                 uncertain=uncertain,
             )
 
-    contents: dict[Path, bytes] = {}
+    contents: dict[Path, Content] = {}
     outdated: list[Path] = []
     for stem, each in maps.items():
         earlier = _owner(stem)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.colors import bands, scaled, spectral
+from runtime.enlarge import enlarge, is_larger
 
 Resize: TypeAlias = Literal["bilinear", "nearest"]
 Box: TypeAlias = tuple[float, float, float, float]
@@ -176,6 +177,12 @@ class Task:
 
         The parts of a map together are the map as a whole, but for rounding.
         """
+        shape = (output.shape[1], output.shape[2])
+        if method == "bilinear" and is_larger(shape, height, width, box):
+            large = np.empty((len(output), height, width), np.float32)
+            for plane, out in zip(output, large, strict=True):
+                enlarge(plane, out, box)
+            return large
         from PIL import Image
 
         filters = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}

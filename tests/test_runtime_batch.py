@@ -174,11 +174,10 @@ def test_a_result_that_cannot_be_written_fails_alone(
 ) -> None:
     from runtime import saving
 
-    real, calls = saving.write_together, []
+    real = saving.write_together
 
-    def write(*words: object) -> None:
-        calls.append(words)
-        if len(calls) == 2:
+    def write(*words: Any) -> None:
+        if next(iter(words[0])).name.startswith("2"):
             raise failure
         real(*words)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from runtime.colors import spectral_table
 from runtime.encoding import png
+from runtime.enlarge import enlarge, is_larger
 from runtime.image import fit_to_bucket, load, read
 from runtime.manifest import Bucket
 from runtime.tasks import TASKS, unit_vectors
@@ -64,6 +66,45 @@ def test_unit_vectors_are_those_of_the_plain_formula(shape: tuple[int, int]) -> 
         found = unit_vectors(given)
         assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
         assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_map_is_enlarged_as_pillow_does_it(seed: int) -> None:
+    """All sizes, and boxes of tiles; on ARM Pillow's compiler rounds once where two are due."""
+    random = np.random.default_rng(seed)
+    exact = platform.machine().lower() in ("x86_64", "amd64")
+    for number in range(150):
+        height, width = (int(each) for each in random.integers(1, 40, 2))
+        large = height + int(random.integers(0, 90)), width + int(random.integers(0, 90))
+        plane = random.random((height, width), dtype=np.float32) * 2 - 1
+        box = None
+        if number % 3 == 0:
+            left, top = random.random() * width * 0.6, random.random() * height * 0.6
+            right = left + (width - left) * random.uniform(0.3, 1)
+            box = (left, top, right, top + (height - top) * random.uniform(0.3, 1))
+        if number % 5 == 0:
+            large = height, width * 3  # one edge stays, steps are whole
+        assert is_larger((height, width), *large, box)
+        found = np.empty(large, np.float32)
+        enlarge(plane, found, box)
+        wanted = np.asarray(
+            Image.fromarray(plane).resize(large[::-1], Image.Resampling.BILINEAR, box)
+        )
+        assert np.array_equal(found, wanted) or not exact
+        assert np.abs(found - wanted).max() < 1e-6
+
+
+def test_maps_are_restored_by_it_and_what_becomes_smaller_by_pillow() -> None:
+    task = TASKS["normal"]
+    maps = RANDOM.random((3, 30, 40), dtype=np.float32)
+    for size, method in (((60, 90), "bilinear"), ((20, 90), "bilinear"), ((60, 90), "nearest")):
+        filters = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
+        found = task.resize(maps, *size, method)  # type: ignore[arg-type]
+        assert found.shape == (3, *size)
+        assert found.flags.writeable
+        for plane, wanted in zip(maps, found, strict=True):
+            expected = Image.fromarray(plane).resize(size[::-1], filters[method])
+            assert np.abs(np.asarray(expected) - wanted).max() < 1e-6
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16"])
@@ -126,10 +167,10 @@ def test_no_step_takes_more_than_its_result_and_some_bands() -> None:
 
 
 def test_pngs_of_a_smooth_map_are_small_with_isal() -> None:
-    """A smooth map, as networks answer: rows are stored as differences."""
+    """A smooth map, as networks answer. 16 bits are stored as they are."""
     pytest.importorskip("isal")
     small = RANDOM.random((4, 5), dtype=np.float32)
     smooth = Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
     values = np.asarray(smooth) * np.float32(0.8) + np.float32(0.1)
-    assert len(png(TASKS["depth"].encode16(values), {})) < 0.65 * 2 * values.size
+    assert len(png(TASKS["depth"].encode16(values), {})) < 1.01 * 2 * values.size
     assert len(png(TASKS["depth"].colorize(values), {})) < 0.3 * 3 * values.size
