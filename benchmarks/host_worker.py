@@ -123,5 +123,5 @@ def predict(bundle: str, folder: str, seconds: str) -> dict[str, float]:
     return {"pictures": count, "seconds": spent, "cpu_s": processor, "status": status}
 
 
-if __name__ == "__main__":
+if sys.argv[0] == "-c":
     main(sys.argv[1:])
