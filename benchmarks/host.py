@@ -28,7 +28,7 @@ from benchmarks.fuzzing.bundles import write_bundle
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from runtime.extras import require
 
-BEFORE = "a80b85c"
+BEFORE = "1e356b1"
 SIZES = {"1920x1080": (1920, 1080), "12 megapixels": (4000, 3000)}
 _SAMPLE = ROOT / "tiny" / "samples" / "room.png"
 _STEP = 0.03  # seconds of the network that sleeps
