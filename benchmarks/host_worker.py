@@ -90,7 +90,7 @@ def _answer(fitted: Any) -> Any:
 
     grey = Image.fromarray(fitted).convert("L")
     smooth = grey.reduce(8).resize(grey.size, Image.Resampling.BICUBIC)
-    noise = np.random.default_rng(0).normal(0, 2e-3, (512, 512))
+    noise = np.random.default_rng(0).normal(0, 5e-4, (512, 512))
     return (np.asarray(smooth) / 255 + noise).clip(0, 1).astype(np.float32)[None]
 
 

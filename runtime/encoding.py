@@ -62,7 +62,7 @@ class FileFormat:
 def texts_of(task_map: TaskMap, picture: str, files: Sequence[str]) -> dict[str, str]:
     """What all files of a map say: the mark, the task, the picture, which files belong together."""
     texts = {**dict([MARKER]), TASK: task_map.task, FILES: " ".join(files)}
-    texts[MEANING] = _plain(task_map.meaning)
+    texts[MEANING] = _plain(task_map.meaning or TASKS[task_map.task].meaning)
     if picture:
         texts[PICTURE] = picture
     if task_map.uncertainty is not None:
@@ -134,7 +134,7 @@ def _npz(task_map: TaskMap, texts: Texts) -> bytes:
     arrays: dict[str, Any] = {
         task.name: np.ascontiguousarray(task_map.values),
         "task": task.name,
-        "meaning": task_map.meaning,
+        "meaning": task_map.meaning or task.meaning,
         "range": np.array([task.low, task.high]),
         "size": np.array(task_map.values.shape[:2]),
         "picture": texts.get(PICTURE, ""),

@@ -1,8 +1,9 @@
-"""Bilinear enlargement of a float map: Pillow's own arithmetic, in NumPy, in a third of the time.
+"""Bilinear enlargement of a float map: Pillow's arithmetic in a fraction of its time and memory.
 
-Pillow resizes floats in one loop over pixels, and hands them out through three copies. Here rows
-are worked on band by band, and the result is written once. Source: Pillow, src/libImaging/
-Resample.c: rows first (their results rounded to float32), columns then, sums in float64.
+Pillow hands a large float map out through three copies, which take longer than the resize. Here
+it does the rows, which are few; columns are done in NumPy, and the result is written once. Source:
+Pillow, src/libImaging/Resample.c: rows first (their results rounded to float32), columns then, sums
+in float64.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-_BAND = 2**15  # values that are worked on at once: 256 KB of float64
+_ROWS = 8  # that are worked on at once
 
 
 def enlarge(
@@ -22,32 +23,33 @@ def enlarge(
     box: tuple[float, float, float, float] | None = None,
 ) -> None:
     """Write the float32 [h,w] `plane`, or what lies in `box` of it (left, top, right, bottom), into
-    `out` [H,W], which is no smaller along any edge (see `is_larger`).
+    `out` [H,W], which is no smaller along any edge (see `is_larger`). Needs Pillow.
 
     The values are those of `Image.resize` with BILINEAR, to the last bit where its compiler fused
     no multiplication with an addition (x86), else but for rounding.
     """
+    from PIL import Image
+
     height, width = out.shape
     left, top, right, bottom = box or (0, 0, plane.shape[1], plane.shape[0])
-    rows = _Taps.of(plane.shape[0], top, bottom, height)
-    columns = _Taps.of(plane.shape[1], left, right, width)
-    wide = plane if columns.same else columns.apply_to_columns(plane)
-    if rows.same:
+    size = (width, plane.shape[0])
+    beside = (left, 0, right, plane.shape[0])
+    wide = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR, beside))
+    if (top, bottom, height) == (0, plane.shape[0], plane.shape[0]):
         out[...] = wide
         return
-    exact = wide.astype(np.float64)
+    exact, rows = wide.astype(np.float64), _Taps.of(plane.shape[0], top, bottom, height)
     # Rows that are made of the same two stay together: these two stay in the cache.
-    starts = [0, *(np.flatnonzero(np.diff(rows.first) | np.diff(rows.second)) + 1).tolist(), height]
-    most = max(1, min(_BAND // width, max(np.diff(starts))))
-    total, other = np.empty((2, most, width))
-    for start, end in pairwise(starts):
+    changes = np.flatnonzero(np.diff(rows.first) | np.diff(rows.second)) + 1
+    total, other = np.empty((2, _ROWS, width))
+    for start, end in pairwise([0, *changes.tolist(), height]):
         first, second = exact[rows.first[start]], exact[rows.second[start]]
-        for at in range(start, end, most):
-            band = slice(at, min(at + most, end))
+        for at in range(start, end, _ROWS):
+            band = slice(at, min(at + _ROWS, end))
             some, more = total[: band.stop - at], other[: band.stop - at]
             np.multiply(first, rows.weight[band, None], out=some)
-            some += np.multiply(second, rows.other[band, None], out=more)
-            out[band] = some
+            np.multiply(second, rows.other[band, None], out=more)
+            np.add(some, more, out=out[band], casting="same_kind")
 
 
 def is_larger(
@@ -65,7 +67,7 @@ def is_larger(
 
 @dataclass(frozen=True)
 class _Taps:
-    """For each pixel along an edge the two it is made of, and their weights. `same`: each is one.
+    """For each pixel along an edge the two it is made of, and their weights.
 
     Beyond the edge `second` is the first again, with weight 0.
     """
@@ -74,7 +76,6 @@ class _Taps:
     second: NDArray[np.intp]
     weight: NDArray[np.float64]
     other: NDArray[np.float64]
-    same: bool
 
     @classmethod
     def of(cls, size: int, start: float, end: float, length: int) -> _Taps:
@@ -92,14 +93,4 @@ class _Taps:
             second=np.maximum(last, first),
             weight=weight / total,
             other=other / total,
-            same=(start, end) == (0, size) and size == length,
         )
-
-    def apply_to_columns(self, plane: NDArray[np.float32]) -> NDArray[np.float32]:
-        exact = np.ascontiguousarray(plane.T, np.float64)
-        total = exact[self.first]
-        total *= self.weight[:, None]
-        other = exact[self.second]
-        other *= self.other[:, None]
-        total += other
-        return np.ascontiguousarray(total.T, np.float32)

@@ -87,7 +87,10 @@ def save_together(
     outdated: list[Path] = []
     for stem, each in maps.items():
         earlier = _owner(stem)
-        texts = texts_of(each, picture, _listed(earlier, each.task, picture, formats))
+        files = _listed(earlier, each.task, picture, formats)
+        texts = texts_of(each, picture, files)
+        if _ARRAY in files and _ARRAY not in formats and UNCERTAINTY in earlier:
+            texts.setdefault(UNCERTAINTY, earlier[UNCERTAINTY])  # it stays beside the array
         encoded = {name: FORMATS[name].encode(each, texts) for name in _marked_first(formats)}
         contents |= {_path(stem, name): content for name, content in encoded.items()}
         if _ARRAY not in formats:

@@ -82,7 +82,11 @@ def test_a_map_is_enlarged_as_pillow_does_it(seed: int) -> None:
             left, top = random.random() * width * 0.6, random.random() * height * 0.6
             right = left + (width - left) * random.uniform(0.3, 1)
             box = (left, top, right, top + (height - top) * random.uniform(0.3, 1))
+        if number % 6 == 0 and height > 2:  # whole rows, as many as there will be
+            box = (0, 1, width, height)
+            large = height - 1, width + 5
         if number % 5 == 0:
+            box = None
             large = height, width * 3  # one edge stays, steps are whole
         assert is_larger((height, width), *large, box)
         found = np.empty(large, np.float32)

@@ -180,6 +180,15 @@ class TestOwnership:
             result().save(folder / "room", formats=[beside])  # the array stays, and is ours
             result().save(folder / "room", formats=["npy", beside])
 
+    def test_an_uncertainty_that_stays_beside_its_array_is_ours(self, tmp_path: Path) -> None:
+        ensemble = result(uncertainty={"depth": DEPTH})
+        ensemble.save(tmp_path / "room", formats=["npy", "color"])
+        result().save(tmp_path / "room", formats=["color"])
+        assert (tmp_path / "room-uncertainty.npy").exists()
+        ensemble.save(tmp_path / "room", formats=["npy", "color"])
+        result().save(tmp_path / "room", formats=["npy", "color"])
+        assert not (tmp_path / "room-uncertainty.npy").exists()
+
     def test_an_array_of_mine_beside_a_result_without_one_stays(self, tmp_path: Path) -> None:
         result().save(tmp_path / "room", formats=["color", "npz"])
         np.save(tmp_path / "room.npy", np.arange(3))
