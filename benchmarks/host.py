@@ -56,7 +56,7 @@ def main() -> int:
     for row in rows:
         print(
             *(
-                f"{key} {value:.1f}" if isinstance(value, float) else value
+                f"{key} {value:.4g}" if isinstance(value, float) else value
                 for key, value in row.items()
             )
         )

@@ -83,7 +83,7 @@ def test_a_map_is_enlarged_as_pillow_does_it(seed: int) -> None:
             right = left + (width - left) * random.uniform(0.3, 1)
             box = (left, top, right, top + (height - top) * random.uniform(0.3, 1))
         if number % 6 == 0 and height > 2:  # whole rows, as many as there will be
-            box = (0, 1, width, height)
+            box = (0, number % 4 // 2, width, height - 1 + number % 4 // 2)
             large = height - 1, width + 5
         if number % 5 == 0:
             box = None
