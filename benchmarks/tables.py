@@ -281,6 +281,37 @@ def geometry_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def host_table(bodies: list[Body]) -> list[str]:
+    """One line for each stage and size: milliseconds of the processor, and by the clock in
+    brackets; then `predict` on a folder.
+    """
+    rows = [row for body in bodies for row in body["rows"]]
+    ways = dict.fromkeys(row["way"] for row in rows)
+    lines = [f"| | {' | '.join(ways)} |", "|---|" + "---|" * len(ways)]
+    stages = {(row["size"], row["stage"], row["way"]): row for row in rows if "stage" in row}
+    for size, stage in dict.fromkeys(key[:2] for key in stages):
+        found = [stages[size, stage, way] for way in ways]
+        cells = [f"{row['cpu_ms']:.1f} ({row['wall_ms']:.1f})" for row in found]
+        lines.append(f"| {size}, {stage} | {' | '.join(cells)} |")
+        if "files" in found[0]:
+            sums = [f"{sum(row['files'].values()) / 1e6:.1f} MB" for row in found]
+            lines.append(f"| {size}, size of the files | {' | '.join(sums)} |")
+    folders = {row["way"]: row for row in rows if row["what"] == "predict"}
+    if folders:
+        first = folders[next(iter(ways))]
+        cells = [
+            f"{folders[way]['pictures_per_s']:.1f} a second, {folders[way]['of_the_network']:.0%}"
+            for way in ways
+        ]
+        what = f"`predict`, {first['pictures']:.0f} of {first['size']}, a network of "
+        lines.append(f"| {what}{first['network_s'] * 1e3:.0f} ms | {' | '.join(cells)} |")
+    for body in bodies:
+        machine = body["machine"]
+        where = f"{machine['cores']} cores ({machine['cpu']})"
+        lines += ["", f"{where}, commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
@@ -290,6 +321,7 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "together": together_table,
     "kills": kills_table,
     "geometry": geometry_table,
+    "host": host_table,
     "versions": versions_table,
 }
 """The lines of a table of bodies, by its kind."""

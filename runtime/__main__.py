@@ -20,11 +20,13 @@ if __name__ == "__main__":
 
 from runtime.batch import predict_all
 from runtime.console import prepare, release, say, show
+from runtime.encoding import FORMATS
 from runtime.engine import LotusEngine
 from runtime.errors import LotusError
 from runtime.found import find_pictures
 from runtime.hub import find_bundle
 from runtime.manifest import Bucket, Checkpoint, EngineInfo, Manifest
+from runtime.saving import DEFAULT, check_formats
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # Adds one subparser, whose default `run` is a function from the parsed arguments to the exit
@@ -96,6 +98,14 @@ def add_predict(commands: Commands) -> None:
         help="an image, or a folder (with subfolders)",
     )
     predict.add_argument("--output", type=_path, required=True, metavar="DIR")
+    predict.add_argument(
+        "--save",
+        nargs="+",
+        choices=[*FORMATS],
+        default=DEFAULT,
+        metavar="FORMAT",
+        help=f"any of {', '.join(FORMATS)}; default: {' '.join(DEFAULT)}",
+    )
     _add_opening(predict)
     predict.add_argument(
         "--seed", type=_natural, help="noise seed of mode G; default: the bundle's"
@@ -117,22 +127,7 @@ def add_predict(commands: Commands) -> None:
         action="store_true",
         help="replace files in DIR that are not results of lotus-edge, or of another picture",
     )
-    predict.add_argument(
-        "--max-pixels", type=_positive, metavar="N", help="refuse images of more pixels"
-    )
-    predict.add_argument(
-        "--strict",
-        action="store_true",
-        default=None,
-        help="refuse images that can be read only in part",
-    )
-    predict.add_argument(
-        "--no-icc",
-        dest="icc",
-        action="store_false",
-        default=None,
-        help="ignore colour profiles in images, as the reference does",
-    )
+    _add_reading(predict)
     predict.set_defaults(run=_predict)
 
 
@@ -163,11 +158,17 @@ def _predict(arguments: argparse.Namespace) -> int:
         for name in ("seed", "ensemble", "tiles", "max_pixels", "strict", "icc")
         if (value := getattr(arguments, name)) is not None
     }
+    formats = check_formats(arguments.save)
     found = find_pictures(arguments.images, arguments.output)
     with _open(arguments) as engine:
         engine.check_seed(arguments.seed, arguments.ensemble or 1)
         failed = predict_all(
-            engine, found, arguments.output, overwrite=arguments.overwrite, options=options
+            engine,
+            found,
+            arguments.output,
+            overwrite=arguments.overwrite,
+            formats=formats,
+            options=options,
         )
     return 1 if failed else 0
 
@@ -245,6 +246,26 @@ def _add_opening(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         metavar="SECONDS",
         help="give up a bundle that takes longer to open, or for its golden sample",
+    )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """How pictures are read."""
+    parser.add_argument(
+        "--max-pixels", type=_positive, metavar="N", help="refuse images of more pixels"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        default=None,
+        help="refuse images that can be read only in part",
+    )
+    parser.add_argument(
+        "--no-icc",
+        dest="icc",
+        action="store_false",
+        default=None,
+        help="ignore colour profiles in images, as the reference does",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,20 @@ _LARGEST_ENSEMBLE = 1024
 class Call:
     """The settings of one call of an engine, checked, as `LotusEngine.__call__` describes them."""
 
-    seed: int | None
-    noise: NDArray[np.float32] | None
-    resize: Resize | None
-    ensemble: int
-    tiles: bool
-    progress: Progress | None
-    on_error: str
-    reading: Mapping[str, Any]
+    seed: int | None = None
+    noise: NDArray[np.float32] | None = None
+    resize: Resize | None = "bilinear"
+    ensemble: int = 1
+    tiles: bool = False
+    progress: Progress | None = None
+    on_error: str = "raise"
+    reading: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Call:
+        """The settings that these keywords of `LotusEngine.__call__` mean."""
+        own = {name: value for name, value in options.items() if name not in _READING}
+        return cls(**own, reading={name: options[name] for name in _READING & options.keys()})
 
     def __post_init__(self) -> None:
         if unknown := sorted(self.reading.keys() - _READING):

@@ -20,7 +20,17 @@ from runtime.call import Call, draw_noise
 from runtime.errors import BackendError, ImageError, SchemaError
 from runtime.golden import Verification, check_tolerance, golden_error
 from runtime.hub import find_bundle
-from runtime.image import ImageLike, choose_bucket, fit_to_bucket, load, restore
+from runtime.image import (
+    ImageLike,
+    Pixels,
+    choose_bucket,
+    fit_to_bucket,
+    load,
+    read,
+    restore,
+    size_of,
+    warn,
+)
 from runtime.manifest import Bucket, Manifest
 from runtime.opening import Opening
 from runtime.prediction import Prediction
@@ -264,17 +274,53 @@ class LotusEngine:
     def _open(self, opening: Opening, bucket: Bucket) -> Session:
         return within(self._deadline, f"opening {self.folder} ({bucket})", partial(opening, bucket))
 
+    # The three steps of a call without tiles, for those who overlap them (runtime/batch.py).
+
+    def prepare(self, image: ImageLike, call: Call, position: int = 0) -> Picture:
+        """Step one: a picture, read and fitted to its bucket. Any thread may do it, and no backend
+        takes part. It has its `notes`: what `load` warns of. Raises: ImageError.
+        """
+        pixels, notes = read(image, **call.reading)
+        bucket = choose_bucket(self.manifest.buckets, *size_of(pixels))
+        source = Path(image) if isinstance(image, str | os.PathLike) else None
+        return self._fitted(position, source, pixels, call, bucket, notes)
+
+    def run(
+        self, pictures: Iterable[Picture], call: Call
+    ) -> Iterator[tuple[Picture, dict[str, Answer]]]:
+        """Step two: the network. A picture comes out, with its answers at the size it has in its
+        bucket, when its last run is done; those of one size in their order. Raises: BackendError,
+        and what opening a bucket raises.
+        """
+        buckets = serving(self.manifest.buckets, call.ensemble)
+        return answer_all(pictures, self.manifest, buckets, self._sessions.lease)
+
+    def finish(self, picture: Picture, answers: Mapping[str, Answer], call: Call) -> Prediction:
+        """Step three: the answers brought back to the picture's size. Any thread may do it."""
+        values, uncertainty = {}, {}
+        for name, answer in answers.items():
+            task = TASKS[name]
+            values[name] = task.decode(restore(task, answer.map, picture.fit, call.resize))
+            if answer.spread is not None:
+                (spread,) = restore(task, answer.spread, picture.fit, call.resize)
+                uncertainty[name] = task.uncertainty(values[name], spread)
+        return Prediction(
+            values,
+            source=picture.source,
+            uncertainty=uncertainty,
+            meanings=self.manifest.outputs,
+        )
+
     def _predict(
         self, images: Sequence[ImageLike], call: Call
     ) -> Iterator[tuple[int, Prediction | ImageError]]:
         """The answer for each image, by its position; images are loaded as they are needed."""
         errors: dict[int, ImageError] = {}
 
-        def each(work: Callable[[int, Path | None, NDArray[np.uint8], Call], T]) -> Iterator[T]:
+        def each(work: Callable[[ImageLike, Call, int], T]) -> Iterator[T]:
             for position, image in enumerate(images):
-                source = Path(image) if isinstance(image, str | os.PathLike) else None
                 try:
-                    done = work(position, source, load(image, **call.reading), call)
+                    done = work(image, call, position)
                 except ImageError as error:
                     if call.on_error == "raise":
                         raise
@@ -285,22 +331,25 @@ class LotusEngine:
         if call.tiles:
             yield from each(self._tiled)
         else:
-            for picture, answers in self._answers(each(self._fitted), call):
-                yield picture.position, _prediction(picture, answers, call.resize)
+            for picture, answers in self.run(each(self._prepared), call):
+                yield picture.position, self.finish(picture, answers, call)
         yield from errors.items()
+
+    def _prepared(self, image: ImageLike, call: Call, position: int) -> Picture:
+        picture = self.prepare(image, call, position)
+        warn(picture.notes)
+        return picture
 
     def _fitted(
         self,
         position: int,
         source: Path | None,
-        rgb: NDArray[np.uint8],
+        pixels: Pixels,
         call: Call,
-        bucket: Bucket | None = None,
+        bucket: Bucket,
+        notes: Sequence[str] = (),
     ) -> Picture:
-        """One picture, ready to be run, in the bucket that suits it best if none is given."""
-        if bucket is None:
-            bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
-        fitted, fit = fit_to_bucket(rgb, bucket)
+        fitted, fit = fit_to_bucket(pixels, bucket)
         return Picture(
             position=position,
             source=source,
@@ -308,24 +357,18 @@ class LotusEngine:
             rgb=fitted,
             fit=fit,
             noise=call.noises(self.manifest, bucket),
+            notes=notes,
         )
 
-    def _answers(
-        self, pictures: Iterable[Picture], call: Call
-    ) -> Iterator[tuple[Picture, dict[str, Answer]]]:
-        buckets = serving(self.manifest.buckets, call.ensemble)
-        return answer_all(pictures, self.manifest, buckets, self._sessions.lease)
-
-    def _tiled(
-        self, position: int, source: Path | None, rgb: NDArray[np.uint8], call: Call
-    ) -> tuple[int, Prediction]:
+    def _tiled(self, image: ImageLike, call: Call, position: int) -> tuple[int, Prediction]:
         """The prediction for a picture in tiles, with its position."""
+        rgb = load(image, **call.reading)
         bucket = choose_bucket(self.manifest.buckets, *rgb.shape[:2])
         size = (bucket.height, bucket.width)
 
         def predict(crops: list[NDArray[np.uint8]]) -> list[dict[str, Answer]]:
             pictures = [self._fitted(at, None, crop, call, bucket) for at, crop in enumerate(crops)]
-            return [answers for _, answers in self._answers(pictures, call)]  # all have one size
+            return [answers for _, answers in self.run(pictures, call)]  # all have one size
 
         same = [each for each in self.manifest.buckets if (each.height, each.width) == size]
         answer = predict_tiles(
@@ -337,19 +380,9 @@ class LotusEngine:
             progress=call.progress or (lambda done, total: None),
         )
         return position, Prediction(
-            answer.values, source=source, uncertainty=answer.uncertainty, tiled=answer.tiled
+            answer.values,
+            source=Path(image) if isinstance(image, str | os.PathLike) else None,
+            uncertainty=answer.uncertainty,
+            tiled=answer.tiled,
+            meanings=self.manifest.outputs,
         )
-
-
-def _prediction(
-    picture: Picture, answers: Mapping[str, Answer], resize: Resize | None
-) -> Prediction:
-    """The answers for a picture, brought back to its size."""
-    values, uncertainty = {}, {}
-    for name, answer in answers.items():
-        task = TASKS[name]
-        values[name] = task.decode(restore(task, answer.map, picture.fit, resize))
-        if answer.spread is not None:
-            (spread,) = restore(task, answer.spread, picture.fit, resize)
-            uncertainty[name] = task.uncertainty(values[name], spread)
-    return Prediction(values, source=picture.source, uncertainty=uncertainty)

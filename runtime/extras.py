@@ -24,6 +24,7 @@ EXTRAS = {
         "tqdm",
     ),
     "scene": ("trimesh", "OpenEXR", "fast_simplification"),
+    "fast": ("isal",),
     "dev": ("yaml", "matplotlib", "jsonschema", "pytest"),
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""

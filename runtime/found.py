@@ -12,8 +12,8 @@ from pathlib import Path
 
 from runtime.errors import ImageError, OutputError
 from runtime.image import IMAGE_SUFFIXES, why_not_read
-from runtime.marker import made_by_us
-from runtime.prediction import TASK, result_marks, saved_paths, task_stems
+from runtime.marker import TASK, made_by_us
+from runtime.saving import DEFAULT, result_marks, saved_paths, task_stems
 
 # Why files in a folder are left out.
 _RESULT = "results of an earlier run"
@@ -67,19 +67,26 @@ def find_pictures(paths: Sequence[Path], output: Path) -> Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """The pictures with the final names of their results; whether these end with the task, and
-    whether an uncertainty is written.
+    """The pictures with the final names of their results; the formats in which these are saved,
+    whether they end with the task, and whether an uncertainty is written.
     """
 
     pictures: list[Picture]
     output: Path
     tasks: list[str]
     uncertain: bool
+    formats: Sequence[str] = DEFAULT
     with_task: bool = False
 
     @classmethod
     def make(
-        cls, pictures: list[Picture], output: Path, tasks: list[str], *, uncertain: bool = False
+        cls,
+        pictures: list[Picture],
+        output: Path,
+        tasks: list[str],
+        *,
+        formats: Sequence[str] = DEFAULT,
+        uncertain: bool = False,
     ) -> Names:
         """Names under which no result replaces another, an image, or another task's result.
 
@@ -88,7 +95,13 @@ class Names:
         bundle has several, or where one would be that of an earlier result of another task. What
         collides all the same gets a problem, all but the first.
         """
-        plan = cls(pictures=_apart(pictures), output=output, tasks=tasks, uncertain=uncertain)
+        plan = cls(
+            pictures=_apart(pictures),
+            output=output,
+            tasks=tasks,
+            formats=formats,
+            uncertain=uncertain,
+        )
         if len(tasks) > 1 or plan._meets_another_task():
             plan = dataclasses.replace(plan, with_task=True)
         return dataclasses.replace(plan, pictures=[*plan._checked()])
@@ -120,7 +133,7 @@ class Names:
             targets = [
                 path
                 for stem in self.stems(picture).values()
-                for path in saved_paths(stem, uncertain=self.uncertain)
+                for path in saved_paths(stem, self.formats, uncertain=self.uncertain)
             ]
             keys = [_same(_place(path)) for path in targets]
             owner = next((owners[key] for key in keys if key in owners), None)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from runtime.errors import ImageError, ImageWarning
 from runtime.manifest import Bucket
-from runtime.pictures.colour import array_to_rgb, to_rgb
+from runtime.pictures.colour import array_to_rgb, to_array, to_rgb
 from runtime.pictures.decode import decode_file, decode_image
 from runtime.pictures.formats import IMAGE_SUFFIXES, MAX_PIXELS, why_not_read
 from runtime.tasks import Resize, Task
@@ -28,14 +28,20 @@ __all__ = [
     "MAX_PIXELS",
     "Fit",
     "ImageLike",
+    "Pixels",
     "choose_bucket",
     "fit_to_bucket",
     "load",
+    "read",
     "restore",
+    "size_of",
+    "warn",
     "why_not_read",
 ]
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
+Pixels: TypeAlias = "NDArray[np.uint8] | Image.Image"
+"""RGB uint8 [H,W,3], or Pillow's image of mode RGB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,26 @@ def load(
 
     Raises: ImageError for a missing, damaged, foreign, empty, non-finite or over-large picture.
     """
+    pixels, notes = read(image, strict=strict, icc=icc, max_pixels=max_pixels)
+    warn(notes, stacklevel=3)
+    return to_array(pixels) if isinstance(pixels, Image.Image) else pixels
+
+
+def warn(notes: Sequence[str], stacklevel: int = 2) -> None:
+    """An ImageWarning for each note of `read`. Raises: ImageError where warnings are errors."""
+    for note in notes:
+        try:
+            warnings.warn(note, ImageWarning, stacklevel=stacklevel)
+        except ImageWarning as error:
+            raise ImageError(str(error)) from error
+
+
+def read(
+    image: ImageLike, *, strict: bool = False, icc: bool = True, max_pixels: int | None = None
+) -> tuple[Pixels, list[str]]:
+    """What `load` answers, and what it warns of, as at most one note. A picture that needs no
+    change stays as Pillow decoded it, which spares two copies. Raises: ImageError.
+    """
     if max_pixels is not None and (type(max_pixels) is not int or max_pixels < 1):
         raise ImageError(f"max_pixels is a positive integer, found {max_pixels!r}")
     if isinstance(image, np.ndarray):
@@ -83,7 +109,7 @@ def load(
     notes: list[str] = []
     try:
         if isinstance(image, np.ndarray):
-            rgb = array_to_rgb(image, notes)
+            rgb: Pixels = array_to_rgb(image, notes)
         else:
             picture = (
                 decode_image(image, max_pixels=max_pixels)
@@ -99,12 +125,7 @@ def load(
         raise ImageError(f"{name}: cannot be decoded: {error or type(error).__name__}") from error
     if notes and strict:
         raise ImageError(f"{name}: {'; '.join(notes)}")
-    if notes:
-        try:
-            warnings.warn(f"{name}: {'; '.join(notes)}", ImageWarning, stacklevel=2)
-        except ImageWarning as error:  # where warnings are errors
-            raise ImageError(str(error)) from error
-    return rgb
+    return rgb, [f"{name}: {'; '.join(notes)}"] if notes else []
 
 
 def choose_bucket(buckets: Sequence[Bucket], height: int, width: int) -> Bucket:
@@ -120,19 +141,25 @@ def choose_bucket(buckets: Sequence[Bucket], height: int, width: int) -> Bucket:
     return min(buckets, key=distance)
 
 
-def fit_to_bucket(rgb: NDArray[np.uint8], bucket: Bucket) -> tuple[NDArray[np.uint8], Fit]:
-    """Resize [H,W,3] keeping its aspect (bilinear, antialiased), then pad right and bottom by
-    repeating the edge.
+def size_of(pixels: Pixels) -> tuple[int, int]:
+    """Height and width."""
+    return pixels.size[::-1] if isinstance(pixels, Image.Image) else pixels.shape[:2]
+
+
+def fit_to_bucket(pixels: Pixels, bucket: Bucket) -> tuple[NDArray[np.uint8], Fit]:
+    """Resize to the bucket, keeping the aspect (bilinear, antialiased), then pad right and bottom
+    by repeating the edge: RGB uint8 [H,W,3] of the bucket's size.
     """
-    height, width = rgb.shape[:2]
+    height, width = size_of(pixels)
     scale = min(bucket.height / height, bucket.width / width)
     content = (
         min(bucket.height, max(1, round(height * scale))),
         min(bucket.width, max(1, round(width * scale))),
     )
     if content != (height, width):
-        resized = Image.fromarray(rgb).resize((content[1], content[0]), Image.Resampling.BILINEAR)
-        rgb = np.asarray(resized, dtype=np.uint8)
+        image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+        pixels = image.resize((content[1], content[0]), Image.Resampling.BILINEAR)
+    rgb: NDArray[np.uint8] = np.asarray(pixels, dtype=np.uint8)
     pad = (bucket.height - content[0], bucket.width - content[1])
     if any(pad):
         rgb = np.pad(rgb, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")

@@ -24,6 +24,7 @@ class Picture:
     """A picture of a list: `rgb` uint8 [H,W,3] as it fits a bucket and all of its size.
 
     `noise` is its own, [M,C,h,w] for an ensemble of M answers; None where the bundle takes none.
+    `notes` say what is odd about it.
     """
 
     position: int
@@ -32,6 +33,7 @@ class Picture:
     rgb: NDArray[np.uint8]
     fit: Fit
     noise: NDArray[np.float32] | None
+    notes: Sequence[str] = ()
 
     @property
     def answers(self) -> int:

@@ -9,21 +9,21 @@ for one channel and [H,W,C] for several.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.colors import spectral_table
+from runtime.colors import bands, scaled, spectral
+from runtime.enlarge import enlarge, is_larger
 
 Resize: TypeAlias = Literal["bilinear", "nearest"]
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of a map."""
 
 _FLOOR = 0.1  # AbsRel divides by the exact value: one below this counts as this large
-_BAND = 256  # rows that are worked on at once
 _FLAT = 1e-12  # the variance of a map in which there is nothing but rounding
 
 
@@ -96,18 +96,26 @@ class Task:
         shown in Spectral from the image's smallest to its largest value; what is near is red.
         """
         if self.channels == 1:
-            return self._spectral(values)
-        levels = (values - np.float32(self.low)) * np.float32(255 / (self.high - self.low))
-        colors: NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+            red_is_high = self.near == "large"
+            return spectral(values, *_ends(values), red_is_high=red_is_high)
+        colors = np.empty(values.shape, np.uint8)
+        for rows in bands(values):
+            levels = values[rows] - np.float32(self.low)
+            levels *= np.float32(255 / (self.high - self.low))
+            colors[rows] = np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
         return colors
+
+    def legend(self, values: NDArray[np.float32]) -> str:
+        """What the colours of these values mean, in a few words."""
+        if self.channels == 1:
+            low, high = _ends(values)
+            blue, red = (low, high) if self.near == "large" else (high, low)
+            return f"Spectral: red is {red:.6g}, blue is {blue:.6g}"
+        return f"red, green and blue: 0 is {self.low:g}, 255 is {self.high:g}"
 
     def encode16(self, values: NDArray[np.float32]) -> NDArray[np.uint16]:
         """The values as uint16 of the same shape: 0 is `low`, 65535 is `high`."""
-        codes = np.empty(values.shape, np.uint16)
-        for rows in _bands(values):  # a large picture's would take 8 bytes for each step
-            levels = (values[rows].astype(np.float64) - self.low) / (self.high - self.low) * 65535
-            codes[rows] = np.rint(levels).clip(0, 65535)
-        return codes
+        return scaled(values, self.low, self.high, 65535, np.uint16)
 
     def error(self, prediction: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
         """How far the map `prediction` is from the map `exact`, both [C,H,W], in `error_unit`.
@@ -169,6 +177,12 @@ class Task:
 
         The parts of a map together are the map as a whole, but for rounding.
         """
+        shape = (output.shape[1], output.shape[2])
+        if method == "bilinear" and is_larger(shape, height, width, box):
+            large = np.empty((len(output), height, width), np.float32)
+            for plane, out in zip(output, large, strict=True):
+                enlarge(plane, out, box)
+            return large
         from PIL import Image
 
         filters = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
@@ -197,15 +211,6 @@ class Task:
         for output, weight in zip(maps, weights, strict=True):
             mean += output * (weight / total)
         return mean.astype(np.float32)
-
-    def _spectral(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        low, high = float(values.min()), float(values.max())
-        colors, table = np.empty((*values.shape, 3), np.uint8), spectral_table()
-        for rows in _bands(values):
-            unit = (values[rows].astype(np.float64) - low) / max(high - low, 1e-12)
-            index = np.rint((1 - unit if self.near == "large" else unit) * 255).astype(np.intp)
-            colors[rows] = table[index]
-        return colors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,9 +303,12 @@ class ShareTask(Task):
 
     def colorize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """RGB uint8 [H,W,3]: black is `low` and white is `high`, in every image alike."""
-        share = (values.astype(np.float64) - self.low) / (self.high - self.low)
-        grey = np.clip(np.rint(share * 255), 0, 255).astype(np.uint8)
+        grey = scaled(values, self.low, self.high, 255, np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
+
+    def legend(self, values: NDArray[np.float32]) -> str:
+        """Grey in every image alike."""
+        return f"black is {self.low:g}, white is {self.high:g}"
 
 
 # Source of the ranges and of the colour map's direction: the Lotus paper (arXiv 2409.18124) and its
@@ -363,14 +371,20 @@ TASKS: dict[str, Task] = {
 
 def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """[H,W,3] scaled to unit length; a zero vector stays zero."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(length, np.float32(1e-6)), dtype=np.float32)
+    unit = np.empty(vectors.shape, np.float32)
+    for rows in bands(vectors):
+        x, y, z = np.moveaxis(vectors[rows], -1, 0)
+        length = x * x
+        length += y * y
+        length += z * z
+        np.maximum(np.sqrt(length, out=length), np.float32(1e-6), out=length)
+        for index, plane in enumerate((x, y, z)):
+            np.divide(plane, length, out=unit[rows, ..., index])
+    return unit
 
 
-def _bands(values: NDArray[np.float32]) -> Iterator[slice]:
-    """Some rows after the other."""
-    for at in range(0, len(values), _BAND):
-        yield slice(at, at + _BAND)
+def _ends(values: NDArray[np.float32]) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
 def _angles(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:

@@ -10,10 +10,15 @@ import platform
 import re
 import secrets
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from runtime.errors import OutputError
+
+Piece: TypeAlias = bytes | memoryview
+Content: TypeAlias = bytes | Sequence[Piece]
+"""What a file shall hold: in one piece, or in several, which are not copied together."""
 
 # Short, so that it is no longer than a name may be where the file's own name is not. The machine's
 # name is in it because process numbers mean nothing on another one that shares the folder.
@@ -23,7 +28,7 @@ _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def write_together(
-    contents: Mapping[Path, bytes], check: Callable[[], None] = lambda: None
+    contents: Mapping[Path, Content], check: Callable[[], None] = lambda: None
 ) -> None:
     """Write these files, and the folders above them: all or none, and each whole or not at all.
 
@@ -59,9 +64,9 @@ def write_together(
                 leftover.unlink()
 
 
-def _write_new(path: Path, content: bytes) -> None:
+def _write_new(path: Path, content: Content) -> None:
     with path.open("xb") as stream:
-        stream.write(content)
+        stream.writelines([content] if isinstance(content, bytes) else content)
         stream.flush()
         try:
             os.fsync(stream.fileno())

@@ -39,6 +39,7 @@ COMPLETE = {
     "benchmarks/cold_start.py": ["--bundle", "{bundle}", "--dirty"],
     "benchmarks/emulate.py": ["{bundle}", "--output", "{folder}/emulated"],
     "benchmarks/full_size.py": ["--dirty"],
+    "benchmarks/host.py": ["--rounds", "1", "--dirty"],
     "benchmarks/kill_build.py": ["--count", "1"],
     "benchmarks/latency.py": ["--checkpoint", "tiny/disparity-d", "--resolution=64x64", "--dirty"],
     "benchmarks/parity.py": ["tiny/samples/room.png", "--dirty"],

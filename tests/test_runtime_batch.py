@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from PIL import Image
 
 from runtime import LotusEngine
 from runtime.__main__ import main
+from runtime.call import Call
 from runtime.errors import BackendError, OutputError
 from runtime.marker import made_by_us, marks
-from runtime.prediction import Prediction
 
 ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -171,17 +172,16 @@ def test_a_folder_that_cannot_be_listed_is_a_failure(
 def test_a_result_that_cannot_be_written_fails_alone(
     predict: Run, failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runtime import prediction
+    from runtime import saving
 
-    real, calls = prediction.write_together, []
+    real = saving.write_together
 
-    def write(*words: object) -> None:
-        calls.append(words)
-        if len(calls) == 2:
+    def write(*words: Any) -> None:
+        if next(iter(words[0])).name.startswith("2"):
             raise failure
         real(*words)
 
-    monkeypatch.setattr(prediction, "write_together", write)
+    monkeypatch.setattr(saving, "write_together", write)
     for name in ("1.png", "2.png", "3.png"):
         picture(Path("d", name))
     assert predict("d") == 1
@@ -193,14 +193,14 @@ def test_a_result_that_cannot_be_written_fails_alone(
 def test_what_concerns_the_backend_ends_the_batch_and_is_counted(
     predict: Run, failure: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = LotusEngine.__call__
+    real = LotusEngine.run
 
-    def answer(engine: LotusEngine, paths: list[Path], **options: object) -> list[Prediction]:
-        if paths[0].name == "2.png":
+    def run(engine: LotusEngine, pictures: list[Any], call: Call) -> Any:
+        if pictures[0].source.name == "2.png":
             raise failure
-        return real(engine, paths, **options)
+        return real(engine, pictures, call)
 
-    monkeypatch.setattr(LotusEngine, "__call__", answer)
+    monkeypatch.setattr(LotusEngine, "run", run)
     for name in ("1.png", "2.png", "3.png"):
         picture(Path("d", name))
     assert predict("d") in (1, 130)
@@ -300,13 +300,13 @@ def test_a_file_of_others_is_never_replaced_without_the_flag(predict: Run, name:
 def test_a_file_that_appears_while_predicting_is_not_replaced(
     predict: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = LotusEngine.__call__
+    real = LotusEngine.run
 
-    def answer(engine: LotusEngine, paths: list[Path], **options: object) -> list[Prediction]:
+    def run(engine: LotusEngine, pictures: list[Any], call: Call) -> Any:
         Path("o/a.png").write_text("mine")
-        return real(engine, paths, **options)
+        return real(engine, pictures, call)
 
-    monkeypatch.setattr(LotusEngine, "__call__", answer)
+    monkeypatch.setattr(LotusEngine, "run", run)
     assert predict(picture(Path("a.png"))) == 1
     assert Path("o/a.png").read_text() == "mine"
     assert os.listdir("o") == ["a.png"]
@@ -375,6 +375,6 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(
     predict: Run, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("file").touch()
-    monkeypatch.setattr(LotusEngine, "__call__", lambda *words, **options: pytest.fail("worked"))
+    monkeypatch.setattr(LotusEngine, "prepare", lambda *words: pytest.fail("worked"))
     assert predict(picture(Path("a.png")), output=output) == 1
     assert predict.last.startswith("error: cannot write into ")

@@ -214,14 +214,14 @@ def test_where_memory_is_short_for_several_each_is_tried_alone(
     bundle = str(write_null_bundle(tmp_path / "b", buckets=[bucket(1), bucket(2)]))
     for name, image in zip("ab", pictures(2), strict=True):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
-    real = LotusEngine.__call__
+    real = LotusEngine.run
 
-    def answer(engine: LotusEngine, paths: list[Path], **options: Any) -> Any:
-        if len(paths) > 1 or paths[0].name == "a.png":
+    def run(engine: LotusEngine, pictures: list[Any], call: Any) -> Any:
+        if len(pictures) > 1 or pictures[0].source.name == "a.png":
             raise MemoryError("too large")
-        return real(engine, paths, **options)
+        return real(engine, pictures, call)
 
-    monkeypatch.setattr(LotusEngine, "__call__", answer)
+    monkeypatch.setattr(LotusEngine, "run", run)
     images = [str(tmp_path / f"{name}.png") for name in "ab"]
     assert main(["predict", bundle, *images, "--output", str(tmp_path / "o")]) == 1
     said = capsys.readouterr().err

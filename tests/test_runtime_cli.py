@@ -12,11 +12,12 @@ import pytest
 from conftest import ROOT, write_null_bundle
 from PIL import Image
 
-from runtime import LotusEngine, Prediction
+from runtime import LotusEngine
 from runtime.__main__ import main
 from runtime.backends import installed
 from runtime.backends.null import BackendSession
 from runtime.backends.session import Tensors
+from runtime.call import Call
 from runtime.manifest import Checkpoint, Manifest
 
 
@@ -265,12 +266,11 @@ def test_options_reach_the_engine_only_when_they_are_given(
     bundle = write_null_bundle(tmp_path / "g", mode="g")
     given: list[dict[str, object]] = []
 
-    def answer(engine: object, paths: list[Path], **options: object) -> list[Prediction]:
-        assert options.pop("on_error") == "return"
+    def of(options: dict[str, object]) -> Call:
         given.append(options)
-        return [Prediction({"disparity": np.zeros((4, 4), np.float32)}) for _ in paths]
+        return Call()
 
-    monkeypatch.setattr(LotusEngine, "__call__", answer)
+    monkeypatch.setattr(Call, "of", of)
     words = ["predict", str(bundle), str(picture(tmp_path / "a.png")), "--output"]
     assert main([*words, str(tmp_path / "o")]) == 0
     more = ["--max-pixels", "9", "--strict", "--no-icc", "--seed", "7"]

@@ -82,14 +82,14 @@ def test_with_stderr_closed_no_result_takes_its_number(
     code = f"""
 import os, sys
 from runtime.__main__ import main
-from runtime import prediction
-real = prediction.write_together
+from runtime import saving
+real = saving.write_together
 def write(contents, check):
     def chatter():
         os.write(2, b"chatter of a library")
         check()
     real(contents, chatter)
-prediction.write_together = write
+saving.write_together = write
 sys.exit(main(["predict", {str(null_bundle)!r}, {str(six)!r}, "--output", {str(tmp_path / "o")!r}]))
 """
     done = shell(f"{sys.executable} -c '{code.replace(chr(39), chr(34))}' <&- >&- 2>&-")
@@ -159,7 +159,7 @@ def test_interrupted_is_counted_and_has_its_status(
 import sys, time
 from runtime import LotusEngine
 from runtime.__main__ import main
-LotusEngine.__call__ = lambda *words, **options: time.sleep(60)
+LotusEngine.run = lambda *words: time.sleep(60)
 sys.exit(main(["predict", {str(null_bundle)!r}, {str(six)!r}, "--output", {str(tmp_path / "o")!r}]))
 """
     command = [sys.executable, "-c", code]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_null_bundle
+from conftest import read_png16, write_null_bundle
 from PIL import Image
 
 from runtime import LotusEngine
@@ -56,7 +55,7 @@ def test_a_made_up_task_comes_back_in_its_own_range(albedo: Path, tmp_path: Path
     assert np.array_equal(np.load(array), prediction.values)
     with Image.open(color) as image:
         assert np.array_equal(np.asarray(image), RGB)
-    assert np.array_equal(rows_of_png16(deep), RGB.astype(int) * 257)  # 255 becomes 65535
+    assert np.array_equal(read_png16(deep), RGB.astype(int) * 257)  # 255 becomes 65535
 
 
 def test_a_made_up_task_of_one_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,17 +143,6 @@ def test_pixels_that_no_map_covers_are_refused() -> None:
         TASKS["depth"].blend(maps, nothing)
     with pytest.raises(ValueError):
         TASKS["depth"].blend(maps, [np.ones((2, 2), np.float32)] * 2)
-
-
-def rows_of_png16(path: Path) -> np.ndarray:
-    """The values of one of our 16-bit RGB PNGs, [H,W,3]; Pillow would keep the high bytes only."""
-    content = path.read_bytes()
-    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
-    start = content.index(b"IDAT")
-    length = int.from_bytes(content[start - 4 : start], "big")
-    data = np.frombuffer(zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8)
-    rows = data.reshape(height, -1)[:, 1:].copy()
-    return rows.view(">u2").reshape(height, width, 3).astype(int)
 
 
 @pytest.mark.parametrize("name", ["matting", "segmentation"])

@@ -25,8 +25,9 @@ from runtime.errors import GeometryError, ImageError, OutputError
 from runtime.extras import require
 from runtime.geometry import EDGE, GRAZING
 from runtime.image import load
-from runtime.prediction import TaskMap, fingerprint
+from runtime.prediction import TaskMap
 from runtime.reconstruct import Reconstruction, Sky, reconstruct
+from runtime.saving import fingerprint
 from runtime.writing import write_together
 
 _MOST_POINTS = 1_000_000

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from runtime.encoding import png
+from runtime.exr import encode_exr
 from runtime.marker import MARKER
 from runtime.mesh import Mesh, build_mesh
-from runtime.prediction import TaskMap, png16
+from runtime.prediction import TaskMap
 from runtime.reconstruct import Points, Reconstruction
 
 GLTF_AXES = np.diag([1.0, -1.0, -1.0])
@@ -177,31 +177,16 @@ def encode_maps(
     return {
         "maps.npz": archive.getvalue(),
         # Twice each: OpenCV and many viewers read only luminance or colours.
-        "depth.exr": _exr(
-            dict.fromkeys("ZY", found.depth), f"depth along z; NaN: not known; {words}"
+        "depth.exr": encode_exr(
+            dict.fromkeys("ZY", found.depth),
+            {"comments": f"lotus-edge; depth along z; NaN: not known; {words}"},
         ),
-        "normal.exr": _exr(
+        "normal.exr": encode_exr(
             {name: found.normals[..., axis] for axis in range(3) for name in _AXES[axis]},
-            f"unit normals towards the camera; {words}",
+            {"comments": f"lotus-edge; unit normals towards the camera; {words}"},
         ),
         "depth-16bit.png": _millimetres(found),
     }
-
-
-def _exr(channels: dict[str, NDArray[np.float32]], words: str) -> bytes:
-    import OpenEXR
-
-    header = {
-        "compression": OpenEXR.ZIP_COMPRESSION,
-        "type": OpenEXR.scanlineimage,
-        "comments": f"lotus-edge; {words}",
-    }
-    planes = {name: np.ascontiguousarray(plane) for name, plane in channels.items()}
-    with tempfile.TemporaryDirectory() as folder:  # it writes files only
-        path = Path(folder) / "map.exr"
-        with OpenEXR.File(header, planes) as file:
-            file.write(str(path))
-        return path.read_bytes()
 
 
 def _millimetres(found: Reconstruction) -> bytes:
@@ -218,7 +203,7 @@ def _millimetres(found: Reconstruction) -> bytes:
     }
     known = depth > 0
     levels = np.where(known, np.clip(np.rint(depth * 1000), 1, 65535), 0).astype(np.uint16)
-    return png16(levels, texts)
+    return png(levels, texts)
 
 
 def encode_camera(found: Reconstruction, picture: str, counts: dict[str, int]) -> bytes:

@@ -34,21 +34,26 @@ TOLERANCE = 1e-3
 _FACTOR = 2.0
 
 
-def write_bundle(folder: Path, *, target: str) -> Path:
-    """A bundle for `target`, with the answers of its own backend as golden. `null` has two
-    buckets, and a graph that is none.
+def write_bundle(
+    folder: Path,
+    *,
+    target: str,
+    sizes: Sequence[tuple[int, int]] = ((HEIGHT, WIDTH), (WIDTH, HEIGHT)),
+) -> Path:
+    """A bundle for `target`, with the answers of its own backend as golden. `null` has buckets of
+    all `sizes` (height, width), and a graph that is none; others the first.
     """
     folder.mkdir(parents=True)
-    buckets = [Bucket(height=HEIGHT, width=WIDTH, graph=GRAPH)]
+    buckets = [Bucket(height=height, width=width, graph=GRAPH) for height, width in sizes]
     if target == "null":
         os.environ[FOR_TESTS] = "1"
-        buckets.append(Bucket(height=WIDTH, width=HEIGHT, graph=GRAPH))
         (folder / GRAPH).write_bytes(b"no graph " * 100)
         (folder / WEIGHTS).write_bytes(bytes(range(256)) * 16)
     else:
         from benchmarks.fuzzing.graph import write_graph
 
-        write_graph(folder / GRAPH, HEIGHT, WIDTH)
+        buckets = buckets[:1]
+        write_graph(folder / GRAPH, *sizes[0])
     manifest = _manifest(target, buckets)
     arrays: dict[str, NDArray[Any]] = {}
     for bucket in buckets:

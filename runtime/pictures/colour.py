@@ -29,13 +29,14 @@ _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of an ICC profile: the 
 Convert = Callable[[Image.Image], Image.Image]
 
 
-def to_rgb(picture: Picture, icc: bool, notes: list[str]) -> NDArray[np.uint8]:
+def to_rgb(picture: Picture, icc: bool, notes: list[str]) -> NDArray[np.uint8] | Image.Image:
     """RGB uint8 [H,W,3], upright, in sRGB if `icc`; alpha is dropped. What is odd goes to `notes`.
+
+    Where there is nothing to change, Pillow's image itself: an array would be a copy.
 
     Raises: ImageError for samples that no range fits.
     """
     image, turn = picture.image, picture.orientation
-    width, height = image.size
     scale = _scale(picture)
     if scale is not None and scale.note:
         notes.append(scale.note)
@@ -44,10 +45,26 @@ def to_rgb(picture: Picture, icc: bool, notes: list[str]) -> NDArray[np.uint8]:
     convert = _plain if mode != "LAB" else _from_lab()
     if icc and picture.icc and mode != "LAB":
         convert = _from_profile(picture.icc, mode, notes) or _plain
+    if image.mode == "RGB" and scale is None and convert is _plain and turn not in _TURNS:
+        return image
+    return _in_bands(picture, lambda box: convert(_eight_bits(picture, scale, mode, box)))
+
+
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """An image of mode RGB as uint8 [H,W,3]."""
+    return _in_bands(Picture(image=image), image.crop)
+
+
+def _in_bands(
+    picture: Picture, piece_of: Callable[[tuple[int, int, int, int]], Image.Image]
+) -> NDArray[np.uint8]:
+    """RGB uint8 [H,W,3], upright, of the pieces as they are stored: boxes from left to right."""
+    image, turn = picture.image, picture.orientation
+    width, height = image.size
     size = (width, height) if turn >= 5 else (height, width)
     rgb = np.empty((*size, 3), dtype=np.uint8)
     for top, bottom in bands(image):
-        piece = convert(_eight_bits(picture, scale, mode, (0, top, width, bottom)))
+        piece = piece_of((0, top, width, bottom))
         if turn in _TURNS:
             piece = piece.transpose(_TURNS[turn])
         rows = slice(height - bottom, height - top) if turn in _FROM_BELOW else slice(top, bottom)

@@ -15,7 +15,7 @@ from runtime.errors import ImageError
 from runtime.files import open_at_once
 
 SECTOR = 512  # bytes: the least that disks lose
-_ZEROS = re.compile(rb"\0{%d,}" % SECTOR)
+_ZEROS, _OTHER = bytes(SECTOR), re.compile(rb"[^\0]")
 
 Piece = bytes | tuple[int, int]  # some bytes, or (start, length) in the file
 
@@ -124,10 +124,13 @@ def lost_sectors(data: bytes, start: int, end: int, *, flat: bool) -> list[str]:
     are noted that begin and end with a sector, give or take two bytes.
     """
     longest = 0
-    for match in _ZEROS.finditer(data, start, end):
-        whole = -match.start() % SECTOR <= 2 and match.end() % SECTOR <= 2
+    # Several times as fast as a regular expression for all of them.
+    while (first := data.find(_ZEROS, start, end)) >= 0:
+        other = _OTHER.search(data, first + SECTOR, end)
+        start = other.start() if other else end
+        whole = -first % SECTOR <= 2 and start % SECTOR <= 2
         if whole or not flat:
-            longest = max(longest, match.end() - match.start())
+            longest = max(longest, start - first)
     return [f"holds {longest:,} zero bytes in a row: a part may be lost"] if longest else []
 
 

@@ -1,0 +1,180 @@
+"""What was made fast answers the bits of the plain formula, and holds no copies."""
+
+from __future__ import annotations
+
+import platform
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.colors import spectral_table
+from runtime.encoding import png
+from runtime.enlarge import enlarge, is_larger
+from runtime.image import fit_to_bucket, load, read
+from runtime.manifest import Bucket
+from runtime.tasks import TASKS, unit_vectors
+
+RANDOM = np.random.default_rng(0)
+BUCKETS = [Bucket(height=64, width=96, graph=""), Bucket(height=64, width=64, graph="")]
+SHAPES = [(1, 1), (7, 5), (300, 901), (3, 70_000), (1200, 60)]
+
+
+def maps(shape: tuple[int, int]) -> list[np.ndarray]:
+    """Noise beyond the range, values on the edges between two colours, and one value only."""
+    edges = (np.arange(shape[0] * shape[1], dtype=np.float32) % 511 / 510).reshape(shape)
+    return [
+        RANDOM.random(shape, dtype=np.float32) * np.float32(1.4) - np.float32(0.2),
+        edges,
+        np.full(shape, 0.3, np.float32),
+    ]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["depth", "disparity"])
+def test_colours_are_those_of_the_plain_formula(name: str, shape: tuple[int, int]) -> None:
+    for values in maps(shape):
+        low, high = float(values.min()), float(values.max())
+        unit = (values.astype(np.float64) - low) / max(high - low, 1e-12)
+        index = np.rint((1 - unit if name == "disparity" else unit) * 255).astype(int)
+        assert np.array_equal(TASKS[name].colorize(values), spectral_table()[index])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_16_bits_and_greys_are_those_of_the_plain_formula(shape: tuple[int, int]) -> None:
+    for values in maps(shape):
+        exact = values.astype(np.float64)
+        codes = np.rint(exact * 65535).clip(0, 65535)
+        assert np.array_equal(TASKS["disparity"].encode16(values), codes)
+        both = TASKS["normal"].encode16(np.stack([values] * 3, axis=-1))
+        assert np.array_equal(both[..., 1], np.rint((exact + 1) / 2 * 65535).clip(0, 65535))
+        grey = np.rint(exact * 255).clip(0, 255)
+        assert np.array_equal(TASKS["matting"].colorize(values)[..., 2], grey)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_unit_vectors_are_those_of_the_plain_formula(shape: tuple[int, int]) -> None:
+    vectors = RANDOM.normal(size=(*shape, 3)).astype(np.float32)
+    vectors[0, 0] = 0
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    expected = vectors / np.maximum(length, np.float32(1e-6))
+    planes = np.ascontiguousarray(vectors.transpose(2, 0, 1)).transpose(1, 2, 0)
+    for given in (vectors, planes):
+        found = unit_vectors(given)
+        assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+        assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_map_is_enlarged_as_pillow_does_it(seed: int) -> None:
+    """All sizes, and boxes of tiles; on ARM Pillow's compiler rounds once where two are due."""
+    random = np.random.default_rng(seed)
+    exact = platform.machine().lower() in ("x86_64", "amd64")
+    for number in range(150):
+        height, width = (int(each) for each in random.integers(1, 40, 2))
+        large = height + int(random.integers(0, 90)), width + int(random.integers(0, 90))
+        plane = random.random((height, width), dtype=np.float32) * 2 - 1
+        box = None
+        if number % 3 == 0:
+            left, top = random.random() * width * 0.6, random.random() * height * 0.6
+            right = left + (width - left) * random.uniform(0.3, 1)
+            box = (left, top, right, top + (height - top) * random.uniform(0.3, 1))
+        if number % 6 == 0 and height > 2:  # whole rows, as many as there will be
+            box = (0, number % 4 // 2, width, height - 1 + number % 4 // 2)
+            large = height - 1, width + 5
+        if number % 5 == 0:
+            box = None
+            large = height, width * 3  # one edge stays, steps are whole
+        assert is_larger((height, width), *large, box)
+        found = np.empty(large, np.float32)
+        enlarge(plane, found, box)
+        wanted = np.asarray(
+            Image.fromarray(plane).resize(large[::-1], Image.Resampling.BILINEAR, box)
+        )
+        assert np.array_equal(found, wanted) or not exact
+        assert np.abs(found - wanted).max() < 1e-6
+
+
+def test_maps_are_restored_by_it_and_what_becomes_smaller_by_pillow() -> None:
+    task = TASKS["normal"]
+    maps = RANDOM.random((3, 30, 40), dtype=np.float32)
+    for size, method in (((60, 90), "bilinear"), ((20, 90), "bilinear"), ((60, 90), "nearest")):
+        filters = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
+        found = task.resize(maps, *size, method)  # type: ignore[arg-type]
+        assert found.shape == (3, *size)
+        assert found.flags.writeable
+        for plane, wanted in zip(maps, found, strict=True):
+            expected = Image.fromarray(plane).resize(size[::-1], filters[method])
+            assert np.abs(np.asarray(expected) - wanted).max() < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_picture_that_stays_with_pillow_is_the_same_picture(
+    mode: str, turn: int, tmp_path: Path
+) -> None:
+    rgb = RANDOM.integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    deep = mode == "I;16"
+    image = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257) if deep else Image.fromarray(rgb)
+    image = image if deep else image.convert(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image.save(path, exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        array, pixels = load(path), read(path)[0]
+    assert isinstance(pixels, Image.Image) == ((mode, turn) == ("RGB", 1))
+    assert array.shape == ((90, 130, 3) if turn == 1 else (130, 90, 3))
+    assert np.array_equal(np.asarray(pixels), array)
+    for one in BUCKETS:
+        (found, fit), (expected, same) = (fit_to_bucket(each, one) for each in (pixels, array))
+        assert fit == same
+        assert np.array_equal(found, expected)
+
+
+def test_a_pillow_image_is_not_changed() -> None:
+    image = Image.fromarray(RANDOM.integers(0, 256, (90, 130, 3), dtype=np.uint8))
+    before = image.tobytes()
+    pixels, notes = read(image)
+    assert pixels is image
+    assert notes == []
+    fit_to_bucket(pixels, BUCKETS[0])
+    assert image.tobytes() == before
+    rgb = load(image)
+    rgb[:] = 0  # the caller's own
+    assert image.tobytes() == before
+
+
+def peak(work: object) -> int:
+    """Bytes that NumPy and Python take at most while it works, beyond those taken before."""
+    tracemalloc.start()
+    try:
+        work()  # type: ignore[operator]
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_step_takes_more_than_its_result_and_some_bands() -> None:
+    """Bytes a pixel of a megapixel map; the rest is for the bands that are worked on."""
+    values = RANDOM.random((1000, 1000), dtype=np.float32)
+    vectors = RANDOM.normal(size=(1000, 1000, 3)).astype(np.float32)
+    bands = 3.0
+    assert peak(lambda: TASKS["depth"].colorize(values)) / 1e6 <= 3 + bands
+    assert peak(lambda: TASKS["depth"].encode16(values)) / 1e6 <= 2 + bands
+    assert peak(lambda: TASKS["normal"].colorize(vectors)) / 1e6 <= 3 + bands
+    assert peak(lambda: unit_vectors(vectors)) / 1e6 <= 12 + bands
+
+
+def test_pngs_of_a_smooth_map_are_small_with_isal() -> None:
+    """A smooth map, as networks answer. 16 bits are stored as they are."""
+    pytest.importorskip("isal")
+    small = RANDOM.random((4, 5), dtype=np.float32)
+    smooth = Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
+    values = np.asarray(smooth) * np.float32(0.8) + np.float32(0.1)
+    assert len(png(TASKS["depth"].encode16(values), {})) < 1.01 * 2 * values.size
+    assert len(png(TASKS["depth"].colorize(values), {})) < 0.3 * 3 * values.size
