@@ -52,7 +52,10 @@ def prove(session: Session) -> None:
 def remember_proof(
     manifest: Manifest, bucket: Bucket, backend: Backend, device: str | None = None
 ) -> None:
-    """Note that the golden of this bucket passed on this machine, on this device. Raises: BackendMissingError."""
+    """Note that the golden of this bucket passed on this machine, on this device.
+
+    Raises: BackendMissingError.
+    """
     if backend.package:
         remember(_KIND, _key(manifest, bucket, backend, device), True)
 
