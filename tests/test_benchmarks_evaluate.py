@@ -115,16 +115,33 @@ def test_normals_against_a_slow_computation(roots: Path, data: Any) -> None:
 
 
 def _padded_answer(engine: LotusEngine, image: np.ndarray) -> np.ndarray:
-    """The picture padded to multiples of 32 in [-1, 1], and the padding cut off again."""
+    """The picture padded, and the padding cut off again."""
+    levels, rows, columns = _padded(image)
+    return engine(levels)["normal"].values[rows, columns]
+
+
+def _padded(image: np.ndarray) -> tuple[Levels, slice, slice]:
+    """A picture padded to multiples of 32 in [-1, 1], left and top by the smaller half."""
     height, width = image.shape[:2]
     tall, wide = -(-height // 32) * 32, -(-width // 32) * 32
     top, left = (tall - height) // 2, (wide - width) // 2
     x = np.zeros((tall, wide, 3))
     for band, (mean, deviation) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
         x[..., band] = (0 - mean) / deviation
-    x[top : top + height, left : left + width] = image / 255 * 2 - 1
-    levels = Levels(values=((x + 1) * 127.5).astype(np.float32))
-    return engine(levels)["normal"].values[top : top + height, left : left + width]
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    x[rows, columns] = image / 255 * 2 - 1
+    return Levels(values=((x + 1) * 127.5).astype(np.float32)), rows, columns
+
+
+@pytest.mark.parametrize("size", [(53, 77), (64, 75), (61, 96), (436, 1024), (64, 96)])
+def test_what_goes_in_for_normals(size: tuple[int, int]) -> None:
+    image = RANDOM.integers(0, 256, (*size, 3), dtype=np.uint8)
+    fed = NormalProtocol().feed(image)
+    expected, rows, columns = _padded(image)
+    found = fed.picture.values if isinstance(fed.picture, Levels) else fed.picture
+    assert np.allclose(found, expected.values, atol=1e-4)
+    assert (fed.height, fed.width) == expected.values.shape[:2]
+    assert np.array_equal(fed.restore(expected.values), expected.values[rows, columns])
 
 
 def test_pooling_is_over_pixels_for_normals_and_over_pictures_for_depth(roots: Path) -> None:
