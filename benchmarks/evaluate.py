@@ -8,6 +8,8 @@ docs/evaluation.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from pathlib import Path
 from benchmarks.evaluation.compare import compare, comparison_rows, comparison_table
 from benchmarks.evaluation.listing import listing
 from benchmarks.evaluation.report import write_report
-from benchmarks.evaluation.run import Evaluation, Settings, evaluate
+from benchmarks.evaluation.run import Evaluation, Settings, evaluate, run_folder
 from benchmarks.rows import describe, parse_arguments, write_rows
 from runtime import LotusEngine, LotusError
 from runtime.console import prepare, release, say, show
@@ -88,11 +90,14 @@ def _measure(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         ensemble=arguments.ensemble,
     )
-    bundles = arguments.compare or [arguments.bundle]
-    evaluations, rows = [], []
-    for bundle in bundles:
+    evaluations: list[Evaluation] = []
+    rows = []
+    for bundle in arguments.compare or [arguments.bundle]:
         with LotusEngine(bundle, arguments.backend) as engine:
-            evaluation = evaluate(engine, settings)
+            taken = any(run_folder(engine, settings) == each.folder for each in evaluations)
+            # Two builds of one name: the second lies in a folder that its files name.
+            where = settings.output / _digest(engine) if taken else settings.output
+            evaluation = evaluate(engine, dataclasses.replace(settings, output=where))
             table, measured = write_report(evaluation)
         show(table)
         show(f"{evaluation.folder / 'report.md'}")
@@ -104,9 +109,14 @@ def _measure(arguments: argparse.Namespace) -> None:
         show(f"rows: {write_rows(arguments.name, rows, dirty=arguments.dirty).name}")
 
 
+def _digest(engine: LotusEngine) -> str:
+    files = "".join(file.sha256 for file in engine.manifest.files)
+    return hashlib.sha256(files.encode()).hexdigest()[:8]
+
+
 def _compare(first: Evaluation, second: Evaluation, output: Path) -> list[dict[str, object]]:
     """Print the table of differences, write it, and give its rows."""
-    names = (first.folder.name, second.folder.name)
+    names = (first.folder.name, second.folder.relative_to(output).as_posix().replace("/", "-"))
     comparisons = compare(first, second)
     table = "\n".join(comparison_table(comparisons, names))
     rows = comparison_rows(comparisons, names)

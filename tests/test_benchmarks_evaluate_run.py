@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,9 @@ def test_a_picture_that_cannot_be_read_is_named(
     Image.fromarray(np.zeros((41, 58), np.uint16)).save(path)
     assert run(root) == 1
     assert "differ in size: 41 x 59, 41 x 58" in capsys.readouterr().err
+    Image.fromarray(np.full((41, 59), 200, np.uint8)).save(path)
+    assert run(root) == 1
+    assert "a PNG of one band of 16 bits, found uint8" in capsys.readouterr().err
 
 
 def test_count_is_spread_over_the_set_and_goes_on(root: Path) -> None:
@@ -255,6 +259,10 @@ def test_two_bundles_are_compared(root: Path, capsys: pytest.CaptureFixture[str]
             assert found["low"] - 1e-2 <= found["difference"] <= found["high"] + 1e-2, name
     assert evaluate.main(["--compare", bundles[0], bundles[0], *words]) == 0
     assert "+0.0000 to +0.0000" in capsys.readouterr().out
+    again = [str(root.parent / "a"), str(root.parent / "again")]
+    write_null_bundle(root.parent / "again", name="a", task="depth", mode="g", noise_seed=8)
+    assert evaluate.main(["--compare", *again, *words]) == 0
+    assert re.search(r"A is a-fp32-null, B is \w{8}-a-fp32-null", capsys.readouterr().out)
 
 
 def test_the_interval_is_that_of_a_slow_bootstrap(root: Path) -> None:

@@ -36,7 +36,7 @@ def read_levels(source: Source, name: str) -> NDArray[np.generic]:
 def read_depth_png(source: Source, name: str, unit: float) -> NDArray[np.float32]:
     """Depth [H,W] in metres of 16-bit levels, of which `unit` are a metre."""
     levels = read_levels(source, name)
-    if levels.ndim != 2 or levels.dtype.kind not in "ui":
+    if levels.ndim != 2 or levels.dtype.kind not in "ui" or levels.dtype.itemsize < 2:
         raise DataSetError(
             f"{_where(source, name)} is no depth map: expected a PNG of one band of 16 bits, found "
             f"{levels.dtype} {list(levels.shape)}"

@@ -145,8 +145,9 @@ def _sections(evaluation: Evaluation) -> Iterator[str]:
         yield ""
         yield from _facts(result)
         yield ""
-        yield f"![The best, the median and the worst picture]({where}/sheet.png)"
-        yield ""
+        if any(record["pixels"] for record in result.records):
+            yield f"![The best, the median and the worst picture]({where}/sheet.png)"
+            yield ""
         yield f"![Errors of pictures and of pixels]({where}/histogram.png)"
         yield ""
     if evaluation.missing:

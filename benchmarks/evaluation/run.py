@@ -95,17 +95,22 @@ def evaluate(engine: LotusEngine, settings: Settings) -> Evaluation:
     engine.check_seed(settings.seed, settings.ensemble)
     tasks = [TASKS[name] for name in engine.manifest.tasks]
     opened, missing = _open_sets(tasks, settings)
-    manifest = engine.manifest
-    parts = [manifest.name, manifest.precision, engine.backend]
-    parts += [] if settings.seed is None else [f"seed-{settings.seed}"]
-    parts += [] if settings.ensemble == 1 else [f"ensemble-{settings.ensemble}"]
-    folder = settings.output / "-".join(parts)
+    folder = run_folder(engine, settings)
     results = []
     for each in opened:
         results += _measure_set(engine, each, tasks, settings, folder)
     return Evaluation(
         engine=engine, settings=settings, folder=folder, results=results, missing=missing
     )
+
+
+def run_folder(engine: LotusEngine, settings: Settings) -> Path:
+    """Where what is measured with this bundle is kept."""
+    manifest = engine.manifest
+    parts = [manifest.name, manifest.precision, engine.backend]
+    parts += [] if settings.seed is None else [f"seed-{settings.seed}"]
+    parts += [] if settings.ensemble == 1 else [f"ensemble-{settings.ensemble}"]
+    return settings.output / "-".join(parts)
 
 
 def predict(engine: LotusEngine, settings: Settings, fed: Fed) -> dict[str, Map]:
