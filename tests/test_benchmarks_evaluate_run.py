@@ -87,6 +87,12 @@ def test_a_tar_gives_what_the_folder_gives(root: Path) -> None:
     shutil.rmtree(scannet(root))
     assert run(root) == 0
     assert metrics_of(root) == of_folder
+    # The authors' instructions have a folder of their own for depth, and one for normals.
+    shutil.rmtree(root.parent / "out")
+    (root / "depth").mkdir()
+    (root / "scannet").rename(root / "depth" / "scannet")
+    assert run(root) == 0
+    assert metrics_of(root) == of_folder
 
 
 @pytest.mark.parametrize("cut", [0.5, 0.999])
