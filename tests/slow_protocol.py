@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pytest
 from PIL import Image
 
 RANGES = {
@@ -91,6 +91,7 @@ def depth_metrics(name: str, prediction: Any, depth: Any, mask: Any, *, disparit
 
 def _fit(name: str, prediction: Any, depth: Any, mask: Any, *, disparity: bool) -> Any:
     """NumPy's least squares; ETH3D's maps are shrunk by PyTorch, as the authors call it."""
+    torch = pytest.importorskip("torch", reason="extra `export`")
     factor = min(1024 / edge for edge in depth.shape)
     if name == "eth3d" and factor < 1:
         shrink = torch.nn.Upsample(scale_factor=factor, mode="nearest")
@@ -150,6 +151,7 @@ def pooled(found: list[float]) -> dict[str, float]:
 
 
 def _resize(planes: Any, size: tuple[int, int]) -> Any:
+    torch = pytest.importorskip("torch", reason="extra `export`")
     batch = torch.as_tensor(np.ascontiguousarray(planes)).float()[None]
     done = torch.nn.functional.interpolate(batch, size, mode="bilinear", antialias=True)
     return done[0].numpy()

@@ -32,6 +32,7 @@ RANDOM = np.random.default_rng(0)
 @pytest.fixture(scope="session")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sets, and below `out` a joint null bundle measured on all of them."""
+    pytest.importorskip("OpenEXR", reason="extra `scene`")
     folder = tmp_path_factory.mktemp("evaluation")
     write_sets(folder / "data")
     tasks = ("disparity", "depth", "normal")
@@ -249,8 +250,7 @@ def test_the_pooled_median_is_that_of_all_angles() -> None:
 
 
 def test_columns_of_alignment_are_those_of_pytorch() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch", reason="extra `export`")
     for height, width, edge in ((4032, 6048, 1024), (688, 1048, 1024), (30, 2049, 1024)):
         factor = min(edge / height, edge / width)
         row = torch.arange(width, dtype=torch.float64)[None, None]
