@@ -149,18 +149,19 @@ def _usable(truth: Map, mask: Mask) -> Mask:
 
 def _sums(depth: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of which `_metrics` makes the metrics, in their order, and last the sum of log errors."""
-    error, log = np.abs(depth - true), np.log(depth) - np.log(true)
+    error, log = np.abs(depth - true), np.log(depth / true)
+    log_squares = (log**2).sum()
     ratio = np.maximum(depth / true, true / depth)
     return np.array(
         [
             (error / true).sum(),
             (error**2 / true).sum(),
             (error**2).sum(),
-            (log**2).sum(),
-            np.abs(np.log10(depth) - np.log10(true)).sum(),
+            log_squares,
+            np.abs(log).sum() / math.log(10),
             *((ratio < 1.25**power).sum() for power in (1, 2, 3)),
             ((1 / depth - 1 / true) ** 2).sum(),
-            (log**2).sum(),
+            log_squares,
             log.sum(),
         ]
     )
