@@ -299,6 +299,7 @@ def evaluate_table(bodies: list[Body]) -> list[str]:
                 f"{row['killed_after_s']:.0f} s | {row['resumed_s']:.0f} s | "
                 f"{same[row.get('same_numbers')]} |"
             )
+    for body in bodies:
         lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
     return lines
 
