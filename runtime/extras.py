@@ -24,6 +24,15 @@ EXTRAS = {
         "tqdm",
     ),
     "scene": ("trimesh", "OpenEXR", "fast_simplification"),
+    "serve": (
+        "fastapi",
+        "fastapi_offline",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "python_multipart",
+    ),
+    "web": ("gradio",),
     "dev": ("yaml", "matplotlib", "jsonschema", "pytest"),
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""

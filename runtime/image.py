@@ -51,14 +51,19 @@ class Fit:
 
 
 def load(
-    image: ImageLike, *, strict: bool = False, icc: bool = True, max_pixels: int | None = None
+    image: ImageLike | bytes,
+    *,
+    strict: bool = False,
+    icc: bool = True,
+    max_pixels: int | None = None,
 ) -> NDArray[np.uint8]:
     """Any picture as RGB uint8 [H,W,3], upright, in sRGB.
 
-    `image` is a path, a PIL image, or an array [H,W], [H,W,1], [H,W,3] or [H,W,4] (grey, RGB,
-    RGBA), which is read as a file of the same samples. EXIF rotation is applied, alpha dropped (as
-    the reference does), deep samples scaled to 8 bits (docs/concepts.md has the rule). Of several
-    pictures in a file the first is read. The content of a file says what it is, not its name.
+    `image` is a path, a file's content as bytes, a PIL image, or an array [H,W], [H,W,1], [H,W,3]
+    or [H,W,4] (grey, RGB, RGBA), which is read as a file of the same samples. EXIF rotation is
+    applied, alpha dropped (as the reference does), deep samples scaled to 8 bits (docs/concepts.md
+    has the rule). Of several pictures in a file the first is read. The content of a file says what
+    it is, not its name.
 
     What is odd but usable gives an ImageWarning: an end that is missing, a profile that cannot be
     used, a range that had to be guessed. `strict=True` refuses it. `icc=False` ignores embedded
@@ -74,6 +79,8 @@ def load(
         _check_array(image)
     elif isinstance(image, Image.Image):
         name = "the given PIL image"
+    elif isinstance(image, bytes):
+        name = "the given bytes"
     elif isinstance(image, str | os.PathLike):
         name = str(image)
     else:
@@ -88,7 +95,11 @@ def load(
             picture = (
                 decode_image(image, max_pixels=max_pixels)
                 if isinstance(image, Image.Image)
-                else decode_file(Path(image), strict=strict, max_pixels=max_pixels)
+                else decode_file(
+                    image if isinstance(image, bytes) else Path(image),
+                    strict=strict,
+                    max_pixels=max_pixels,
+                )
             )
             notes += picture.notes
             rgb = to_rgb(picture, icc, notes)
