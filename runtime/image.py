@@ -74,19 +74,7 @@ def load(
     """
     if max_pixels is not None and (type(max_pixels) is not int or max_pixels < 1):
         raise ImageError(f"max_pixels is a positive integer, found {max_pixels!r}")
-    if isinstance(image, np.ndarray):
-        name = "the given array"
-        _check_array(image)
-    elif isinstance(image, Image.Image):
-        name = "the given PIL image"
-    elif isinstance(image, bytes):
-        name = "the given bytes"
-    elif isinstance(image, str | os.PathLike):
-        name = str(image)
-    else:
-        raise ImageError(
-            f"expected a path, a PIL image or an array [H,W,3], found {type(image).__name__}"
-        )
+    name = _checked(image)
     notes: list[str] = []
     try:
         if isinstance(image, np.ndarray):
@@ -161,6 +149,22 @@ def restore(
     if resize is None or output.shape[1:] == (fit.height, fit.width):
         return np.ascontiguousarray(output)
     return task.resize(output, fit.height, fit.width, resize)
+
+
+def _checked(image: object) -> str:
+    """What a message calls this picture. Raises: ImageError for what is none."""
+    if isinstance(image, np.ndarray):
+        _check_array(image)
+        return "the given array"
+    if isinstance(image, Image.Image):
+        return "the given PIL image"
+    if isinstance(image, bytes):
+        return "the given bytes"
+    if isinstance(image, str | os.PathLike):
+        return str(image)
+    raise ImageError(
+        f"expected a path, a PIL image or an array [H,W,3], found {type(image).__name__}"
+    )
 
 
 def _check_array(array: NDArray[Any]) -> None:

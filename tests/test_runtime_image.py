@@ -276,3 +276,12 @@ def test_bilinear_restore_against_a_slow_loop() -> None:
 def test_preprocess_maps_the_ends_of_the_range() -> None:
     pixels = np.array([[[0, 255, 51]]], dtype=np.uint8)
     assert np.allclose(Preprocess().apply(pixels)[0, :, 0, 0], [-1, 1, -0.6], atol=1e-7)
+
+
+def test_the_content_of_a_file_is_read_as_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    assert np.array_equal(load(path.read_bytes()), load(path))
+    with pytest.raises(ImageError, match="^the given bytes: is not a picture"):
+        load(b"no picture")
