@@ -283,5 +283,5 @@ def test_the_content_of_a_file_is_read_as_the_file(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     assert np.array_equal(load(path.read_bytes()), load(path))
-    with pytest.raises(ImageError, match="^the given bytes: is not a picture"):
+    with pytest.raises(ImageError, match=r"^the given bytes: is not a picture"):
         load(b"no picture")
