@@ -99,7 +99,7 @@ def add_predict(commands: Commands) -> None:
     predict.add_argument("--seed", type=natural, help="noise seed of mode G; default: the bundle's")
     predict.add_argument(
         "--ensemble",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="mode G: answer with N seeds, and write their middle and its uncertainty",
     )
@@ -235,7 +235,7 @@ def _add_opening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", help="default: the bundle's target")
     parser.add_argument("--device", help="OpenVINO: CPU, GPU, NPU; onnxruntime-cuda: a number")
     parser.add_argument(
-        "--threads", type=_positive, help="of the CPU; default: the cores this process may use"
+        "--threads", type=positive, help="of the CPU; default: the cores this process may use"
     )
     parser.add_argument(
         "--deadline",

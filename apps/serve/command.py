@@ -35,6 +35,8 @@ def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     serve.add_argument("bundle", type=named, help="a folder, or the id of a bundle on the hub")
     serve.add_argument("--backend", help="default: the bundle's target")
+    serve.add_argument("--device", help="OpenVINO: CPU, GPU, NPU; onnxruntime-cuda: a number")
+    serve.add_argument("--threads", type=positive, help="of the CPU, for the engine")
     serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
     serve.add_argument("--port", type=natural, default=8000, help="default 8000; 0: a free one")
     serve.add_argument(
@@ -62,7 +64,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from apps.serve.pool import Pool
 
     engine = LotusEngine(
-        arguments.bundle, arguments.backend, max_open=_BUCKETS, parallel=arguments.workers
+        arguments.bundle,
+        arguments.backend,
+        max_open=_BUCKETS,
+        parallel=arguments.workers,
+        device=arguments.device,
+        threads=arguments.threads,
     )
     limits = Limits(
         max_bytes=arguments.max_bytes,

@@ -45,6 +45,8 @@ def add_web(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="one for depth or disparity and normals, or one for each",
     )
     web.add_argument("--backend", help="default: each bundle's target")
+    web.add_argument("--device", help="OpenVINO: CPU, GPU, NPU; onnxruntime-cuda: a number")
+    web.add_argument("--threads", type=positive, help="of the CPU, for the engine")
     web.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
     web.add_argument("--port", type=natural, default=7860, help="default 7860; 0: a free one")
     web.add_argument("--examples", type=path, metavar="DIR", help="photos to try; default: goldens")
@@ -59,8 +61,9 @@ def add_web(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _web(arguments: argparse.Namespace) -> int:
     require("gradio", "trimesh", "OpenEXR")
     with contextlib.ExitStack() as stack:
+        how = {"device": arguments.device, "threads": arguments.threads, "max_open": _BUCKETS}
         engines = [
-            stack.enter_context(LotusEngine(bundle, arguments.backend, max_open=_BUCKETS))
+            stack.enter_context(LotusEngine(bundle, arguments.backend, **how))
             for bundle in arguments.bundles
         ]
         for engine in engines:
