@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.batch import find_pictures
 from runtime.console import say
 from runtime.engine import LotusEngine
 from runtime.errors import LotusError
 from runtime.extras import require
+from runtime.found import find_pictures
 from runtime.options import named, natural, path, positive
 
 _BUCKETS = 64  # all stay open: opening one takes seconds
