@@ -285,7 +285,6 @@ def _send(port: int, request: bytes) -> str:
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         try:
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
             head = connection.recv(64)
         except OSError:
             return "none"

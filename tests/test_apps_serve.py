@@ -370,3 +370,13 @@ def test_a_port_in_use(joint: Path, port: int, capfd: pytest.CaptureFixture[str]
 
     assert main(["serve", str(joint), "--port", str(port)]) == 1
     assert f"cannot listen on 127.0.0.1, port {port}" in capfd.readouterr().err
+
+
+def test_the_client_of_the_documents(port: int, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert found, "the page has a client"
+    (tmp_path / "photo.jpg").write_bytes(png())
+    client = [sys.executable, "-c", found[1].replace(":8000/", f":{port}/")]
+    done = subprocess.run(client, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "(40, 70)\n", done.stderr
