@@ -108,6 +108,11 @@ def give(page: Any, path: Path) -> None:
     page.locator("#photo input[type=file]").set_input_files(str(path))
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
 def wait_for_all(page: Any) -> None:
     """Until every output is there: two pictures under the slider, normals, a scene, files."""
     expect = playwright.expect
@@ -130,7 +135,7 @@ def test_a_photo_becomes_maps_a_scene_and_files(page: Any, site: Site, tmp_path:
     for name, check in (
         ("mesh.glb", lambda path: path.read_bytes()[:4] == b"glTF"),
         ("disparity.npy", lambda path: np.load(path).shape == (256, 256)),
-        ("normal.png", lambda path: Image.open(path).size == (256, 256)),
+        ("normal.png", lambda path: size_of(path) == (256, 256)),
     ):
         with page.expect_download() as download:
             page.locator(f'#downloads a[download="{name}"]').first.click()
