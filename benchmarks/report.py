@@ -29,6 +29,7 @@ DOCUMENTS = (
     ROOT / "docs" / "evaluation.md",
     ROOT / "docs" / "experiments.md",
     ROOT / "docs" / "precision.md",
+    ROOT / "docs" / "serve.md",
     ROOT / "tiny" / "README.md",
 )
 """Files with tables; one that is not there is left out."""

@@ -335,6 +335,41 @@ def evaluate_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def serve_table(bodies: list[Body]) -> list[str]:
+    """A line for each part of the server's test under load."""
+    rows = {row["part"]: row for body in bodies for row in body["rows"]}
+    load, stop, bad = rows["load"], rows["stop"], rows["malformed"]
+    memory = " MB, then ".join(f"{load['memory_mb'][when]:.0f}" for when in ("before", "after"))
+    seconds = {name: _shares(load[f"{name}_ms"]) for name in ("queue", "latency")}
+    statuses = ", ".join(f"{count:,} of {status}" for status, count in bad["statuses"].items())
+    parts = {
+        "load": (
+            f"{load['clients']} clients for {load['seconds']:.0f} s",
+            f"{load['answers']:,} answers ({load['per_second']:.0f} a second), each the engine's "
+            f"bit by bit, and {load['busy']:,} times 503; queueing {seconds['queue']}; from the "
+            f"request to the answer {seconds['latency']}; memory {memory} MB",
+        ),
+        "stop": (
+            f"SIGTERM under that load, {stop['stops']} times",
+            f"{stop['accepted']:,} accepted, {stop['answered']:,} answered in full; ended within "
+            f"{stop['slowest_s']:.1f} s",
+        ),
+        "malformed": (f"{bad['requests']:,} malformed requests", statuses),
+    }
+    lines = ["| | what came out | problems |", "|---|---|---|"]
+    for name, (what, outcome) in parts.items():
+        lines.append(f"| {what} | {outcome} | {'; '.join(rows[name]['problems']) or 'none'} |")
+    for body in bodies:
+        machine = body["machine"]
+        where = f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}"
+        lines += ["", f"{where}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
+def _shares(milliseconds: dict[str, float]) -> str:
+    return ", ".join(f"{share} {value:.0f} ms" for share, value in milliseconds.items())
+
+
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
@@ -346,6 +381,7 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "geometry": geometry_table,
     "host": host_table,
     "evaluate": evaluate_table,
+    "serve": serve_table,
     "versions": versions_table,
 }
 """The lines of a table of bodies, by its kind."""

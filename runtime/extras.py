@@ -25,6 +25,15 @@ EXTRAS = {
     ),
     "scene": ("trimesh", "OpenEXR", "fast_simplification"),
     "fast": ("isal",),
+    "serve": (
+        "fastapi",
+        "fastapi_offline",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "python_multipart",
+    ),
+    "web": ("gradio",),
     "dev": ("yaml", "matplotlib", "jsonschema", "pytest"),
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""

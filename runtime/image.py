@@ -68,14 +68,19 @@ class Fit:
 
 
 def load(
-    image: ImageLike, *, strict: bool = False, icc: bool = True, max_pixels: int | None = None
+    image: ImageLike | bytes,
+    *,
+    strict: bool = False,
+    icc: bool = True,
+    max_pixels: int | None = None,
 ) -> NDArray[np.uint8]:
     """Any picture as RGB uint8 [H,W,3], upright, in sRGB; `Levels` as their float32 [H,W,3].
 
-    `image` is a path, a PIL image, or an array [H,W], [H,W,1], [H,W,3] or [H,W,4] (grey, RGB,
-    RGBA), which is read as a file of the same samples. EXIF rotation is applied, alpha dropped (as
-    the reference does), deep samples scaled to 8 bits (docs/concepts.md has the rule). Of several
-    pictures in a file the first is read. The content of a file says what it is, not its name.
+    `image` is a path, a file's content as bytes, a PIL image, or an array [H,W], [H,W,1], [H,W,3]
+    or [H,W,4] (grey, RGB, RGBA), which is read as a file of the same samples. EXIF rotation is
+    applied, alpha dropped (as the reference does), deep samples scaled to 8 bits (docs/concepts.md
+    has the rule). Of several pictures in a file the first is read. The content of a file says what
+    it is, not its name.
 
     What is odd but usable gives an ImageWarning: an end that is missing, a profile that cannot be
     used, a range that had to be guessed. `strict=True` refuses it. `icc=False` ignores embedded
@@ -99,7 +104,11 @@ def warn(notes: Sequence[str], stacklevel: int = 2) -> None:
 
 
 def read(
-    image: ImageLike, *, strict: bool = False, icc: bool = True, max_pixels: int | None = None
+    image: ImageLike | bytes,
+    *,
+    strict: bool = False,
+    icc: bool = True,
+    max_pixels: int | None = None,
 ) -> tuple[Pixels, list[str]]:
     """What `load` answers, and what it warns of, as at most one note. A picture that needs no
     change stays as Pillow decoded it, which spares two copies. Raises: ImageError.
@@ -108,17 +117,7 @@ def read(
         raise ImageError(f"max_pixels is a positive integer, found {max_pixels!r}")
     if isinstance(image, Levels):
         return _checked_levels(image), []
-    if isinstance(image, np.ndarray):
-        name = "the given array"
-        _check_array(image)
-    elif isinstance(image, Image.Image):
-        name = "the given PIL image"
-    elif isinstance(image, str | os.PathLike):
-        name = str(image)
-    else:
-        raise ImageError(
-            f"expected a path, a PIL image or an array [H,W,3], found {type(image).__name__}"
-        )
+    name = _checked(image)
     notes: list[str] = []
     try:
         if isinstance(image, np.ndarray):
@@ -127,7 +126,11 @@ def read(
             picture = (
                 decode_image(image, max_pixels=max_pixels)
                 if isinstance(image, Image.Image)
-                else decode_file(Path(image), strict=strict, max_pixels=max_pixels)
+                else decode_file(
+                    image if isinstance(image, bytes) else Path(image),
+                    strict=strict,
+                    max_pixels=max_pixels,
+                )
             )
             notes += picture.notes
             rgb = to_rgb(picture, icc, notes)
@@ -219,6 +222,22 @@ def _checked_levels(levels: Levels) -> NDArray[Any]:
             f"{values.dtype} {list(values.shape)}"
         )
     return values
+
+
+def _checked(image: object) -> str:
+    """What a message calls this picture. Raises: ImageError for what is none."""
+    if isinstance(image, np.ndarray):
+        _check_array(image)
+        return "the given array"
+    if isinstance(image, Image.Image):
+        return "the given PIL image"
+    if isinstance(image, bytes):
+        return "the given bytes"
+    if isinstance(image, str | os.PathLike):
+        return str(image)
+    raise ImageError(
+        f"expected a path, a PIL image or an array [H,W,3], found {type(image).__name__}"
+    )
 
 
 def _check_array(array: NDArray[Any]) -> None:

@@ -46,6 +46,7 @@ COMPLETE = {
     "benchmarks/parity.py": ["tiny/samples/room.png", "--dirty"],
     "benchmarks/replay.py": [],
     "benchmarks/soak.py": ["--count", "1", "--dirty"],
+    "benchmarks/serve.py": ["--dirty"],
     "benchmarks/report.py": [],
 }
 """Arguments with which a command gets as far as it can without any extra. The others ask for one

@@ -304,3 +304,12 @@ def test_levels_go_in_as_they_are_also_beyond_the_range() -> None:
 def test_levels_that_are_none(values: np.ndarray) -> None:
     with pytest.raises(ImageError, match="levels are"):
         load(Levels(values=values))
+
+
+def test_the_content_of_a_file_is_read_as_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    assert np.array_equal(load(path.read_bytes()), load(path))
+    with pytest.raises(ImageError, match=r"^the given bytes: is not a picture"):
+        load(b"no picture")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import sys
 import threading
 import zlib
@@ -66,14 +67,14 @@ class Picture:
     notes: list[str] = field(default_factory=list)
 
 
-def decode_file(path: Path, *, strict: bool, max_pixels: int | None) -> Picture:
-    """The first picture of a file, decoded.
+def decode_file(file: Path | bytes, *, strict: bool, max_pixels: int | None) -> Picture:
+    """The first picture of a file, or of a file's content, decoded.
 
     Raises: ImageError, and whatever a decoder raises.
     """
     largest = max(_SMALLEST_LIMIT, _BYTES_PER_PIXEL * (max_pixels or MAX_PIXELS))
-    with open_regular(path, largest) as file:
-        source = _examined(file, max_pixels)
+    with io.BytesIO(file) if isinstance(file, bytes) else open_regular(file, largest) as stream:
+        source = _examined(stream, max_pixels)
         if strict and source.damage:
             raise ImageError("; ".join(source.damage))
 

@@ -1,0 +1,1 @@
+"""A bundle behind HTTP: the command `lotus-edge serve`."""

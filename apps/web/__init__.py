@@ -1,0 +1,1 @@
+"""A page on which anyone tries a bundle: the command `lotus-edge web`."""
