@@ -14,10 +14,11 @@ if __name__ == "__main__":
     explain_missing_packages()
 
 from apps.scene.command import add_scene
+from apps.triton.command import add_triton
 from runtime.__main__ import COMMANDS as RUNTIME_COMMANDS
 from runtime.__main__ import AddCommand, run
 
-COMMANDS: tuple[AddCommand, ...] = (*RUNTIME_COMMANDS, add_scene)
+COMMANDS: tuple[AddCommand, ...] = (*RUNTIME_COMMANDS, add_scene, add_triton)
 
 
 def main(argv: list[str] | None = None) -> int:

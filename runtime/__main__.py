@@ -6,11 +6,9 @@ The installed command `lotus-edge` (apps/__main__.py) has these commands and tho
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from runtime.extras import explain_missing_packages
@@ -25,6 +23,7 @@ from runtime.errors import LotusError
 from runtime.found import find_pictures
 from runtime.hub import find_bundle
 from runtime.manifest import Bucket, Checkpoint, EngineInfo, Manifest
+from runtime.options import named, natural, path, positive, seconds
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # Adds one subparser, whose default `run` is a function from the parsed arguments to the exit
@@ -87,22 +86,20 @@ def add_predict(commands: Commands) -> None:
         description="Predict for images, or folders of them. The last line counts what was done, "
         "skipped and failed; the exit status is 0 if nothing failed.",
     )
-    predict.add_argument("bundle", type=_named, help=_BUNDLE)
+    predict.add_argument("bundle", type=named, help=_BUNDLE)
     predict.add_argument(
         "images",
-        type=_path,
+        type=path,
         nargs="+",
         metavar="IMAGE",
         help="an image, or a folder (with subfolders)",
     )
-    predict.add_argument("--output", type=_path, required=True, metavar="DIR")
+    predict.add_argument("--output", type=path, required=True, metavar="DIR")
     _add_opening(predict)
-    predict.add_argument(
-        "--seed", type=_natural, help="noise seed of mode G; default: the bundle's"
-    )
+    predict.add_argument("--seed", type=natural, help="noise seed of mode G; default: the bundle's")
     predict.add_argument(
         "--ensemble",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="mode G: answer with N seeds, and write their middle and its uncertainty",
     )
@@ -118,7 +115,7 @@ def add_predict(commands: Commands) -> None:
         help="replace files in DIR that are not results of lotus-edge, or of another picture",
     )
     predict.add_argument(
-        "--max-pixels", type=_positive, metavar="N", help="refuse images of more pixels"
+        "--max-pixels", type=positive, metavar="N", help="refuse images of more pixels"
     )
     predict.add_argument(
         "--strict",
@@ -141,7 +138,7 @@ def add_verify(commands: Commands) -> None:
     verify = commands.add_parser(
         "verify", help="check the files and run the golden sample on this machine"
     )
-    verify.add_argument("bundle", type=_named, help=_BUNDLE)
+    verify.add_argument("bundle", type=named, help=_BUNDLE)
     _add_opening(verify)
     verify.set_defaults(run=_verify)
 
@@ -149,7 +146,7 @@ def add_verify(commands: Commands) -> None:
 def add_info(commands: Commands) -> None:
     """`info BUNDLE`."""
     info = commands.add_parser("info", help="what a bundle says about itself")
-    info.add_argument("bundle", type=_named, help=_BUNDLE)
+    info.add_argument("bundle", type=named, help=_BUNDLE)
     info.set_defaults(run=_info)
 
 
@@ -238,11 +235,11 @@ def _add_opening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", help="default: the bundle's target")
     parser.add_argument("--device", help="OpenVINO: CPU, GPU, NPU; onnxruntime-cuda: a number")
     parser.add_argument(
-        "--threads", type=_positive, help="of the CPU; default: the cores this process may use"
+        "--threads", type=positive, help="of the CPU; default: the cores this process may use"
     )
     parser.add_argument(
         "--deadline",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="give up a bundle that takes longer to open, or for its golden sample",
     )
@@ -262,39 +259,6 @@ def _engine_in_words(built: EngineInfo | None) -> str:
     if built is None:
         return "none"
     return f"{built.flavour} {built.version}, for {built.compute_capability or 'any device'}"
-
-
-def _named(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty")
-    return text
-
-
-def _path(text: str) -> Path:
-    return Path(_named(text))
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected 0, 1, 2, ..., found {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds, found {text!r}")
-    return seconds
-
-
-def _positive(text: str) -> int:
-    number = _natural(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1, 2, 3, ..., found {text!r}")
-    return number
 
 
 if __name__ == "__main__":
