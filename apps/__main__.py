@@ -13,12 +13,13 @@ from runtime.extras import explain_missing_packages
 if __name__ == "__main__":
     explain_missing_packages()
 
+from apps.batch.command import add_batch
 from apps.scene.command import add_scene
 from apps.triton.command import add_triton
 from runtime.__main__ import COMMANDS as RUNTIME_COMMANDS
 from runtime.__main__ import AddCommand, run
 
-COMMANDS: tuple[AddCommand, ...] = (*RUNTIME_COMMANDS, add_scene, add_triton)
+COMMANDS: tuple[AddCommand, ...] = (*RUNTIME_COMMANDS, add_scene, add_batch, add_triton)
 
 
 def main(argv: list[str] | None = None) -> int:

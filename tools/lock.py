@@ -15,7 +15,7 @@ from tools.install import LOCK, ROOT
 TOOLS = ROOT / "locks" / "tools.txt"
 TRITON = ROOT / "locks" / "triton.txt"
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = ("cpu", "openvino", "rtx", "export", "scene", "dev", "docs")
+EXTRAS = ("cpu", "openvino", "rtx", "export", "scene", "cluster", "dev", "docs")
 TORCH = re.compile(r"torch|triton|cuda-toolkit|nvidia-")
 """PyTorch and what only its CUDA builds need: see tools/install.py for why they have no hash."""
 
