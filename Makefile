@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TOOLS := .venv-tools
 PHOTOS ?= tiny/samples
 
-.PHONY: demo test lint docs bench soak versions fuzz full-size lock audit clean
+.PHONY: demo test lint docs triton bench soak versions fuzz full-size lock audit clean
 
 # On Windows, without make: `py -m tools.demo`.
 demo:
@@ -66,5 +66,13 @@ $(TOOLS)/.ready: locks/tools.txt
 	$(TOOLS)/bin/pip install --quiet --require-hashes --no-deps -r locks/tools.txt
 	touch $@
 
+# NVIDIA's tritonserver and its clients, 0.9 GB, for tests/test_apps_triton.py alone: they need other versions of protobuf.
+TRITON := .venv-triton
+triton: $(TRITON)/.ready
+$(TRITON)/.ready: locks/triton.txt
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/pip install --quiet --require-hashes --no-deps -r locks/triton.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TOOLS) out engines/demo
+	rm -rf $(VENV) $(TOOLS) $(TRITON) out engines/demo

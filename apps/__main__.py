@@ -13,13 +13,22 @@ from runtime.extras import explain_missing_packages
 if __name__ == "__main__":
     explain_missing_packages()
 
+from apps.batch.command import add_batch
 from apps.scene.command import add_scene
 from apps.serve.command import add_serve
+from apps.triton.command import add_triton
 from apps.web.command import add_web
 from runtime.__main__ import COMMANDS as RUNTIME_COMMANDS
 from runtime.__main__ import AddCommand, run
 
-COMMANDS: tuple[AddCommand, ...] = (*RUNTIME_COMMANDS, add_scene, add_serve, add_web)
+COMMANDS: tuple[AddCommand, ...] = (
+    *RUNTIME_COMMANDS,
+    add_scene,
+    add_serve,
+    add_web,
+    add_batch,
+    add_triton,
+)
 
 
 def main(argv: list[str] | None = None) -> int:

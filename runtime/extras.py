@@ -23,6 +23,7 @@ EXTRAS = {
         "huggingface_hub",
         "tqdm",
     ),
+    "cluster": ("ray", "pyarrow"),
     "scene": ("trimesh", "OpenEXR", "fast_simplification"),
     "fast": ("isal",),
     "serve": (

@@ -55,7 +55,7 @@ def constraints() -> dict[str, Requirement]:
     return {entry.name: entry for entry in parsed}
 
 
-@pytest.mark.parametrize("path", [lock.LOCK, lock.TOOLS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [lock.LOCK, lock.TOOLS, lock.TRITON], ids=lambda path: path.name)
 def test_every_entry_has_a_hash(path: Path) -> None:
     assert len(entries(path)) > 20
     assert [line for line in entries(path) if "--hash=sha256:" not in line] == []

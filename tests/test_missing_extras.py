@@ -23,7 +23,9 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Missing())
 """
-OUTSIDE = {"numpy", "PIL", "mkdocs", "griffe", "atheris"}  # the runtime's own, and those of docs/
+OUTSIDE = {"numpy", "PIL", "mkdocs", "griffe", "atheris", "triton_python_backend_utils"}
+"""The runtime's own, those of docs/, and what a server brings."""
+
 OURS = {"runtime", "export", "apps", "benchmarks", "tiny", "lotus_edge", "tools", "tests", "docs"}
 ROOMS = ("runtime", "export", "apps", "benchmarks", "tiny", "lotus_edge")
 ENTRIES = sorted(

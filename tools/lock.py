@@ -13,8 +13,12 @@ import sys
 from tools.install import LOCK, ROOT
 
 TOOLS = ROOT / "locks" / "tools.txt"
+TRITON = ROOT / "locks" / "triton.txt"
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = ("cpu", "openvino", "rtx", "export", "scene", "fast", "serve", "web", "dev", "docs")
+EXTRAS = (
+    *("cpu", "openvino", "rtx", "export", "scene", "fast", "views", "video", "ros"),
+    *("serve", "web", "cluster", "dev", "docs"),
+)
 TORCH = re.compile(r"torch|triton|cuda-toolkit|nvidia-")
 """PyTorch and what only its CUDA builds need: see tools/install.py for why they have no hash."""
 
@@ -36,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     hashed = [entry for entry in entries if not TORCH.match(entry)]
     LOCK.write_text(_LOCK_HEAD + "".join(hashed))
     CONSTRAINTS.write_text(_CONSTRAINTS_HEAD + "".join(constraints("".join(entries))))
-    TOOLS.write_text(_LOCK_HEAD + _compile(["--group", "pyproject.toml:tools", *options]))
+    for group, path in (("tools", TOOLS), ("triton", TRITON)):
+        path.write_text(_LOCK_HEAD + _compile(["--group", f"pyproject.toml:{group}", *options]))
     return 0
 
 
@@ -65,7 +70,7 @@ def _split(lock: str) -> list[str]:
 def _compile(arguments: list[str]) -> str:
     """uv's resolution, which keeps the versions that are in the files now."""
     output = ROOT / "locks" / ".resolution.txt"
-    kept = [path.read_text() for path in (LOCK, TOOLS, CONSTRAINTS) if path.exists()]
+    kept = [path.read_text() for path in (LOCK, TOOLS, TRITON, CONSTRAINTS) if path.exists()]
     output.write_text("\n".join(entry[0] for text in kept for entry in _ENTRY.finditer(text)))
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
     command += ["--python-version", "3.10", "--generate-hashes", "--no-header", "--no-annotate"]

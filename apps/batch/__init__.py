@@ -1,0 +1,1 @@
+"""Many pictures on one machine or a cluster: the command `lotus-edge batch`."""
