@@ -64,6 +64,7 @@ NEED_NONE = {
     "benchmarks/latency_worker.py",
     "benchmarks/tiles.py",
     "benchmarks/video.py",
+    "benchmarks/video_run.py",
 }
 
 
