@@ -319,7 +319,8 @@ def _flicker_table(rows: list[Body]) -> list[str]:
             off = own["off"][key]
             cells.append([f"{off:.1%}"])
             for mode in ("causal", "clip"):
-                cells[-1].append(f"{own[mode][key]:.1%} ({own[mode][key] / off:.2f}x)")
+                ratio = f" ({own[mode][key] / off:.2f}x)" if off > 0.02 else ""  # else it is noise
+                cells[-1].append(f"{own[mode][key]:.1%}{ratio}")
         error = own["off"]["per_frame_abs_rel"]
         lines.append(f"| {' | '.join([bundle, *cells[0], f'{error:.4f}', *cells[1]])} |")
     return lines

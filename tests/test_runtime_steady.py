@@ -5,17 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.steady import (
-    Causal,
-    Step,
-    Thumbnail,
-    color_distance,
-    plan_clip,
-    shrink,
-    solve_chain,
-    tie,
-)
+from runtime.steady import Causal, Step, plan_clip, solve_chain
 from runtime.tasks import TASKS
+from runtime.thumbnails import Thumbnail, color_distance, shrink, tie
 
 COUNT, HEIGHT, WIDTH = 60, 40, 56
 
