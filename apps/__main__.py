@@ -13,10 +13,12 @@ from runtime.extras import explain_missing_packages
 if __name__ == "__main__":
     explain_missing_packages()
 
+from apps.bag.command import add_bag
 from apps.batch.command import add_batch
 from apps.scene.command import add_scene
 from apps.serve.command import add_serve
 from apps.triton.command import add_triton
+from apps.video.command import add_video
 from apps.web.command import add_web
 from runtime.__main__ import COMMANDS as RUNTIME_COMMANDS
 from runtime.__main__ import AddCommand, run
@@ -24,6 +26,8 @@ from runtime.__main__ import AddCommand, run
 COMMANDS: tuple[AddCommand, ...] = (
     *RUNTIME_COMMANDS,
     add_scene,
+    add_video,
+    add_bag,
     add_serve,
     add_web,
     add_batch,

@@ -30,6 +30,7 @@ DOCUMENTS = (
     ROOT / "docs" / "experiments.md",
     ROOT / "docs" / "precision.md",
     ROOT / "docs" / "serve.md",
+    ROOT / "docs" / "video.md",
     ROOT / "tiny" / "README.md",
 )
 """Files with tables; one that is not there is left out."""

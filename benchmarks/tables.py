@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.baselines import REFERENCE
 from benchmarks.ground_truth import GROUND_TRUTHS
+from benchmarks.tables_around import AROUND, Body
 
-Body = dict[str, Any]
 _SHOWN = ("abs_rel", "delta1", "mean", "median", "below_11.25", "rmse")
 """Metrics in a table of accuracy, where a body has them."""
 _FIRST = tuple(dict.fromkeys(kind.ranked_by for kind in GROUND_TRUTHS.values()))
@@ -251,125 +251,6 @@ def versions_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
-def geometry_table(bodies: list[Body]) -> list[str]:
-    """What exact maps give back, then a line for each way from predicted maps to depth."""
-    rows = [row for body in bodies for row in body["rows"]]
-    exact = {"anchors": "scale and shift", "shift": "shift", "fov": "field of view"}
-    lines = ["| | " + " | ".join(exact.values()) + " |", "|---|" + "---|" * len(exact)]
-    for row in (row for row in rows if "anchors" in row):
-        cells = [f"{row[key]['median']:.1g} (at most {row[key]['largest']:.1g})" for key in exact]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    names = "AbsRel | over the first | without turned maps | median | largest | planes | fell back"
-    lines += ["", f"| | {names} |", "|---|" + "---|" * 7]
-    for row in (row for row in rows if "abs_rel" in row):
-        flat = " / ".join(f"{value:.1%}" for value in row["flatness"].values())
-        others = f"{row['ratio_others']:.2f} ({row['turned']})"
-        lines.append(
-            f"| {row['name'].removeprefix('predicted ')} | {row['abs_rel']:.3f} | "
-            f"{row['ratio']:.2f} | {others} | {row['median']:.3f} | {row['largest']:.3f} | "
-            f"{flat} | {row.get('fallbacks', '')} |"
-        )
-    for row in (row for row in rows if "fov_off" in row):
-        lines += [
-            "",
-            f"{row['name'].removeprefix('predicted ')}: {row['fov_off']:.0f} degrees off in the "
-            f"median, with a stated uncertainty of {row['fov_error']:.0f}, which holds in "
-            f"{row['covered']:.0%} of the rooms.",
-        ]
-    for body in bodies:
-        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
-
-
-def host_table(bodies: list[Body]) -> list[str]:
-    """One line for each stage and size: milliseconds of the processor, and by the clock in
-    brackets; then `predict` on a folder.
-    """
-    rows = [row for body in bodies for row in body["rows"]]
-    ways = dict.fromkeys(row["way"] for row in rows)
-    lines = [f"| | {' | '.join(ways)} |", "|---|" + "---|" * len(ways)]
-    stages = {(row["size"], row["stage"], row["way"]): row for row in rows if "stage" in row}
-    for size, stage in dict.fromkeys(key[:2] for key in stages):
-        found = [stages[size, stage, way] for way in ways]
-        cells = [f"{row['cpu_ms']:.1f} ({row['wall_ms']:.1f})" for row in found]
-        lines.append(f"| {size}, {stage} | {' | '.join(cells)} |")
-        if "files" in found[0]:
-            sums = [f"{sum(row['files'].values()) / 1e6:.1f} MB" for row in found]
-            lines.append(f"| {size}, size of the files | {' | '.join(sums)} |")
-    folders = {row["way"]: row for row in rows if row["what"] == "predict"}
-    if folders:
-        first = folders[next(iter(ways))]
-        cells = [
-            f"{folders[way]['pictures_per_s']:.1f} a second, {folders[way]['of_the_network']:.0%}"
-            for way in ways
-        ]
-        what = f"`predict`, {first['pictures']:.0f} of {first['size']}, a network of "
-        lines.append(f"| {what}{first['network_s'] * 1e3:.0f} ms | {' | '.join(cells)} |")
-    for body in bodies:
-        machine = body["machine"]
-        where = f"{machine['cores']} cores ({machine['cpu']})"
-        lines += ["", f"{where}, commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
-
-
-def evaluate_table(bodies: list[Body]) -> list[str]:
-    """One line for each bundle that was measured at full length, stopped and resumed."""
-    lines = [
-        "| | pictures | read | predict | measure | peak memory | killed after | resumed | "
-        "the same as without a stop |",
-        "|---|" + "---|" * 8,
-    ]
-    for body in bodies:
-        for row in body["rows"]:
-            same = {True: f"yes, in {row.get('whole_s', 0):.0f} s", False: "NO", None: "not run"}
-            each = {name: 1000 * total / row["images"] for name, total in row["seconds"].items()}
-            stages = " | ".join(f"{value:.0f} ms" for value in each.values())
-            lines.append(
-                f"| {row['bundle']}, {row['backend']} | {row['images']} | {stages} | "
-                f"{row['peak_gb']:.2f} GB | {row['kept_at_the_kill']} pictures, "
-                f"{row['killed_after_s']:.0f} s | {row['resumed_s']:.0f} s | "
-                f"{same[row.get('same_numbers')]} |"
-            )
-    for body in bodies:
-        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
-
-
-def serve_table(bodies: list[Body]) -> list[str]:
-    """A line for each part of the server's test under load."""
-    rows = {row["part"]: row for body in bodies for row in body["rows"]}
-    load, stop, bad = rows["load"], rows["stop"], rows["malformed"]
-    memory = " MB, then ".join(f"{load['memory_mb'][when]:.0f}" for when in ("before", "after"))
-    seconds = {name: _shares(load[f"{name}_ms"]) for name in ("queue", "latency")}
-    statuses = ", ".join(f"{count:,} of {status}" for status, count in bad["statuses"].items())
-    parts = {
-        "load": (
-            f"{load['clients']} clients for {load['seconds']:.0f} s",
-            f"{load['answers']:,} answers ({load['per_second']:.0f} a second), each the engine's "
-            f"bit by bit, and {load['busy']:,} times 503; queueing {seconds['queue']}; from the "
-            f"request to the answer {seconds['latency']}; memory {memory} MB",
-        ),
-        "stop": (
-            f"SIGTERM under that load, {stop['stops']} times",
-            f"{stop['accepted']:,} accepted, {stop['answered']:,} answered in full; ended within "
-            f"{stop['slowest_s']:.1f} s",
-        ),
-        "malformed": (f"{bad['requests']:,} malformed requests", statuses),
-    }
-    lines = ["| | what came out | problems |", "|---|---|---|"]
-    for name, (what, outcome) in parts.items():
-        lines.append(f"| {what} | {outcome} | {'; '.join(rows[name]['problems']) or 'none'} |")
-    for body in bodies:
-        machine = body["machine"]
-        where = f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}"
-        lines += ["", f"{where}, {body['date']}. `{body['command']}`"]
-    return lines
-
-
-def _shares(milliseconds: dict[str, float]) -> str:
-    return ", ".join(f"{share} {value:.0f} ms" for share, value in milliseconds.items())
-
-
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
@@ -378,10 +259,7 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "fuzz": fuzz_table,
     "together": together_table,
     "kills": kills_table,
-    "geometry": geometry_table,
-    "host": host_table,
-    "evaluate": evaluate_table,
-    "serve": serve_table,
     "versions": versions_table,
+    **AROUND,
 }
 """The lines of a table of bodies, by its kind."""

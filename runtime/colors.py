@@ -43,7 +43,9 @@ def spectral_table() -> NDArray[np.uint8]:
 def spectral(
     values: NDArray[np.float32], low: float, high: float, *, red_is_high: bool
 ) -> NDArray[np.uint8]:
-    """RGB uint8 [H,W,3] of values [H,W]; red is `low`, or `high`. Needs Pillow."""
+    """RGB uint8 [H,W,3] of values [H,W]; red is `low` and what lies below, or `high` and what lies
+    above. Needs Pillow.
+    """
     from PIL import Image
 
     colors = np.empty((*values.shape, 3), np.uint8)
@@ -54,6 +56,7 @@ def spectral(
         if red_is_high:
             np.subtract(1, unit, out=unit)
         unit *= 255
+        np.clip(unit, 0, 255, out=unit)
         index = Image.fromarray(np.rint(unit, out=unit).astype(np.uint8))
         index.putpalette(table)  # its palettes are several times as fast as an index of NumPy's
         colors[rows] = np.asarray(index.convert("RGB"))

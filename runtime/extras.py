@@ -35,6 +35,8 @@ EXTRAS = {
         "python_multipart",
     ),
     "web": ("gradio",),
+    "video": ("av",),
+    "ros": ("rosbags",),
     "dev": ("yaml", "matplotlib", "jsonschema", "pytest"),
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""

@@ -89,15 +89,18 @@ class Task:
             return plane
         return np.ascontiguousarray(output.transpose(1, 2, 0))
 
-    def colorize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def colorize(
+        self, values: NDArray[np.float32], bounds: tuple[float, float] | None = None
+    ) -> NDArray[np.uint8]:
         """RGB uint8 [H,W,3].
 
         Three channels become red, green and blue, from `low` (0) to `high` (255). One channel is
-        shown in Spectral from the image's smallest to its largest value; what is near is red.
+        shown in Spectral from the image's smallest to its largest value, or between `bounds`, as
+        the frames of a video need it; what is near is red.
         """
         if self.channels == 1:
             red_is_high = self.near == "large"
-            return spectral(values, *_ends(values), red_is_high=red_is_high)
+            return spectral(values, *(bounds or _ends(values)), red_is_high=red_is_high)
         colors = np.empty(values.shape, np.uint8)
         for rows in bands(values):
             levels = values[rows] - np.float32(self.low)
@@ -301,7 +304,9 @@ class NormalTask(Task):
 class ShareTask(Task):
     """How much of a pixel belongs to the subject, shown in grey."""
 
-    def colorize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def colorize(
+        self, values: NDArray[np.float32], bounds: tuple[float, float] | None = None
+    ) -> NDArray[np.uint8]:
         """RGB uint8 [H,W,3]: black is `low` and white is `high`, in every image alike."""
         grey = scaled(values, self.low, self.high, 255, np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)

@@ -1,0 +1,200 @@
+"""Markdown tables of what stands around the network: geometry, films, servers, whole calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Body = dict[str, Any]
+
+
+def geometry_table(bodies: list[Body]) -> list[str]:
+    """What exact maps give back, then a line for each way from predicted maps to depth."""
+    rows = [row for body in bodies for row in body["rows"]]
+    exact = {"anchors": "scale and shift", "shift": "shift", "fov": "field of view"}
+    lines = ["| | " + " | ".join(exact.values()) + " |", "|---|" + "---|" * len(exact)]
+    for row in (row for row in rows if "anchors" in row):
+        cells = [f"{row[key]['median']:.1g} (at most {row[key]['largest']:.1g})" for key in exact]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    names = "AbsRel | over the first | without turned maps | median | largest | planes | fell back"
+    lines += ["", f"| | {names} |", "|---|" + "---|" * 7]
+    for row in (row for row in rows if "abs_rel" in row):
+        flat = " / ".join(f"{value:.1%}" for value in row["flatness"].values())
+        others = f"{row['ratio_others']:.2f} ({row['turned']})"
+        lines.append(
+            f"| {row['name'].removeprefix('predicted ')} | {row['abs_rel']:.3f} | "
+            f"{row['ratio']:.2f} | {others} | {row['median']:.3f} | {row['largest']:.3f} | "
+            f"{flat} | {row.get('fallbacks', '')} |"
+        )
+    for row in (row for row in rows if "fov_off" in row):
+        lines += [
+            "",
+            f"{row['name'].removeprefix('predicted ')}: {row['fov_off']:.0f} degrees off in the "
+            f"median, with a stated uncertainty of {row['fov_error']:.0f}, which holds in "
+            f"{row['covered']:.0%} of the rooms.",
+        ]
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
+def views_table(bodies: list[Body]) -> list[str]:
+    """One line for each kind of maps: how far the fused mesh lies from the true surface."""
+    names = (
+        "off, median | worst room | 9 of 10 within | surface covered | confirmed | views left out"
+    )
+    lines = [f"| | {names} |", "|---|" + "---|" * 6]
+    for row in (row for body in bodies for row in body["rows"]):
+        lines.append(
+            f"| {row['name']} | {row['off']:.2%} | {row['off_worst']:.2%} | {row['behind']:.2%} | "
+            f"{row['covered']:.0%} | {row['confirmed']:.0%} | "
+            f"{row['left_out']} of {row['rooms'] * row['views']} |"
+        )
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
+def host_table(bodies: list[Body]) -> list[str]:
+    """One line for each stage and size: milliseconds of the processor, and by the clock in
+    brackets; then `predict` on a folder.
+    """
+    rows = [row for body in bodies for row in body["rows"]]
+    ways = dict.fromkeys(row["way"] for row in rows)
+    lines = [f"| | {' | '.join(ways)} |", "|---|" + "---|" * len(ways)]
+    stages = {(row["size"], row["stage"], row["way"]): row for row in rows if "stage" in row}
+    for size, stage in dict.fromkeys(key[:2] for key in stages):
+        found = [stages[size, stage, way] for way in ways]
+        cells = [f"{row['cpu_ms']:.1f} ({row['wall_ms']:.1f})" for row in found]
+        lines.append(f"| {size}, {stage} | {' | '.join(cells)} |")
+        if "files" in found[0]:
+            sums = [f"{sum(row['files'].values()) / 1e6:.1f} MB" for row in found]
+            lines.append(f"| {size}, size of the files | {' | '.join(sums)} |")
+    folders = {row["way"]: row for row in rows if row["what"] == "predict"}
+    if folders:
+        first = folders[next(iter(ways))]
+        cells = [
+            f"{folders[way]['pictures_per_s']:.1f} a second, {folders[way]['of_the_network']:.0%}"
+            for way in ways
+        ]
+        what = f"`predict`, {first['pictures']:.0f} of {first['size']}, a network of "
+        lines.append(f"| {what}{first['network_s'] * 1e3:.0f} ms | {' | '.join(cells)} |")
+    for body in bodies:
+        machine = body["machine"]
+        where = f"{machine['cores']} cores ({machine['cpu']})"
+        lines += ["", f"{where}, commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
+def video_table(bodies: list[Body]) -> list[str]:
+    """Flicker of each bundle by the way against it; what films cost; what a long one did."""
+    rows = [row for body in bodies for row in body["rows"]]
+    lines = _flicker_table([row for row in rows if "flicker" in row])
+    forms = [row for row in rows if "form" in row]
+    if forms:
+        lines += [
+            "| film of 1080p | predicting, null backend | whole | beside it |",
+            "|---|---|---|---|",
+        ]
+    for row in forms:
+        cells = [f"{row[key]:.1f} ms" for key in ("predicting_ms", "whole_ms", "beside_ms")]
+        lines.append(f"| {row['form']} | {' | '.join(cells)} |")
+    for row in (row for row in rows if "kills" in row):
+        low, high = row["memory_mb_from_frame_200"]
+        lines += [
+            "",
+            f"{row['frames']:,} frames, {row['steady']}: {low:.0f} to {high:.0f} MB from frame 200 "
+            f"on; killed {row['kills']} times and resumed, the film "
+            + ("has the same bytes." if row["same_bytes"] else "differs."),
+        ]
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
+def serve_table(bodies: list[Body]) -> list[str]:
+    """A line for each part of the server's test under load."""
+    rows = {row["part"]: row for body in bodies for row in body["rows"]}
+    load, stop, bad = rows["load"], rows["stop"], rows["malformed"]
+    memory = " MB, then ".join(f"{load['memory_mb'][when]:.0f}" for when in ("before", "after"))
+    seconds = {name: _shares(load[f"{name}_ms"]) for name in ("queue", "latency")}
+    statuses = ", ".join(f"{count:,} of {status}" for status, count in bad["statuses"].items())
+    parts = {
+        "load": (
+            f"{load['clients']} clients for {load['seconds']:.0f} s",
+            f"{load['answers']:,} answers ({load['per_second']:.0f} a second), each the engine's "
+            f"bit by bit, and {load['busy']:,} times 503; queueing {seconds['queue']}; from the "
+            f"request to the answer {seconds['latency']}; memory {memory} MB",
+        ),
+        "stop": (
+            f"SIGTERM under that load, {stop['stops']} times",
+            f"{stop['accepted']:,} accepted, {stop['answered']:,} answered in full; ended within "
+            f"{stop['slowest_s']:.1f} s",
+        ),
+        "malformed": (f"{bad['requests']:,} malformed requests", statuses),
+    }
+    lines = ["| | what came out | problems |", "|---|---|---|"]
+    for name, (what, outcome) in parts.items():
+        lines.append(f"| {what} | {outcome} | {'; '.join(rows[name]['problems']) or 'none'} |")
+    for body in bodies:
+        machine = body["machine"]
+        where = f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}"
+        lines += ["", f"{where}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
+def evaluate_table(bodies: list[Body]) -> list[str]:
+    """One line for each bundle that was measured at full length, stopped and resumed."""
+    lines = [
+        "| | pictures | read | predict | measure | peak memory | killed after | resumed | "
+        "the same as without a stop |",
+        "|---|" + "---|" * 8,
+    ]
+    for body in bodies:
+        for row in body["rows"]:
+            same = {True: f"yes, in {row.get('whole_s', 0):.0f} s", False: "NO", None: "not run"}
+            each = {name: 1000 * total / row["images"] for name, total in row["seconds"].items()}
+            stages = " | ".join(f"{value:.0f} ms" for value in each.values())
+            lines.append(
+                f"| {row['bundle']}, {row['backend']} | {row['images']} | {stages} | "
+                f"{row['peak_gb']:.2f} GB | {row['kept_at_the_kill']} pictures, "
+                f"{row['killed_after_s']:.0f} s | {row['resumed_s']:.0f} s | "
+                f"{same[row.get('same_numbers')]} |"
+            )
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
+def _flicker_table(rows: list[Body]) -> list[str]:
+    if not rows:
+        return []
+    head = "toy network | off | causal | clip | AbsRel of a frame | with a cut: off | causal | clip"
+    lines = [f"| {head} |", "|---|" + "---|" * 7]
+    for bundle in dict.fromkeys(row["bundle"] for row in rows):
+        own = {row["steady"]: row for row in rows if row["bundle"] == bundle}
+        cells = []
+        for key in ("flicker", "cut_clip_flicker"):
+            off = own["off"][key]
+            cells.append([f"{off:.1%}"])
+            for mode in ("causal", "clip"):
+                ratio = f" ({own[mode][key] / off:.2f}x)" if off > 0.02 else ""  # else it is noise
+                cells[-1].append(f"{own[mode][key]:.1%}{ratio}")
+        error = own["off"]["per_frame_abs_rel"]
+        lines.append(f"| {' | '.join([bundle, *cells[0], f'{error:.4f}', *cells[1]])} |")
+    return lines
+
+
+def _shares(milliseconds: dict[str, float]) -> str:
+    return ", ".join(f"{share} {value:.0f} ms" for share, value in milliseconds.items())
+
+
+AROUND: dict[str, Callable[[list[Body]], list[str]]] = {
+    "geometry": geometry_table,
+    "views": views_table,
+    "host": host_table,
+    "video": video_table,
+    "serve": serve_table,
+    "evaluate": evaluate_table,
+}
+"""The lines of a table of bodies, by its kind."""
