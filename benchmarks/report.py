@@ -27,6 +27,7 @@ DOCUMENTS = (
     ROOT / "docs" / "benchmarks.md",
     ROOT / "docs" / "build.md",
     ROOT / "docs" / "experiments.md",
+    ROOT / "docs" / "geometry.md",
     ROOT / "docs" / "precision.md",
     ROOT / "tiny" / "README.md",
 )

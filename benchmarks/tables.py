@@ -261,6 +261,23 @@ def geometry_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def views_table(bodies: list[Body]) -> list[str]:
+    """One line for each kind of maps: how far the fused mesh lies from the true surface."""
+    names = (
+        "off, median | worst room | 9 of 10 within | surface covered | confirmed | views left out"
+    )
+    lines = [f"| | {names} |", "|---|" + "---|" * 6]
+    for row in (row for body in bodies for row in body["rows"]):
+        lines.append(
+            f"| {row['name']} | {row['off']:.2%} | {row['off_worst']:.2%} | {row['behind']:.2%} | "
+            f"{row['covered']:.0%} | {row['confirmed']:.0%} | "
+            f"{row['left_out']} of {row['rooms'] * row['views']} |"
+        )
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
@@ -270,5 +287,6 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "kills": kills_table,
     "geometry": geometry_table,
     "versions": versions_table,
+    "views": views_table,
 }
 """The lines of a table of bodies, by its kind."""

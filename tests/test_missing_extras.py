@@ -61,6 +61,7 @@ NEED_NONE = {
     "benchmarks/geometry.py",
     "benchmarks/latency_worker.py",
     "benchmarks/tiles.py",
+    "benchmarks/views.py",
 }
 
 
