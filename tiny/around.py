@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .render import Rendered, render_scene
-from .scene import STYLES, Camera, Scene, _is_close, make_scene
+from .scene import STYLES, Camera, Scene, is_close, make_scene
 
 _PITCH = np.radians(-12.0)
 _TRIES = 200
@@ -89,7 +89,7 @@ def _cameras(scene: Scene, count: int) -> Iterator[Camera]:
             reach = _REACH * (1 - 0.5 * attempt / _TRIES)  # nearer to the middle, where it is full
             x, z = -reach * half * (np.sin(angle), np.cos(angle))
             position = np.array([x, random.uniform(1.1, min(2.0, scene.room[1] - 0.4)), z])
-            if not any(_is_close(solid, position) for solid in scene.solids):
+            if not any(is_close(solid, position) for solid in scene.solids):
                 break
         yield _looking(position, np.arctan2(-x, -z) + random.uniform(-0.1, 0.1), scene.camera.fov)
 
