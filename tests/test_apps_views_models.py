@@ -295,3 +295,16 @@ def test_points_behind_others_are_not_anchors(nerf: Path, room: Room) -> None:
     assert np.allclose(kept, wall)
     assert np.allclose(seen[:, 2], room.views[0].depth[10:50:8, 10:70:8].ravel(), rtol=1e-5)
     assert len(_seen(np.concatenate([wall, behind]), prepared, tracked=True)[0]) == 2 * len(wall)
+
+
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
+def test_a_binary_file_that_was_cut_short_is_refused(colmap: Path, name: str) -> None:
+    """pycolmap alone would read some of them for ever."""
+    sparse = colmap / "sparse" / "0"
+    pycolmap.Reconstruction(str(sparse)).write_binary(str(sparse))
+    path = sparse / f"{name}.bin"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole + b"\0", b"", b"\xff" * 8 + whole[8:]):
+        path.write_bytes(content)
+        with pytest.raises(GeometryError, match=rf"{name}\.bin is cut short"):
+            read_model(sparse)

@@ -1,6 +1,7 @@
 """A rendered room from several sides, with the exact pose of each picture, and sparse points.
 
-Axes and units are those of `render`; the world is that of `scene`: y up, metres.
+Axes and units are those of `render`. The world is right-handed with y up, in metres: that of
+`scene`, which is left-handed, with z turned round.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import numpy as np
 from .render import Rendered, render_scene
 from .scene import STYLES, Camera, Scene, is_close, make_scene
 
-_PITCH = np.radians(-12.0)
+_RIGHT_HANDED = np.diag([1.0, 1.0, -1.0])
+_PITCH = np.radians(-14.0)
 _TRIES = 200
-_REACH = 0.65  # of the way from the middle of the room to 0.3 m before its walls
+_REACH = 0.85  # of the way from the middle of the room to 0.3 m before its walls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ def render_around(seed: int, count: int, height: int, width: int) -> Iterator[Se
         grain = 1000 * (seed + 1) + number  # seeds the sensor's noise alone
         picture = render_scene(dataclasses.replace(scene, camera=camera, seed=grain), height, width)
         matrix = np.eye(4)
-        matrix[:3, :3] = camera.rotation.T
+        matrix[:3, :3] = camera.rotation.T @ _RIGHT_HANDED
         matrix[:3, 3] = -camera.rotation.T @ camera.position
         yield Seen(**vars(picture), camera_from_world=matrix)
 
@@ -98,5 +100,5 @@ def _looking(position: np.ndarray, yaw: float, fov: float) -> Camera:
     """A level camera that looks a little down."""
     forward = np.array([np.sin(yaw) * np.cos(_PITCH), np.sin(_PITCH), np.cos(yaw) * np.cos(_PITCH)])
     right = np.array([np.cos(yaw), 0, -np.sin(yaw)])
-    down = np.cross(forward, right)
+    down = np.cross(right, forward)  # the world of scenes is left-handed
     return Camera(position=position, rotation=np.stack([right, down, forward], 1), fov=fov)

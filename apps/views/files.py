@@ -21,7 +21,7 @@ from runtime.geometry import Mask
 FILES = ("mesh.ply", "mesh.glb", "cloud.ply", "views.png", "report.json")
 """What the folder holds beside `depth/` and `maps/`; `report.json` says whose the others are."""
 _ABOVE = 25.0  # degrees from which the picture looks down into the scene, beside its own 12
-_FOV = 50.0
+_FOV = 35.0  # degrees: from far, with little perspective
 
 
 def encode_surface(mesh: Surface, cloud: Surface, up: Floats) -> dict[str, bytes]:
@@ -103,7 +103,7 @@ def encode_picture(mesh: Surface, up: Floats, forward: Floats, voxel: float) -> 
     )
     points = mesh.vertices @ turn.T
     low, high = np.percentile(points, [2, 98], axis=0)
-    away = float(np.linalg.norm(high - low)) * 0.6
+    away = float(np.linalg.norm(high - low)) * 1.1
     points = points - (low + high) / 2 + [0, 0, away]
     sheet = two_sides(points, mesh.colors, voxel / away, _FOV, normals=mesh.normals @ turn.T)
     file = io.BytesIO()
