@@ -91,8 +91,8 @@ def test_a_room_comes_out_where_it_is(
     assert {path.name for path in out.iterdir()} == {*files.FILES, "depth", "maps"}
     mesh = trimesh.load(out / "mesh.ply")
     far = off(room, mesh.vertices)
-    assert np.median(far) < 0.005
-    assert np.percentile(far, 95) < 0.02
+    assert np.median(far) < 0.0013  # half a pixel off would be 0.0019
+    assert np.percentile(far, 95) < 0.005
     # It covers what was seen, and faces the cameras.
     truth = np.concatenate([world_points(view).reshape(-1, 3)[::17] for view in room.views])
     assert np.median(nearest(truth, mesh.vertices)) / room_size(0) < 0.01

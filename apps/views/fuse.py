@@ -87,9 +87,8 @@ def _integrate(open3d: Any, grid: Any, view: Solved, mask: Mask, reach: float) -
     tensor, image = open3d.core.Tensor, open3d.t.geometry.Image
     depth = np.where(mask, np.nan_to_num(view.depth), 0).astype(np.float32)
     pictures = image(tensor(depth[..., None])), image(tensor(view.rgb.astype(np.float32) / 255))
-    matrix = view.camera.matrix
-    matrix[:2, 2] -= 0.5  # there the centre of the first pixel is at (0, 0)
-    where = tensor(matrix), tensor(np.ascontiguousarray(view.camera_from_world))
+    # It cuts (u, v) off to find a pixel, so the centre of the first is at (0.5, 0.5) there too.
+    where = tensor(view.camera.matrix), tensor(np.ascontiguousarray(view.camera_from_world))
     scale, farthest = 1.0, float(depth.max()) * 1.01
     blocks = grid.compute_unique_block_coordinates(pictures[0], *where, scale, farthest, reach)
     grid.integrate(blocks, *pictures, *where, scale, farthest, reach)
