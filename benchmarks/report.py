@@ -28,6 +28,7 @@ DOCUMENTS = (
     ROOT / "docs" / "build.md",
     ROOT / "docs" / "evaluation.md",
     ROOT / "docs" / "experiments.md",
+    ROOT / "docs" / "geometry.md",
     ROOT / "docs" / "precision.md",
     ROOT / "docs" / "serve.md",
     ROOT / "docs" / "video.md",

@@ -37,12 +37,20 @@ EXTRAS = {
     "web": ("gradio",),
     "video": ("av",),
     "ros": ("rosbags",),
+    "views": ("open3d", "pycolmap", "libusb_package"),
     "dev": ("yaml", "matplotlib", "jsonschema", "pytest"),
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""
 
 _ALONE = {"numpy": "numpy", "PIL": "pillow", "atheris": "atheris"}
 """Packages to be installed by themselves, with the names that they are installed by."""
+
+_NOT_EVERYWHERE = {
+    "open3d": "there is none for Python 3.13 and newer on Macs with Intel",
+    "pycolmap": "there is none for Linux on ARM: there a transforms.json of undistorted pictures "
+    "works",
+}
+"""Where an extra leaves a package out, since nobody built it."""
 
 
 def how_to_install(extra: str) -> str:
@@ -60,7 +68,9 @@ def how_to_get(package: str) -> str | None:
     extra = next((extra for extra, names in EXTRAS.items() if name in names), None)
     if extra is None:
         return None
-    return f"this needs the extra `{extra}` (there is no package {name!r}): {how_to_install(extra)}"
+    advice = f"this needs the extra `{extra}` (there is no package {name!r}): "
+    nowhere = f"; {_NOT_EVERYWHERE[name]}" if name in _NOT_EVERYWHERE else ""
+    return f"{advice}{how_to_install(extra)}{nowhere}"
 
 
 def require(*packages: str) -> None:

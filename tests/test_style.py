@@ -41,6 +41,8 @@ VENDORS = {
     "tensorrt": "runtime/backends/tensorrt.py",
     "tensorrt_rtx": "runtime/backends/tensorrt.py",
     "cuda": "runtime/backends/tensorrt.py",
+    "open3d": "apps/views/fuse.py",
+    "pycolmap": "apps/views/colmap.py",
 }
 DATA = {
     "tests/test_export_command.py": "/home" + "/me",  # goes into a command, and must not come out

@@ -181,7 +181,7 @@ def make_scene(seed: int, style: Style) -> Scene:
     solids = []
     for _ in range(rng.integers(style.solids[0], style.solids[1] + 1)):
         solid = _draw_solid(rng, style, room, camera)
-        if not _is_close(solid, camera.position):
+        if not is_close(solid, camera.position):
             solids.append(solid)
     scene = Scene(
         seed=seed,
@@ -270,7 +270,7 @@ def _draw_solid(
     )
 
 
-def _is_close(solid: Solid, position: np.ndarray) -> bool:
+def is_close(solid: Solid, position: np.ndarray) -> bool:
     """Whether the solid's bounding sphere comes within 0.3 m of the position, which may be
     inside.
     """

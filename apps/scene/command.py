@@ -1,4 +1,7 @@
-"""`lotus-edge scene BUNDLE [BUNDLE2] IMAGE --output DIR`: from a picture to a 3D scene."""
+"""`lotus-edge scene BUNDLE [BUNDLE2] IMAGE --output DIR`: from a picture to a 3D scene.
+
+With `--views` in place of IMAGE it is several pictures: apps/views/.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import argparse
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,14 @@ from PIL import Image
 
 from apps.scene import files
 from apps.scene.anchors import read_anchors, read_mask
+from apps.scene.maps import ask
 from apps.scene.views import two_sides
+from apps.views.command import add_views, refuse_mixed, views_scene
 from runtime.alignment import Anchors
 from runtime.camera import ASSUMED_FOV, Camera
 from runtime.console import say, show
 from runtime.engine import LotusEngine
-from runtime.errors import GeometryError, ImageError, OutputError
+from runtime.errors import GeometryError, OutputError
 from runtime.extras import require
 from runtime.geometry import EDGE, GRAZING
 from runtime.image import load
@@ -70,7 +75,7 @@ def add_scene(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="BUNDLE",
         help="a bundle for depth or disparity, and one for normals; or one for both",
     )
-    scene.add_argument("image", type=Path, metavar="IMAGE")
+    image = scene.add_argument("image", type=Path, metavar="IMAGE")
     scene.add_argument("--output", type=Path, required=True, metavar="DIR")
     lens = scene.add_argument_group(
         "the camera", f"Default: EXIF; where it says nothing, {ASSUMED_FOV:g} degrees are assumed."
@@ -88,12 +93,19 @@ def add_scene(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--distance", type=float, nargs=3, metavar=("U", "V", "METRES"), help="one known depth"
     )
     metric.add_argument("--camera-height", type=float, metavar="METRES", help="over the floor")
+    add_views(scene, image)
     for name, option in _OPTIONS:
         scene.add_argument(name, **option)
     scene.set_defaults(run=_scene)
 
 
 def _scene(arguments: argparse.Namespace) -> int:
+    refuse_mixed(arguments)
+    if arguments.views is not None:
+        if arguments.image is not None:  # the last bundle was taken for it
+            arguments.bundles.append(str(arguments.image))
+        _check(arguments)
+        return views_scene(arguments)
     require("trimesh", "OpenEXR", *(["fast_simplification"] if arguments.faces else []))
     _check(arguments)
     picture = fingerprint(arguments.image)
@@ -141,25 +153,14 @@ def collect_maps(
     ensemble: int = 1,
     tiles: bool = False,
 ) -> dict[str, TaskMap]:
-    """The maps of a picture by task, of one bundle after the other.
+    """The maps of a picture by task, of one bundle after the other; `apps.scene.maps.ask`."""
 
-    `ensemble` is for those bundles that take noise. Raises: ImageError where none of them does.
-    """
-    maps: dict[str, TaskMap] = {}
-    refusal: ImageError | None = None
-    merged = False
-    for bundle in bundles:
-        with LotusEngine(bundle, backend) as engine:
-            count = ensemble
-            try:
-                engine.check_seed(None, ensemble)
-                merged = True
-            except ImageError as error:
-                count, refusal = 1, error
-            maps |= engine(rgb, ensemble=count, tiles=tiles)
-    if refusal is not None and not merged:
-        raise refusal
-    return maps
+    def opened() -> Iterator[LotusEngine]:
+        for bundle in bundles:
+            with LotusEngine(bundle, backend) as engine:
+                yield engine
+
+    return ask(opened(), rgb, ensemble=ensemble, tiles=tiles)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -21,18 +21,21 @@ def two_sides(
     spacing: float,
     fov: float,
     size: tuple[int, int] = (480, 640),
+    normals: NDArray[np.floating[Any]] | None = None,
 ) -> NDArray[np.uint8]:
     """RGB uint8 [H,2W,3]: the points [N,3] with colours [N,3], seen from the left and the right.
 
     Points are in the frame of an upright camera at the origin: x right, y down, z forward.
     `spacing` is the distance between neighbouring points over their depth, `fov` the camera's field
-    of view in degrees.
+    of view in degrees. With unit `normals` [N,3] only what faces the onlooker is drawn.
     """
     chosen = np.arange(0, len(points), -(-len(points) // _MOST) or 1)
     thinned = np.sqrt(len(points) / max(len(chosen), 1))
     cloud, colors = points[chosen].astype(np.float64), colors[chosen]
+    facing = None if normals is None else normals[chosen].astype(np.float64)
     return np.concatenate(
-        [_view(cloud, colors, spacing * thinned, fov, turn, size) for turn in _TURNS], axis=1
+        [_view(cloud, colors, spacing * thinned, fov, turn, size, facing) for turn in _TURNS],
+        axis=1,
     )
 
 
@@ -43,15 +46,19 @@ def _view(
     fov: float,
     turn: float,
     size: tuple[int, int],
+    normals: NDArray[np.float64] | None,
 ) -> NDArray[np.uint8]:
     height, width = size
     picture = np.full((height, width, 3), _BACKGROUND, np.uint8)
     if not len(cloud):
         return picture
     middle = np.percentile(cloud, [2, 98], axis=0).mean(axis=0)
-    seen = (cloud - middle) @ _rotation(turn, _DOWN).T + [0, 0, _BACK * np.linalg.norm(middle)]
+    rotation = _rotation(turn, _DOWN)
+    seen = (cloud - middle) @ rotation.T + [0, 0, _BACK * np.linalg.norm(middle)]
     focal = 0.5 * width / np.tan(np.radians(min(fov, 100)) / 2)
     kept = seen[:, 2] > 0.05 * np.linalg.norm(middle)
+    if normals is not None:
+        kept &= (normals @ rotation.T * seen).sum(1) < 0
     seen, source, colors = seen[kept], cloud[kept, 2], colors[kept]
     u, v = (
         np.floor(focal * seen[:, axis] / seen[:, 2] + half).astype(np.intp)
