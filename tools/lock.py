@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from tools.install import LOCK, ROOT
 
@@ -36,12 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
     options = sys.argv[1:] if argv is None else argv
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
-    entries = _split(_compile(["pyproject.toml", *extras, *options]))
+    entries = _split(_compile(["pyproject.toml", *extras, *options], LOCK, CONSTRAINTS))
     hashed = [entry for entry in entries if not TORCH.match(entry)]
     LOCK.write_text(_LOCK_HEAD + "".join(hashed))
     CONSTRAINTS.write_text(_CONSTRAINTS_HEAD + "".join(constraints("".join(entries))))
     for group, path in (("tools", TOOLS), ("triton", TRITON)):
-        path.write_text(_LOCK_HEAD + _compile(["--group", f"pyproject.toml:{group}", *options]))
+        arguments = ["--group", f"pyproject.toml:{group}", *options]
+        path.write_text(_LOCK_HEAD + _compile(arguments, path))
     return 0
 
 
@@ -67,10 +69,10 @@ def _split(lock: str) -> list[str]:
     return [lock[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
 
 
-def _compile(arguments: list[str]) -> str:
-    """uv's resolution, which keeps the versions that are in the files now."""
+def _compile(arguments: list[str], *files: Path) -> str:
+    """uv's resolution, which keeps the versions that are in these files now."""
     output = ROOT / "locks" / ".resolution.txt"
-    kept = [path.read_text() for path in (LOCK, TOOLS, TRITON, CONSTRAINTS) if path.exists()]
+    kept = [path.read_text() for path in files if path.exists()]
     output.write_text("\n".join(entry[0] for text in kept for entry in _ENTRY.finditer(text)))
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
     command += ["--python-version", "3.10", "--generate-hashes", "--no-header", "--no-annotate"]
