@@ -73,6 +73,7 @@ def test_the_lock_meets_the_project_and_its_constraints(
     for name, version in found.items():
         assert version in limits[name].specifier
     here = {"python_version": ".".join(python.split(".")[:2]), "sys_platform": system[0]}
+    here["platform_machine"] = system[2]
     wanted = [
         Requirement(line)
         for lines in (
