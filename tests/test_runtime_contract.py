@@ -35,7 +35,8 @@ CONTRACT = [
         name,
         marks=[pytest.mark.gpu] if name in ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx") else [],
     )
-    for name in BACKENDS
+    for name, backend in BACKENDS.items()
+    if backend.extra or not backend.package  # what the project installs, and the null backend
 ]
 
 
