@@ -196,9 +196,9 @@ def test_a_file_that_is_exchanged_while_it_is_opened(
 
     def exchanges(session: BackendSession) -> dict[str, tuple[int, ...]]:
         graph = session.folder / session.bucket.graph
-        content = graph.read_bytes()
-        graph.unlink()
-        graph.write_bytes(content)
+        other = graph.with_name("other")
+        other.write_bytes(graph.read_bytes())
+        other.replace(graph)
         return opened(session)
 
     monkeypatch.setattr(BackendSession, "_open", exchanges)
