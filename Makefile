@@ -13,8 +13,9 @@ demo:
 	$(PYTHON) -m tools.demo --venv $(VENV)
 
 # Most of the time goes to tracing, which is one thread's work: two processes of one thread each are faster than one of two.
+# In the order of tests/conftest.py: by their number of tests the files that take longest, which have few, would come last.
 test: $(READY) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .
