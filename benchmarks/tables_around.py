@@ -55,6 +55,21 @@ def views_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def tiles_table(bodies: list[Body]) -> list[str]:
+    """One line for each task and way, the mean over the scenes."""
+    lines = ["| | error | edges | seams | tiles refused | seconds |", "|---|---|---|---|---|---|"]
+    for row in (row for body in bodies for row in body["rows"] if row["scene"] == "mean"):
+        error = f"AbsRel {row['abs_rel']:.4f}" if "abs_rel" in row else f"{row['mean']:.2f} degrees"
+        refused = f"{row['refused']:.0%}" if "refused" in row else ""
+        lines.append(
+            f"| {row['task']}, {row['way']} | {error} | {row['edges']:.2f} | {row['seams']:.2f} | "
+            f"{refused} | {row['seconds']:.1f} |"
+        )
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
 def host_table(bodies: list[Body]) -> list[str]:
     """One line for each stage and size: milliseconds of the processor, and by the clock in
     brackets; then `predict` on a folder.
@@ -192,6 +207,7 @@ def _shares(milliseconds: dict[str, float]) -> str:
 AROUND: dict[str, Callable[[list[Body]], list[str]]] = {
     "geometry": geometry_table,
     "views": views_table,
+    "tiles": tiles_table,
     "host": host_table,
     "video": video_table,
     "serve": serve_table,
