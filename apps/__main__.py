@@ -13,11 +13,13 @@ from runtime.extras import explain_missing_packages
 if __name__ == "__main__":
     explain_missing_packages()
 
+from apps.bag.command import add_bag
 from apps.scene.command import add_scene
+from apps.video.command import add_video
 from runtime.__main__ import COMMANDS as RUNTIME_COMMANDS
 from runtime.__main__ import AddCommand, run
 
-COMMANDS: tuple[AddCommand, ...] = (*RUNTIME_COMMANDS, add_scene)
+COMMANDS: tuple[AddCommand, ...] = (*RUNTIME_COMMANDS, add_scene, add_video, add_bag)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,6 +24,8 @@ EXTRAS = {
         "tqdm",
     ),
     "scene": ("trimesh", "OpenEXR", "fast_simplification"),
+    "video": ("av",),
+    "ros": ("rosbags",),
     "dev": ("yaml", "matplotlib", "jsonschema", "pytest"),
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""

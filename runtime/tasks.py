@@ -72,14 +72,17 @@ class Task:
             return plane
         return np.ascontiguousarray(output.transpose(1, 2, 0))
 
-    def colorize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def colorize(
+        self, values: NDArray[np.float32], bounds: tuple[float, float] | None = None
+    ) -> NDArray[np.uint8]:
         """RGB uint8 [H,W,3].
 
         Three channels become red, green and blue, from `low` (0) to `high` (255). One channel is
-        shown in Spectral from the image's smallest to its largest value; what is near is red.
+        shown in Spectral from the image's smallest to its largest value, or between `bounds`, as
+        the frames of a video need it; what is near is red.
         """
         if self.channels == 1:
-            return self._spectral(values)
+            return self._spectral(values, bounds)
         levels = (values - np.float32(self.low)) * np.float32(255 / (self.high - self.low))
         colors: NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
         return colors
@@ -130,9 +133,11 @@ class Task:
             mean += output * (weight / total)
         return mean.astype(np.float32)
 
-    def _spectral(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        low, high = float(values.min()), float(values.max())
-        unit = (values.astype(np.float64) - low) / max(high - low, 1e-12)
+    def _spectral(
+        self, values: NDArray[np.float32], bounds: tuple[float, float] | None
+    ) -> NDArray[np.uint8]:
+        low, high = bounds or (float(values.min()), float(values.max()))
+        unit = np.clip((values.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
         index = np.rint((1 - unit if self.near == "large" else unit) * 255).astype(np.intp)
         return spectral_table()[index]
 
@@ -178,7 +183,9 @@ class NormalTask(Task):
 class ShareTask(Task):
     """How much of a pixel belongs to the subject, shown in grey."""
 
-    def colorize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def colorize(
+        self, values: NDArray[np.float32], bounds: tuple[float, float] | None = None
+    ) -> NDArray[np.uint8]:
         """RGB uint8 [H,W,3]: black is `low` and white is `high`, in every image alike."""
         share = (values.astype(np.float64) - self.low) / (self.high - self.low)
         grey = np.clip(np.rint(share * 255), 0, 255).astype(np.uint8)

@@ -14,7 +14,7 @@ from tools.install import LOCK, ROOT
 
 TOOLS = ROOT / "locks" / "tools.txt"
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = ("cpu", "openvino", "rtx", "export", "scene", "dev", "docs")
+EXTRAS = ("cpu", "openvino", "rtx", "export", "scene", "video", "ros", "dev", "docs")
 TORCH = re.compile(r"torch|triton|cuda-toolkit|nvidia-")
 """PyTorch and what only its CUDA builds need: see tools/install.py for why they have no hash."""
 

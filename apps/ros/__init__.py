@@ -1,0 +1,1 @@
+"""A ROS 2 node, for people who have rclpy."""

@@ -1,0 +1,1 @@
+"""`lotus-edge video`: maps of every frame of a film, a folder of pictures or a camera."""

@@ -1,0 +1,297 @@
+"""What a video can become: a colour film, a lossless 16-bit film, a file a frame, arrays.
+
+Frames are written in chunks. A chunk is finished or not there; a run that is killed goes on after
+the last one that is finished.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.video.frames import Answer, deep_range
+from runtime.errors import OutputError
+from runtime.marker import MARKER
+from runtime.prediction import TASK, png16
+from runtime.writing import write_together
+
+TICK = 40
+"""Milliseconds between the frames of a chunk's own film; their true times come with the join."""
+_BT709 = 1  # colour space, primaries and transfer, as FFmpeg counts them
+_LIMITED = 1  # 16..235
+
+
+class ChunkWriter(Protocol):
+    """Takes the frames of one chunk. `close` finishes it; `abandon` removes what is there of it."""
+
+    def add(self, answer: Answer) -> None: ...
+    def close(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all chunks have in common: where finished files go (`folder`; for films, the chunks'
+    films), which tasks, whether their maps are made steady, the chunk's number of decimals.
+    """
+
+    folder: Path
+    tasks: tuple[str, ...]
+    steady: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """`suffixes` that the output may have (none: it is a folder). `picture`: whether it shows the
+    frame itself. `open(settings, chunk)` starts a chunk. `film`: chunks are joined to one film.
+    """
+
+    name: str
+    meaning: str
+    suffixes: tuple[str, ...]
+    open: Callable[[Settings, int], ChunkWriter]
+    picture: bool = False
+
+    @property
+    def film(self) -> bool:
+        """Whether the output is one file."""
+        return bool(self.suffixes)
+
+
+def segment(folder: Path, chunk: int) -> Path:
+    """The film of a chunk."""
+    return folder / f"{chunk:06d}.mkv"
+
+
+class _FilmChunk:
+    """One film of a chunk's frames, TICK apart."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        chunk: int,
+        codec: tuple[str, str, dict[str, str]],
+        draw: Callable[[Answer], Any],
+    ) -> None:
+        import av
+
+        self._final = segment(settings.folder, chunk)
+        self._partial = self._final.with_suffix(".partial")
+        self._codec, self._draw = codec, draw
+        self._container = av.open(
+            str(self._partial), "w", format="matroska", options={"fflags": "+bitexact"}
+        )
+        self._stream: Any = None
+        self._count = 0
+
+    def add(self, answer: Answer) -> None:
+        frame = self._draw(answer)
+        if self._stream is None:
+            self._stream = self._start(frame)
+        frame.pts, frame.time_base = self._count * TICK, Fraction(1, 1000)
+        self._count += 1
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+    def _start(self, frame: Any) -> Any:
+        name, pixels, options = self._codec
+        stream = self._container.add_stream(name, rate=1000 // TICK, options=dict(options))
+        stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pixels
+        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.thread_count = 2  # its number is in what comes out: not the machine's
+        if pixels == "yuv420p":
+            stream.codec_context.colorspace = _BT709
+            stream.codec_context.color_primaries = _BT709
+            stream.codec_context.color_trc = _BT709
+            stream.codec_context.color_range = _LIMITED
+        return stream
+
+    def close(self) -> None:
+        for packet in self._stream.encode(None):
+            self._container.mux(packet)
+        self._container.close()
+        with self._partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        self._partial.replace(self._final)
+
+    def abandon(self) -> None:
+        self._container.close()
+        self._partial.unlink(missing_ok=True)
+
+
+_H264 = ("libx264", "yuv420p", {"preset": "veryfast", "crf": "18", "bf": "0", "refs": "1"})
+
+
+def _color_film(settings: Settings, chunk: int) -> ChunkWriter:
+    def draw(answer: Answer) -> Any:
+        return _to_film(answer.colors(settings.tasks[0]), answer.size)
+
+    return _FilmChunk(settings, chunk, _H264, draw)
+
+
+def _beside_film(settings: Settings, chunk: int) -> ChunkWriter:
+    def draw(answer: Answer) -> Any:
+        both = np.concatenate([_picture(answer), _colors_at_size(answer, settings)], axis=1)
+        return _to_film(both, both.shape[:2])
+
+    return _FilmChunk(settings, chunk, _H264, draw)
+
+
+def _over_film(settings: Settings, chunk: int) -> ChunkWriter:
+    def draw(answer: Answer) -> Any:
+        # Half of each. Shifted: a mean of larger numbers takes three times as long.
+        mixed = (_picture(answer) >> 1) + (_colors_at_size(answer, settings) >> 1)
+        return _to_film(mixed, answer.size)
+
+    return _FilmChunk(settings, chunk, _H264, draw)
+
+
+def _deep_film(settings: Settings, chunk: int) -> ChunkWriter:
+    import av
+
+    from runtime.tasks import TASKS
+
+    grey = TASKS[settings.tasks[0]].channels == 1
+    given, kept = ("gray16le", "gray16le") if grey else ("rgb48le", "gbrp16le")
+
+    def draw(answer: Answer) -> Any:
+        levels = answer.deep(settings.tasks[0], settings.steady)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(levels), format=given)
+        return frame if given == kept else frame.reformat(format=kept)
+
+    codec = ("ffv1", kept, {"level": "3", "slices": "4", "slicecrc": "1"})
+    return _FilmChunk(settings, chunk, codec, draw)
+
+
+def _picture(answer: Answer) -> NDArray[np.uint8]:
+    assert answer.rgb is not None  # forms with `picture` get it
+    return answer.rgb
+
+
+def _colors_at_size(answer: Answer, settings: Settings) -> NDArray[np.uint8]:
+    import av
+
+    height, width = answer.size
+    frame = av.VideoFrame.from_ndarray(answer.colors(settings.tasks[0]), format="rgb24")
+    return np.asarray(frame.reformat(width=width, height=height).to_ndarray(), np.uint8)
+
+
+def _to_film(rgb: NDArray[np.uint8], size: tuple[int, ...]) -> Any:
+    """A picture as a frame of a film of (height, width) `size`, or one more where that is odd: the
+    format has one colour for each 2 x 2 pixels.
+    """
+    import av
+
+    height, width = size
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+    if rgb.shape[:2] == (height, width) and (height % 2 or width % 2):
+        padded = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(padded, format="rgb24")
+    return frame.reformat(
+        width=width + width % 2,
+        height=height + height % 2,
+        format="yuv420p",
+        dst_colorspace="ITU709",
+    )
+
+
+class _FrameChunk:
+    """A 16-bit PNG of each frame and task. Each is written whole; there is nothing to close."""
+
+    def __init__(self, settings: Settings, chunk: int) -> None:
+        self._settings = settings
+
+    def add(self, answer: Answer) -> None:
+        contents = {}
+        for task in self._settings.tasks:
+            low, high = deep_range(task, self._settings.steady)
+            texts = dict([MARKER]) | {TASK: task, "Lotus-Range": f"{low:g} {high:g}"}
+            path = self._settings.folder / task / f"{answer.number:06d}.png"
+            contents[path] = png16(answer.deep(task, self._settings.steady), texts)
+        write_together(contents)
+
+    def close(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+
+class ArrayChunk:
+    """An .npz a chunk and task: `values` float32 [N,H,W] or [N,H,W,C] at the frames' size, `times`
+    [N] in seconds, `numbers` [N].
+    """
+
+    def __init__(self, settings: Settings, chunk: int) -> None:
+        self._settings, self._chunk = settings, chunk
+        self._answers: list[Answer] = []
+
+    def add(self, answer: Answer) -> None:
+        self._answers.append(answer)
+
+    def close(self) -> None:
+        for task in self._settings.tasks:
+            arrays = {
+                "values": np.stack([answer.values(task) for answer in self._answers]),
+                "times": np.array([answer.time for answer in self._answers]),
+                "numbers": np.array([answer.number for answer in self._answers]),
+            }
+            save_arrays(self._settings.folder / f"{task}-{self._chunk:06d}.npz", arrays)
+
+    def abandon(self) -> None:
+        pass
+
+
+def save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write an .npz whole or not at all. Raises: OutputError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            np.savez(stream, **cast(Any, arrays))
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+_FILMS = (".mp4", ".mov", ".mkv")
+FORMS = {
+    form.name: form
+    for form in (
+        Form(name="color", meaning="colours, H.264", suffixes=_FILMS, open=_color_film),
+        Form(
+            name="beside",
+            meaning="the picture, and its colours to the right",
+            suffixes=_FILMS,
+            open=_beside_film,
+            picture=True,
+        ),
+        Form(
+            name="over",
+            meaning="colours over the picture, half and half",
+            suffixes=_FILMS,
+            open=_over_film,
+            picture=True,
+        ),
+        Form(
+            name="deep",
+            meaning="16 bits, lossless: FFV1 in Matroska",
+            suffixes=(".mkv",),
+            open=_deep_film,
+        ),
+        Form(name="frames", meaning="a 16-bit PNG a frame", suffixes=(), open=_FrameChunk),
+        Form(
+            name="npz", meaning="float32 arrays of some frames each", suffixes=(), open=ArrayChunk
+        ),
+    )
+}

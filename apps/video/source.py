@@ -1,0 +1,351 @@
+"""Where frames come from: films (PyAV), pictures in a folder, cameras."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime.errors import ImageError
+from runtime.image import IMAGE_SUFFIXES, load
+
+_MARK = 1 << 20  # bytes at the beginning and the end, by which a film is known again
+_HD = 720  # rows from which on a film that does not say so has the colours of HD
+_UNSPECIFIED, _ITU709 = 2, 1  # as FFmpeg counts them
+_SAFE_STEP = Fraction(1, 1000)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """One frame: the `number`-th that is used, from 0 on, at `time` in seconds and `pts` in units
+    of its source's `time_base`; `rgb` uint8 [H,W,3], upright.
+    """
+
+    number: int
+    time: float
+    pts: int
+    rgb: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which frames are used: every `every`-th of those from `start` on, for `duration` seconds,
+    with at most `max_size` pixels along the longer edge.
+    """
+
+    every: int = 1
+    start: float = 0.0
+    duration: float | None = None
+    max_size: int | None = None
+
+    def ends(self, time: float) -> bool:
+        """Whether a frame at this time, in seconds from the beginning, comes after the last."""
+        return self.duration is not None and time >= self.start + self.duration - 1e-9
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a frame after shrinking."""
+        scale = min(1.0, (self.max_size or max(height, width)) / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+class Source(Protocol):
+    """Frames, one after the other. `total` is their number where it can be told beforehand;
+    `notes` says what was odd. `live`: it does not wait for its reader. `path` has the sound.
+    """
+
+    name: str
+    time_base: Fraction
+    total: int | None
+    live: bool
+    path: Path | None
+    notes: list[str]
+
+    def fingerprint(self) -> str:
+        """By what it is known again."""
+
+    def frames(self, skip: int = 0) -> Iterator[Frame]:
+        """The frames that are used, without the first `skip` of them. Raises: ImageError."""
+
+
+def open_source(name: str, choice: Choice, rate: Fraction) -> Source:
+    """What a person named: `camera:0`, a folder, a pattern with * or a film. `rate` is that of
+    pictures in a folder. Raises: ImageError.
+    """
+    if name.startswith("camera:"):
+        return Camera(name, choice)
+    if Path(name).is_dir() or (any(mark in name for mark in "*?[") and not Path(name).exists()):
+        return Pictures(name, choice, rate)
+    return Film(name, choice)
+
+
+class Film:
+    """A file that FFmpeg can read."""
+
+    live = False
+
+    def __init__(self, name: str, choice: Choice) -> None:
+        self.name, self._choice = name, choice
+        self.path: Path | None = Path(name)
+        self.notes: list[str] = []
+        self.damaged = 0
+        with _opened(name) as container:
+            stream = _video_of(container, name)
+            self.time_base = Fraction(stream.time_base or _SAFE_STEP)
+            self.rate = Fraction(stream.average_rate or stream.base_rate or 25)
+            self.begin = float((stream.start_time or 0) * self.time_base)
+            seconds = _seconds(container, stream)
+            count = stream.frames or (round(seconds * self.rate) if seconds else 0)
+            self.total = _count(count, self.rate, choice)
+
+    def fingerprint(self) -> str:
+        """Of its size, its beginning and its end: a film is too long to be read twice."""
+        with Path(self.name).open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            digest = hashlib.sha256(f"{size} ".encode() + stream.read(_MARK))
+            stream.seek(max(0, size - _MARK))
+            digest.update(stream.read(_MARK))
+        return digest.hexdigest()[:16]
+
+    def frames(self, skip: int = 0) -> Iterator[Frame]:
+        number, seen, last = 0, 0, -1
+        step = max(1, round(1 / (self.rate * self.time_base)))
+        size: tuple[int, int] | None = None
+        for frame in self._decoded():
+            # Streams without times get them from the rate; of two equal ones the second moves.
+            pts = frame.pts if frame.pts is not None else last + (step if seen else 1)
+            pts = last = max(pts, last + 1)
+            time = float(pts * self.time_base) - self.begin
+            if time < self._choice.start - 1e-9:
+                continue
+            if self._choice.ends(time):
+                break
+            seen += 1
+            if (seen - 1) % self._choice.every:
+                continue
+            size = size or self._choice.size(frame.height, frame.width)
+            if number >= skip:
+                rgb = to_rgb(frame, *size)
+                yield Frame(number=number, time=time + self.begin, pts=pts, rgb=rgb)
+            number += 1
+        if self.damaged:
+            self.notes.append(f"{self.damaged} packets could not be decoded and were left out")
+        if not number:
+            raise ImageError(f"{self.name}: there is no frame{_where(self._choice)}")
+
+    def _decoded(self) -> Iterator[Any]:
+        import av
+
+        self.damaged = 0
+        with _opened(self.name) as container:
+            stream = _video_of(container, self.name)
+            stream.thread_type = "AUTO"
+            if self._choice.start > 1:
+                # One second before it, in case time stamps near it are out of order.
+                target = round((self.begin + self._choice.start - 1) / self.time_base)
+                container.seek(target, stream=stream)
+            packets = container.demux(stream)
+            while True:
+                try:
+                    packet = next(packets)
+                except StopIteration:
+                    return
+                except av.FFmpegError as error:
+                    self.notes.append(f"it cannot be read to its end: {_why(error)}")
+                    return
+                try:
+                    decoded = packet.decode()
+                except av.FFmpegError:
+                    self.damaged += 1
+                    continue
+                yield from decoded
+
+
+class Camera:
+    """A camera of this machine, which `--duration` or Ctrl-C ends."""
+
+    live = True
+    path: Path | None = None
+    total: int | None = None
+    time_base = _SAFE_STEP
+
+    def __init__(self, name: str, choice: Choice) -> None:
+        self.name, self._choice = name, choice
+        self.notes: list[str] = []
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def frames(self, skip: int = 0) -> Iterator[Frame]:
+        number, seen, last, begin = 0, 0, -1, None
+        size: tuple[int, int] | None = None
+        device, options = _device(self.name.partition(":")[2])
+        with _opened(device, **options) as container:
+            for frame in container.decode(_video_of(container, self.name)):
+                begin = frame.time if begin is None else begin
+                time = float(frame.time or 0) - float(begin or 0)
+                if time < self._choice.start:
+                    continue
+                if self._choice.ends(time):
+                    return
+                seen += 1
+                if (seen - 1) % self._choice.every:
+                    continue
+                size = size or self._choice.size(frame.height, frame.width)
+                last = max(round(time / self.time_base), last + 1)
+                yield Frame(number=number, time=time, pts=last, rgb=to_rgb(frame, *size))
+                number += 1
+
+
+class Pictures:
+    """The pictures of a folder or a pattern, in the order of the numbers in their names."""
+
+    live = False
+    path: Path | None = None
+
+    def __init__(self, name: str, choice: Choice, rate: Fraction) -> None:
+        self.name, self._choice = name, choice
+        self.notes: list[str] = []
+        self.rate, self.time_base = rate, 1 / rate
+        found = (
+            [path for path in Path(name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+            if Path(name).is_dir()
+            else [Path(path) for path in glob.glob(name)]  # noqa: PTH207  (of any folder)
+        )
+        self.paths = sorted(filter(Path.is_file, found), key=_natural)
+        if not self.paths:
+            raise ImageError(f"{name}: there are no pictures")
+        self.total = _count(len(self.paths), rate, choice)
+
+    def fingerprint(self) -> str:
+        """Of the pictures' names, sizes and times."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            state = path.stat()
+            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def frames(self, skip: int = 0) -> Iterator[Frame]:
+        used = [
+            (pts, path)
+            for pts, path in enumerate(self.paths)
+            if pts / self.rate >= self._choice.start - 1e-9
+            and not self._choice.ends(float(pts / self.rate))
+        ][:: self._choice.every]
+        if not used:
+            raise ImageError(f"{self.name}: there is no frame{_where(self._choice)}")
+        first: tuple[int, ...] | None = None
+        for number, (pts, path) in enumerate(used):
+            if number < skip and first is not None:
+                continue
+            rgb = load(path)
+            if first is not None and rgb.shape != first:
+                raise ImageError(
+                    f"{path} has {rgb.shape[1]}x{rgb.shape[0]} pixels, the first picture "
+                    f"{first[1]}x{first[0]}: the frames of a video are of one size"
+                )
+            first = rgb.shape
+            if number < skip:
+                continue
+            height, width = self._choice.size(*rgb.shape[:2])
+            if (height, width) != rgb.shape[:2]:
+                small = Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)
+                rgb = np.asarray(small, np.uint8)
+            yield Frame(number=number, time=float(pts / self.rate), pts=pts, rgb=rgb)
+
+
+def to_rgb(frame: Any, height: int, width: int) -> NDArray[np.uint8]:
+    """A decoded frame as RGB uint8, turned upright; `height` and `width` are those before that.
+    Deep samples are scaled to 8 bits, alpha is dropped.
+    """
+    colors: dict[str, Any] = {}
+    if frame.colorspace == _UNSPECIFIED and frame.height >= _HD:
+        colors["src_colorspace"] = _ITU709
+    smaller = height < frame.height
+    rgb = frame.reformat(
+        width=width,
+        height=height,
+        format="rgb24",
+        interpolation="AREA" if smaller else "BILINEAR",
+        **colors,
+    ).to_ndarray()
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else np.asarray(rgb, np.uint8)
+
+
+def _opened(name: str, **options: Any) -> Any:
+    import av
+
+    try:
+        return av.open(name, metadata_errors="ignore", **options)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise ImageError(
+            f"cannot open {name} as a video: {_why(error)}. A folder of pictures, a pattern such "
+            "as 'frames/*.png' and camera:0 do as well"
+        ) from error
+
+
+def _video_of(container: Any, name: str) -> Any:
+    films = [each for each in container.streams.video if each.codec_context is not None]
+    # A cover is a picture of a sound file.
+    films = [each for each in films if "attached_pic" not in _dispositions(each)]
+    if not films:
+        raise ImageError(f"{name}: there is no video in it that can be decoded")
+    return films[0]
+
+
+def _dispositions(stream: Any) -> str:
+    return str(getattr(stream, "disposition", ""))
+
+
+def _seconds(container: Any, stream: Any) -> float | None:
+    import av
+
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _count(count: int, rate: Fraction, choice: Choice) -> int | None:
+    """About how many frames are used of so many."""
+    if not count:
+        return None
+    left = max(0.0, float(count - choice.start * rate))
+    if choice.duration is not None:
+        left = min(left, float(choice.duration * rate))
+    return max(1, -int(-left // choice.every))
+
+
+def _where(choice: Choice) -> str:
+    return f" from second {choice.start:g} on" if choice.start else " in it"
+
+
+def _device(which: str) -> tuple[str, dict[str, Any]]:
+    """What FFmpeg calls a camera on this system."""
+    if sys.platform == "darwin":
+        return which, {"format": "avfoundation"}
+    if sys.platform == "win32":
+        return f"video={which}", {"format": "dshow"}
+    return (f"/dev/video{which}" if which.isdigit() else which), {"format": "v4l2"}
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Numbers by their value: 2 comes before 10."""
+    return [
+        (int(part), "") if part.isdigit() else (-1, part)
+        for part in re.split(r"([0-9]+)", path.name)
+    ]
