@@ -28,6 +28,7 @@ DOCUMENTS = (
     ROOT / "docs" / "build.md",
     ROOT / "docs" / "experiments.md",
     ROOT / "docs" / "precision.md",
+    ROOT / "docs" / "video.md",
     ROOT / "tiny" / "README.md",
 )
 """Files with tables; one that is not there is left out."""

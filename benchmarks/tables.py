@@ -260,6 +260,50 @@ def geometry_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def video_table(bodies: list[Body]) -> list[str]:
+    """Flicker of each bundle by the way against it; what films cost; what a long one did."""
+    rows = [row for body in bodies for row in body["rows"]]
+    lines = _flicker_table([row for row in rows if "flicker" in row])
+    forms = [row for row in rows if "form" in row]
+    if forms:
+        lines += [
+            "| film of 1080p | predicting, null backend | whole | beside it |",
+            "|---|---|---|---|",
+        ]
+    for row in forms:
+        cells = [f"{row[key]:.1f} ms" for key in ("predicting_ms", "whole_ms", "beside_ms")]
+        lines.append(f"| {row['form']} | {' | '.join(cells)} |")
+    for row in (row for row in rows if "kills" in row):
+        low, high = row["memory_mb_from_frame_200"]
+        lines += [
+            "",
+            f"{row['frames']:,} frames, {row['steady']}: {low:.0f} to {high:.0f} MB from frame 200 "
+            f"on; killed {row['kills']} times and resumed, the film "
+            + ("has the same bytes." if row["same_bytes"] else "differs."),
+        ]
+    for body in bodies:
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
+def _flicker_table(rows: list[Body]) -> list[str]:
+    if not rows:
+        return []
+    head = "toy network | off | causal | clip | AbsRel of a frame | with a cut: off | causal | clip"
+    lines = [f"| {head} |", "|---|" + "---|" * 7]
+    for bundle in dict.fromkeys(row["bundle"] for row in rows):
+        own = {row["steady"]: row for row in rows if row["bundle"] == bundle}
+        cells = []
+        for key in ("flicker", "cut_clip_flicker"):
+            off = own["off"][key]
+            cells.append([f"{off:.1%}"])
+            for mode in ("causal", "clip"):
+                cells[-1].append(f"{own[mode][key]:.1%} ({own[mode][key] / off:.2f}x)")
+        error = own["off"]["per_frame_abs_rel"]
+        lines.append(f"| {' | '.join([bundle, *cells[0], f'{error:.4f}', *cells[1]])} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
@@ -269,5 +313,6 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "kills": kills_table,
     "geometry": geometry_table,
     "versions": versions_table,
+    "video": video_table,
 }
 """The lines of a table of bodies, by its kind."""

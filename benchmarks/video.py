@@ -53,12 +53,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     parser.add_argument("--count", type=int, default=8, help="clips: held-out seeds from 0 on")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--kept", type=Path, metavar="DIR", help="keep maps here for another run")
     arguments = parse_arguments(parser)
     rows: list[dict[str, Any]] = []
     try:
         for bundle in arguments.bundles:
-            rows += _of_bundle(bundle, range(arguments.first, arguments.first + arguments.count))
+            rows += _of_bundle(bundle, range(arguments.count), arguments.kept)
     except LotusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -66,13 +66,13 @@ def main() -> int:
     return 0
 
 
-def _of_bundle(bundle: Path, seeds: range) -> list[dict[str, Any]]:
+def _of_bundle(bundle: Path, seeds: range, kept: Path | None) -> list[dict[str, Any]]:
     rows = []
     with LotusEngine(bundle) as engine:
         task = next(name for name in engine.manifest.tasks if TASKS[name].space is not None)
         space = str(TASKS[task].space)
-        clips = [_predict(engine, task, seed) for seed in seeds]
-        with_cut = _predict(engine, task, seeds[0], _CUT)
+        clips = [_predict(engine, task, seed, kept=kept) for seed in seeds]
+        with_cut = _predict(engine, task, seeds[0], _CUT, kept)
         name, mode_of_bundle = engine.manifest.name, engine.manifest.mode
     for mode in _MODES:
         begin = time.perf_counter()
@@ -107,24 +107,30 @@ def _of_bundle(bundle: Path, seeds: range) -> list[dict[str, Any]]:
         print({key: row[key] for key in row if key != "flicker_of_clips"})
         print("  ", [f"{each:.3f}" for each in row["flicker_of_clips"]])
         rows.append(row)
-    if bundle == bundle and len(clips):
-        path = RESULTS / f"video-profile-{name}.png"
-        draw_profile(
-            clips[0], {mode: plan_steps(mode, clips[0].thumbnails) for mode in _MODES}, space, task
-        ).save(path)
+    profile = {mode: plan_steps(mode, clips[0].thumbnails) for mode in _MODES}
+    path = RESULTS / f"video-profile-{name}.png"
+    draw_profile(clips[0], profile, space, task).save(path)
     return rows
 
 
-def _predict(engine: LotusEngine, task: str, seed: int, cut: int | None = None) -> Clip:
+def _predict(
+    engine: LotusEngine, task: str, seed: int, cut: int | None = None, kept: Path | None = None
+) -> Clip:
+    """The maps of a clip; from the folder `kept` where they lie there, else they are put there."""
+    name = f"{engine.manifest.name}-{seed}-{cut}.npy"
+    before = np.load(kept / name) if kept is not None and (kept / name).exists() else None
     maps, depth, sky, thumbnails = [], [], [], []
     for number, frame in enumerate(render_clip(seed, FRAMES, _SIZE, _SIZE, cut=cut)):
         sys.stderr.write(f"\rclip {seed}, frame {number + 1} ")
-        values = engine(frame.image)[task].values
+        values = engine(frame.image)[task].values if before is None else before[number]
         maps.append(values)
         depth.append(frame.depth)
         sky.append(frame.sky)
         thumbnails.append(shrink(values, frame.image, number / _RATE))
     sys.stderr.write("\n")
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        np.save(kept / name, np.stack(maps))
     return Clip(
         maps=np.stack(maps), depth=np.stack(depth), sky=np.stack(sky), thumbnails=thumbnails
     )
