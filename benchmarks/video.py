@@ -30,12 +30,12 @@ from runtime.tasks import TASKS
 from tiny.clip import render_clip
 
 FRAMES = 64
-_SIZE = 256
+_SIZE = 128
 _CUT = 40  # the first frame of the second shot of the clip with a cut
 _RATE = 30.0
 _NEAREST, _FARTHEST = 0.1, 30.0
 _MODES = ("off", "causal", "clip")
-_ROW = 150  # of the picture: below the horizon, where things stand
+_ROW = 75  # of the picture: below the horizon, where things stand
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

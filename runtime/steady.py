@@ -13,6 +13,7 @@ an alignment of its own, stay as they are. Maps that are not affine to depth, as
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,6 +68,21 @@ class Thumbnail:
     values: NDArray[np.float32]
     rgb: NDArray[np.uint8]
     time: float
+
+    @functools.cached_property
+    def histogram(self) -> Floats:
+        """The share of each of 4 x 4 x 4 colours, of every second row and column; a colour between
+        two counts for both.
+        """
+        position = self.rgb[::2, ::2].reshape(-1, 3).astype(np.float64) / 85  # 0..3
+        floor = np.minimum(position.astype(np.intp), 2)
+        above = position - floor
+        histogram = np.zeros(64)
+        for corner in np.ndindex(2, 2, 2):
+            weight = np.where(np.array(corner, bool), above, 1 - above).prod(1)
+            index = (floor + corner) @ np.array([16, 4, 1])
+            histogram += np.bincount(index, weight, minlength=64)
+        return histogram / len(position)
 
 
 def shrink(values: NDArray[np.float32], rgb: NDArray[np.uint8], time: float) -> Thumbnail:
@@ -126,23 +142,11 @@ def _spreads(values: Floats, target: Floats) -> tuple[float, float]:
     return scale, float(target.mean() - scale * values.mean())
 
 
-def color_distance(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
-    """The share of the pixels [h,w,3] by which the colours of two frames differ, wherever these
-    are: 0 for the same, 1 for none in common. Colours count in 4 x 4 x 4 bins, smoothly.
+def color_distance(first: Thumbnail, second: Thumbnail) -> float:
+    """The share of the pixels by which the colours of two frames differ, wherever these are: 0 for
+    the same, 1 for none in common.
     """
-    return float(np.abs(_histogram(first) - _histogram(second)).sum() / 2)
-
-
-def _histogram(rgb: NDArray[np.uint8]) -> Floats:
-    position = rgb.reshape(-1, 3).astype(np.float64) / 85  # 0..3
-    floor = np.minimum(np.floor(position).astype(np.intp), 2)
-    above = position - floor
-    histogram = np.zeros(64)
-    for corner in np.ndindex(2, 2, 2):
-        weight = np.where(np.array(corner, bool), above, 1 - above).prod(1)
-        index = (floor + corner) @ np.array([16, 4, 1])
-        histogram += np.bincount(index, weight, minlength=64)
-    return histogram / len(position)
+    return float(np.abs(first.histogram - second.histogram).sum() / 2)
 
 
 @dataclass(kw_only=True)
@@ -224,19 +228,20 @@ def plan_clip(thumbnails: Iterable[Thumbnail]) -> list[Step]:
     residuals: list[float] = []
     for thumbnail in thumbnails:
         before = shots[-1].recent[-1] if shots else None
-        if before is None or before.values.shape != thumbnail.values.shape:
-            shots.append(_Shot())
-        else:
+        found = None
+        if before is not None and before.values.shape == thumbnail.values.shape:
             found = tie(before, thumbnail)
             if _is_cut(before, thumbnail, found, residuals):
-                residuals.clear()
-                shots.append(_Shot())
-            else:
-                residuals.append(found.residual)
-                del residuals[:-30]
-        if len(shots) > 1:
-            shots[-2].recent.clear()
-        shots[-1].add(thumbnail)
+                found = None
+        if found is None:
+            if shots:
+                shots[-1].recent.clear()
+            shots.append(_Shot())
+            residuals.clear()
+        else:
+            residuals.append(found.residual)
+            del residuals[:-30]
+        shots[-1].add(thumbnail, found)
     return [step for shot in shots for step in shot.solve()]
 
 
@@ -249,11 +254,13 @@ class _Shot:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
 
-    def add(self, thumbnail: Thumbnail) -> None:
+    def add(self, thumbnail: Thumbnail, before: Tie | None) -> None:
+        """The next frame; `before` ties it to the one before."""
         number = len(self.ranges)
         for span in _SPANS:
             if span <= len(self.recent):
-                found = tie(self.recent[-span], thumbnail)
+                known = before if span == 1 else None
+                found = known or tie(self.recent[-span], thumbnail)
                 if _SCALES[0] <= found.scale <= _SCALES[1]:
                     self.pairs.append((number - span, number))
                     self.ties.append(found)
@@ -327,7 +334,7 @@ def _solve_banded(bands: Floats, right: Floats) -> Floats:
 
 
 def _is_cut(before: Thumbnail, after: Thumbnail, found: Tie, residuals: Sequence[float]) -> bool:
-    distance = color_distance(before.rgb, after.rgb)
+    distance = color_distance(before, after)
     if distance > _CUT:
         return True
     usual = float(np.median(residuals)) if len(residuals) >= 5 else math.inf

@@ -206,5 +206,9 @@ def test_thumbnails_are_means_and_colours_count_wherever_they_are() -> None:
         odd = shrink(np.ones((height, width), np.float32), rgb, 0)
         assert odd.rgb.shape[:2] == odd.values.shape
         assert (odd.values == 1).all()
-    assert color_distance(rgb, rgb[::-1]) == pytest.approx(0, abs=1e-9)
-    assert color_distance(np.zeros_like(rgb), np.full_like(rgb, 255)) == pytest.approx(1)
+
+    def frame(colors: np.ndarray) -> Thumbnail:
+        return Thumbnail(values=values, rgb=colors, time=0)
+
+    assert color_distance(frame(rgb), frame(rgb[::-1])) == pytest.approx(0, abs=1e-9)
+    assert color_distance(frame(rgb * 0), frame(rgb * 0 + 255)) == pytest.approx(1)

@@ -41,7 +41,8 @@ def render_clip(
 ) -> Iterator[Frame]:
     """The frames of a clip, one after the other. From frame `cut` on another scene is shown.
 
-    The camera sways around where `render` has it, two or three times in 64 frames.
+    The camera sways around where `render` has it, as one that a person holds or a slow robot: at 30
+    frames/s up to 0.6 m/s and 28 degrees/s.
     """
     before: Rendered | None = None
     pose: Camera | None = None
@@ -62,7 +63,7 @@ def render_clip(
 def _moved(camera: Camera, seed: int, time: float) -> Camera:
     """The camera at a time, in units of 64 frames."""
     random = np.random.default_rng(np.random.Philox(key=[seed, 77]))
-    rates, phases = random.uniform(1.2, 2.8, 5), random.uniform(0, 2 * np.pi, 5)
+    rates, phases = random.uniform(0.4, 1.0, 5), random.uniform(0, 2 * np.pi, 5)
     waves = np.sin(2 * np.pi * rates * time + phases)
     yaw, pitch = waves[3:] * _TURN
     turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
