@@ -15,8 +15,10 @@ import numpy as np
 from .render import Rendered, render_scene
 from .scene import STYLES, Camera, make_scene
 
-_REACH = np.array([0.2, 0.06, 0.12])  # metres to the right, down, forward: below 0.3 nothing is met
-_TURN = np.radians([9.0, 3.0])  # to the right, down
+_REACH = np.array(
+    [0.08, 0.03, 0.05]
+)  # metres to the right, down, forward: below 0.3 nothing is met
+_TURN = np.radians([4.0, 1.5])  # to the right, down
 _SAME = 0.02  # relative difference of depth up to which a pixel shows the same point
 
 
@@ -42,7 +44,7 @@ def render_clip(
     """The frames of a clip, one after the other. From frame `cut` on another scene is shown.
 
     The camera sways around where `render` has it, as one that a person holds or a slow robot: at 30
-    frames/s up to 0.6 m/s and 28 degrees/s.
+    frames/s up to 0.2 m/s and 12 degrees/s.
     """
     before: Rendered | None = None
     pose: Camera | None = None
