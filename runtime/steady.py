@@ -32,7 +32,8 @@ _KEPT = 0.7  # of those, the share whose residuals are smallest
 _SCALES = (0.5, 2.0)  # a change of scale beyond these is no fit
 _PULL = 0.02  # of the way back to what the network said, at each frame
 _SPANS = (1, 10, 25)  # frames between which a clip is tied together
-_WEAK = 1e-3  # of a tie's weight: keeps a clip where the network put it
+_WEAK = 1e-5  # of a tie's weight: keeps a clip where the network put it
+_EXACT = 2e-3  # below it what ties say of each other is rounding
 _CUT = 0.5  # of the pixels have another colour
 _MAYBE_CUT = 0.2  # and then also a residual that is an order above those before
 _FADE = 0.9  # of the range of colours stays, at 30 frames a second
@@ -105,34 +106,98 @@ def shrink(values: NDArray[np.float32], rgb: NDArray[np.uint8], time: float) -> 
 @dataclass(frozen=True, kw_only=True)
 class Tie:
     """`first` = `scale` * `second` + `shift`, for what stands still between two frames. `residual`
-    is the root mean square of what is left, as a share of the first's spread.
+    is the root mean square of what is left, as a share of the first's spread. `move`: how many rows
+    and columns of the thumbnail farther on the first shows what the second does.
     """
 
     scale: float
     shift: float
     residual: float
+    move: tuple[float, float] = (0.0, 0.0)
 
 
-def tie(first: Thumbnail, second: Thumbnail) -> Tie:
-    """Fit the map of the second frame to that of the first.
+def tie(first: Thumbnail, second: Thumbnail, near: tuple[float, float] = (0.0, 0.0)) -> Tie:
+    """Fit the map of the second frame to that of the first, the whole picture moved as the camera
+    turned; `near` is a guess of that.
 
     Over pixels whose colour changed little, and of those the ones that agree best. The scale is the
     ratio of the standard deviations: least squares would make it too small by what the frames
     differ, again and again at each frame.
     """
-    changed = np.abs(first.rgb.astype(np.int16) - second.rgb).max(-1)
+    move = _find_move(_grey(first), _grey(second), near)
+    place, colors = _overlap(first.rgb.astype(np.float32), move)
+    changed = np.abs(colors - second.rgb[place]).max(-1)
     still = changed <= max(_STILL, float(np.median(changed)))
-    target, values = (each.values[still].astype(np.float64) for each in (first, second))
+    target = _overlap(first.values, move)[1][still].astype(np.float64)
+    values = second.values[place][still].astype(np.float64)
     scale, shift = _spreads(values, target)
     for _ in range(2):
         off = np.abs(scale * values + shift - target)
         kept = off <= np.quantile(off, _KEPT)
         scale, shift = _spreads(values[kept], target[kept])
     left = scale * values[kept] + shift - target[kept]
-    spread = float(first.values.std()) or 1.0
+    spread = max(float(first.values.std()), 1e-6)
     return Tie(
-        scale=scale, shift=shift, residual=float(np.sqrt((left * left).mean())) / max(spread, 1e-6)
+        scale=scale,
+        shift=shift,
+        residual=float(np.sqrt((left * left).mean())) / spread,
+        move=move,
     )
+
+
+def _grey(frame: Thumbnail) -> NDArray[np.float32]:
+    return np.asarray(frame.rgb.mean(-1, dtype=np.float32))
+
+
+def _find_move(
+    first: NDArray[np.float32], second: NDArray[np.float32], near: tuple[float, float]
+) -> tuple[float, float]:
+    """Rows and columns by which the second picture lies farther on in the first: the one motion of
+    all that fits best, by the gradients (Lucas and Kanade 1981). `near` where none does.
+    """
+    if min(second.shape) < 8:
+        return (0.0, 0.0)
+    move, most = np.array(near), np.array(second.shape) / 3
+    for _ in range(5):
+        place, seen = _overlap(first, (float(move[0]), float(move[1])))
+        down, right = np.gradient(seen)
+        left = second[place] - seen
+        weight = 1 / (1 + (left / 20) ** 2)  # levels: what differs more moved by itself
+        gradients = np.stack([down.ravel(), right.ravel()])
+        weighted = gradients * weight.ravel()
+        matrix = weighted @ gradients.T
+        if np.linalg.det(matrix) < 1e-3 * second.size**2:  # nothing to hold on to
+            return near
+        step = np.linalg.solve(matrix, weighted @ left.ravel())
+        move = move + np.clip(step, -1, 1)
+        if (np.abs(move) > most).any():
+            return near
+        if np.abs(step).max() < 0.01:
+            break
+    return float(move[0]), float(move[1])
+
+
+def _overlap(
+    array: NDArray[np.float32], move: tuple[float, float]
+) -> tuple[tuple[slice, slice], NDArray[np.float32]]:
+    """Where the array [h,w,...], moved back by `move`, covers the picture, and what it has there,
+    bilinearly.
+    """
+    slices, answer = [], array
+    for axis, by in enumerate(move):
+        whole = math.floor(by)
+        part = np.float32(by - whole)
+        size = array.shape[axis]
+        start, stop = max(0, -whole), min(size, size - 1 - whole)
+        if whole == by:
+            stop = min(size, size - whole)
+        lower = answer.take(range(start + whole, stop + whole), axis)
+        if part:
+            upper = answer.take(range(start + whole + 1, stop + whole + 1), axis)
+            lower = lower * (1 - part) + upper * part
+        slices.append(slice(start, stop))
+        answer = lower
+    return (slices[0], slices[1]), answer
 
 
 def _spreads(values: Floats, target: Floats) -> tuple[float, float]:
@@ -253,19 +318,26 @@ class _Shot:
     ranges: list[tuple[float, float]] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
+    moves: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, thumbnail: Thumbnail, before: Tie | None) -> None:
         """The next frame; `before` ties it to the one before."""
         number = len(self.ranges)
+        self.moves.append(before.move if before else (0.0, 0.0))
         for span in _SPANS:
             if span <= len(self.recent):
                 known = before if span == 1 else None
-                found = known or tie(self.recent[-span], thumbnail)
+                found = known or tie(self.recent[-span], thumbnail, self._moved_since(span))
                 if _SCALES[0] <= found.scale <= _SCALES[1]:
                     self.pairs.append((number - span, number))
                     self.ties.append(found)
         self.ranges.append(_range(thumbnail.values))
         self.recent.append(thumbnail)
+
+    def _moved_since(self, span: int) -> tuple[float, float]:
+        """How far the picture moved since so many frames ago, by the moves from frame to frame."""
+        rows, columns = np.array(self.moves[-span:]).sum(0)
+        return float(rows), float(columns)
 
     def solve(self) -> list[Step]:
         count = len(self.ranges)
@@ -297,7 +369,7 @@ def solve_chain(count: int, pairs: NDArray[np.intp], differences: Floats, trust:
     width = int((second - first).max()) + 1
     for _ in range(10):
         off = np.abs(x[second] - x[first] - differences)
-        limit = max(1.5 * float(np.median(off)), 1e-6)
+        limit = max(1.5 * float(np.median(off)), _EXACT)
         weight = trust * np.minimum(1, limit / np.maximum(off, 1e-12))
         bands = np.zeros((count, width))  # bands[i, d] is the matrix at (i, i + d)
         right = np.zeros(count)

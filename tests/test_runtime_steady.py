@@ -168,12 +168,25 @@ def test_a_tie_is_found_although_much_moves() -> None:
     other[:, :25], colors[:, :25] = 0.5, 9  # 45 % of the picture is something else
     first = Thumbnail(values=values, rgb=rgb, time=0)
     found = tie(first, Thumbnail(values=(other - 0.1) / 1.3, rgb=colors, time=0))
-    assert (found.scale, found.shift) == (
-        pytest.approx(1.3, rel=1e-4),
-        pytest.approx(0.1, abs=1e-4),
-    )
+    assert found.scale == pytest.approx(1.3, rel=2e-3)
+    assert found.shift == pytest.approx(0.1, abs=2e-3)
     flat = Thumbnail(values=np.full_like(values, 0.4), rgb=rgb, time=0)
     assert tie(flat, flat).scale == 1
+
+
+def test_a_camera_that_turns_is_followed() -> None:
+    """On a floor a pixel stays as near as it was, while all that it shows moves down."""
+    y, x = np.mgrid[:60, :60].astype(np.float32)
+
+    def frame(down: float) -> Thumbnail:
+        rows = y + down
+        waves = 90 * np.sin(rows[..., None] / 5 + x[..., None] / (6 + np.arange(3))) + 127
+        return Thumbnail(values=rows / 80, rgb=waves.astype(np.uint8), time=0)
+
+    first, second = frame(5), frame(6.6)
+    found = tie(first, second)
+    assert found.move == (pytest.approx(1.6, abs=0.1), pytest.approx(0, abs=0.1))
+    assert (found.scale, found.shift) == (pytest.approx(1, abs=0.02), pytest.approx(0, abs=0.01))
 
 
 def test_chains_are_solved_as_dense_least_squares_are() -> None:
@@ -189,8 +202,8 @@ def test_chains_are_solved_as_dense_least_squares_are() -> None:
     x = np.zeros(count)
     for _ in range(10):
         off = np.abs(design @ x - differences)
-        weight = trust * np.minimum(1, 1.5 * np.median(off) / np.maximum(off, 1e-12))
-        matrix = design.T @ (weight[:, None] * design) + 1e-3 * np.eye(count)
+        weight = trust * np.minimum(1, max(1.5 * np.median(off), 2e-3) / np.maximum(off, 1e-12))
+        matrix = design.T @ (weight[:, None] * design) + 1e-5 * np.eye(count)
         x = np.linalg.solve(matrix, design.T @ (weight * differences))
     np.testing.assert_allclose(found, x, atol=1e-9)
     assert solve_chain(1, np.empty((0, 2), int), np.empty(0), np.empty(0)).tolist() == [0]

@@ -150,18 +150,23 @@ def _video(arguments: argparse.Namespace) -> int:
             try:
                 told = run(predictor)
             except BaseException:
-                if work.chunks("done") or work.chunks("spooled"):
-                    say(f"what is done lies in {work.folder}: go on with --resume")
-                else:
-                    work.remove()
-                    if not form.film:
-                        with contextlib.suppress(OSError):  # something else is in it
-                            arguments.output.rmdir()
+                _leave(run)
                 raise
     for note in told["notes"]:
         say(f"warning: {arguments.input}: {note}")
     show(f"{arguments.output}: {told['frames']} frames, {'; '.join(tasks)}; {told['steady']}")
     return 0
+
+
+def _leave(run: Run) -> None:
+    """Keep what is done of a run that was ended; where that is nothing, leave nothing."""
+    if run.work.chunks("done") or run.work.chunks("spooled"):
+        say(f"what is done lies in {run.work.folder}: go on with --resume")
+        return
+    run.work.remove()
+    if not run.form.film:
+        with contextlib.suppress(OSError):  # something else is in it
+            run.output.rmdir()
 
 
 def _check(arguments: argparse.Namespace) -> None:
