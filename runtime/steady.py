@@ -166,9 +166,11 @@ def _find_move(
         gradients = np.stack([down.ravel(), right.ravel()])
         weighted = gradients * weight.ravel()
         matrix = weighted @ gradients.T
-        if np.linalg.det(matrix) < 1e-3 * second.size**2:  # nothing to hold on to
+        size = float(np.trace(matrix))
+        if size < second.size:  # gradients below one level a pixel: nothing to hold on to
             return near
-        step = np.linalg.solve(matrix, weighted @ left.ravel())
+        # Along stripes nothing tells the motion: there it stays as it is.
+        step = np.linalg.solve(matrix + 0.01 * size * np.eye(2), weighted @ left.ravel())
         move = move + np.clip(step, -1, 1)
         if (np.abs(move) > most).any():
             return near

@@ -180,8 +180,8 @@ def test_a_camera_that_turns_is_followed() -> None:
 
     def frame(down: float) -> Thumbnail:
         rows = y + down
-        waves = 90 * np.sin(rows[..., None] / 5 + x[..., None] / (6 + np.arange(3))) + 127
-        return Thumbnail(values=rows / 80, rgb=waves.astype(np.uint8), time=0)
+        waves = 60 * np.sin(rows / 5) + 60 * np.sin((x + rows) / 6) + 127
+        return Thumbnail(values=rows / 80, rgb=np.stack([waves.astype(np.uint8)] * 3, -1), time=0)
 
     first, second = frame(5), frame(6.6)
     found = tie(first, second)
