@@ -28,14 +28,25 @@ __all__ = [
     "MAX_PIXELS",
     "Fit",
     "ImageLike",
+    "Levels",
     "choose_bucket",
+    "fit_of",
     "fit_to_bucket",
     "load",
     "restore",
     "why_not_read",
 ]
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Levels"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Levels:
+    """A picture whose samples may lie outside those of any file: float32 [H,W,3], RGB, in levels of
+    8 bits (0 is black, 255 white). For protocols that pad with values that are no colour.
+    """
+
+    values: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,7 @@ class Fit:
 def load(
     image: ImageLike, *, strict: bool = False, icc: bool = True, max_pixels: int | None = None
 ) -> NDArray[np.uint8]:
-    """Any picture as RGB uint8 [H,W,3], upright, in sRGB.
+    """Any picture as RGB uint8 [H,W,3], upright, in sRGB; `Levels` as their float32 [H,W,3].
 
     `image` is a path, a PIL image, or an array [H,W], [H,W,1], [H,W,3] or [H,W,4] (grey, RGB,
     RGBA), which is read as a file of the same samples. EXIF rotation is applied, alpha dropped (as
@@ -69,6 +80,8 @@ def load(
     """
     if max_pixels is not None and (type(max_pixels) is not int or max_pixels < 1):
         raise ImageError(f"max_pixels is a positive integer, found {max_pixels!r}")
+    if isinstance(image, Levels):
+        return _checked_levels(image)
     if isinstance(image, np.ndarray):
         name = "the given array"
         _check_array(image)
@@ -120,23 +133,29 @@ def choose_bucket(buckets: Sequence[Bucket], height: int, width: int) -> Bucket:
     return min(buckets, key=distance)
 
 
+def fit_of(height: int, width: int, bucket: Bucket) -> Fit:
+    """How an image of this size lies in a bucket: as large as fits, its aspect kept."""
+    scale = min(bucket.height / height, bucket.width / width)
+    return Fit(
+        height=height,
+        width=width,
+        content_height=min(bucket.height, max(1, round(height * scale))),
+        content_width=min(bucket.width, max(1, round(width * scale))),
+    )
+
+
 def fit_to_bucket(rgb: NDArray[np.uint8], bucket: Bucket) -> tuple[NDArray[np.uint8], Fit]:
     """Resize [H,W,3] keeping its aspect (bilinear, antialiased), then pad right and bottom by
-    repeating the edge.
+    repeating the edge. The samples of `Levels` keep their type.
     """
     height, width = rgb.shape[:2]
-    scale = min(bucket.height / height, bucket.width / width)
-    content = (
-        min(bucket.height, max(1, round(height * scale))),
-        min(bucket.width, max(1, round(width * scale))),
-    )
-    if content != (height, width):
-        resized = Image.fromarray(rgb).resize((content[1], content[0]), Image.Resampling.BILINEAR)
-        rgb = np.asarray(resized, dtype=np.uint8)
-    pad = (bucket.height - content[0], bucket.width - content[1])
+    fit = fit_of(height, width, bucket)
+    if (fit.content_height, fit.content_width) != (height, width):
+        rgb = _resized(rgb, fit.content_height, fit.content_width)
+    pad = (bucket.height - fit.content_height, bucket.width - fit.content_width)
     if any(pad):
         rgb = np.pad(rgb, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
-    return rgb, Fit(height=height, width=width, content_height=content[0], content_width=content[1])
+    return rgb, fit
 
 
 def restore(
@@ -150,6 +169,28 @@ def restore(
     if resize is None or output.shape[1:] == (fit.height, fit.width):
         return np.ascontiguousarray(output)
     return task.resize(output, fit.height, fit.width, resize)
+
+
+def _resized(rgb: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    if rgb.dtype == np.uint8:
+        resized = Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(resized, dtype=np.uint8)
+    planes = [Image.fromarray(np.ascontiguousarray(rgb[..., band])) for band in range(3)]
+    return np.stack(
+        [np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)) for plane in planes],
+        axis=-1,
+    )
+
+
+def _checked_levels(levels: Levels) -> NDArray[Any]:
+    values = levels.values
+    whole = values.dtype == np.float32 and values.ndim == 3 and values.shape[2] == 3
+    if not (whole and values.size and np.isfinite(values).all()):
+        raise ImageError(
+            "levels are a non-empty, finite float32 array [H,W,3], found "
+            f"{values.dtype} {list(values.shape)}"
+        )
+    return values
 
 
 def _check_array(array: NDArray[Any]) -> None:

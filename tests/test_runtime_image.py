@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from runtime.errors import ImageError
-from runtime.image import choose_bucket, fit_to_bucket, load, restore
+from runtime.image import Levels, choose_bucket, fit_to_bucket, load, restore
 from runtime.manifest import Bucket, Preprocess
 from runtime.tasks import TASKS
 
@@ -276,3 +276,31 @@ def test_bilinear_restore_against_a_slow_loop() -> None:
 def test_preprocess_maps_the_ends_of_the_range() -> None:
     pixels = np.array([[[0, 255, 51]]], dtype=np.uint8)
     assert np.allclose(Preprocess().apply(pixels)[0, :, 0, 0], [-1, 1, -0.6], atol=1e-7)
+
+
+def test_levels_go_in_as_they_are_also_beyond_the_range() -> None:
+    values = np.random.default_rng(0).uniform(-300, 400, (64, 96, 3)).astype(np.float32)
+    assert load(Levels(values=values)) is values
+    fitted, _ = fit_to_bucket(load(Levels(values=values)), bucket(64, 96))
+    assert np.allclose(
+        Preprocess().apply(fitted)[0], values.transpose(2, 0, 1) / 127.5 - 1, atol=1e-5
+    )
+    halved, fit = fit_to_bucket(np.full((128, 192, 3), -142.5, np.float32), bucket(64, 128))
+    assert halved.dtype == np.float32
+    assert halved.shape == (64, 128, 3)
+    assert np.allclose(halved, -142.5)
+    assert (fit.content_height, fit.content_width) == (64, 96)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4), np.float32),
+        np.zeros((0, 4, 3), np.float32),
+        np.full((4, 4, 3), np.nan, np.float32),
+    ],
+)
+def test_levels_that_are_none(values: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="levels are"):
+        load(Levels(values=values))
