@@ -172,7 +172,8 @@ def _add_precision_options(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         type=Path,
         metavar="DIR",
-        help="images to calibrate with; default: rendered ones",
+        help="images to calibrate with: a folder of them, or a published data set such as "
+        "ROOT/nyuv2 (docs/evaluation.md); default: rendered ones",
     )
     precision.add_argument(
         "--calibration-images", type=int, default=8, metavar="N", help="how many; default 8"

@@ -29,7 +29,7 @@ class BuildSettings:
     `folds`: False builds the plain graph, for comparison.
     `vae`: a small autoencoder that stands in for the checkpoint's; `vae_encoder`, `vae_decoder`:
         the same for one half, and before `vae`.
-    `calibration`: a folder of images, None for rendered ones, of which the first
+    `calibration`: a folder of images or a published data set, None for rendered ones, of which
         `calibration_images` show what a lower precision cannot hold.
     `budget`: int8: the largest error of each task's prediction, in its unit; None is its default.
     `policy`: int8: the policy.json of another bundle, whose choice is taken over without a search.

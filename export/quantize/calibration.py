@@ -1,20 +1,27 @@
-"""The calibration images: a folder of the user's photographs or, by default, rendered scenes."""
+"""The calibration images: a folder of the user's photographs, a published data set or, by default,
+rendered scenes.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from export.data_sets import LAYOUTS, Source, calibration_pictures, spread
 from export.embedded import embedded_checkpoints, rendered_scenes
 from export.errors import BuildError
 from runtime.engine import draw_noise
+from runtime.errors import ImageError
 from runtime.image import IMAGE_SUFFIXES, fit_to_bucket, load
 from runtime.manifest import Bucket
 from runtime.marker import made_by_us
@@ -27,8 +34,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """At most `count` images: the first of `folder` by name, results of predictions aside, or,
-    without a folder, scenes of the tiny renderer.
+    """At most `count` images: the first of `folder` by name, results of predictions aside; where it
+    is a data set of `export.data_sets`, folder or tar, pictures spread over it, of its training
+    split where it has one; or, without a folder, scenes of the tiny renderer.
 
     Images are read when they are needed and never kept.
     """
@@ -41,10 +49,11 @@ class Calibration:
             raise BuildError(f"calibration needs at least one image, found {self.count}")
         if self.folder is None:
             embedded_checkpoints()  # the renderer lies beside them
-        elif not self._files():
+        elif not self._found:
             raise BuildError(
                 f"{self.folder} holds no images to calibrate with "
-                f"({' '.join(sorted(IMAGE_SUFFIXES))})"
+                f"({' '.join(sorted(IMAGE_SUFFIXES))}), and is no data set that is known "
+                f"({', '.join(dict.fromkeys(layout.name for layout in LAYOUTS))})"
             )
 
     def __str__(self) -> str:
@@ -52,7 +61,7 @@ class Calibration:
         return f"{len(self)} {kind}"
 
     def __len__(self) -> int:
-        return self.count if self.folder is None else len(self._files())
+        return self.count if self.folder is None else len(self._found)
 
     def feeds(
         self, plan: Plan, bucket: Bucket, more: Sequence[NDArray[np.uint8]] = ()
@@ -93,16 +102,36 @@ class Calibration:
 
     def _images(self, bucket: Bucket) -> Iterable[NDArray[np.uint8]]:
         if self.folder is not None:
-            return (fit_to_bucket(load(path), bucket)[0] for path in self._files())
+            return (fit_to_bucket(open_picture(), bucket)[0] for open_picture in self._found)
         return rendered_scenes(self.count, bucket.height, bucket.width)
 
-    def _files(self) -> list[Path]:
+    @functools.cached_property
+    def _found(self) -> list[Callable[[], NDArray[np.uint8]]]:
+        """What reads each picture."""
         assert self.folder is not None
-        if not self.folder.is_dir():
+        if not self.folder.exists():
             raise BuildError(f"no folder {self.folder} to calibrate with")
-        images = sorted(
-            path
-            for path in self.folder.iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES and not made_by_us(path)
+        images = (
+            sorted(
+                path
+                for path in self.folder.iterdir()
+                if path.suffix.lower() in IMAGE_SUFFIXES and not made_by_us(path)
+            )
+            if self.folder.is_dir()
+            else []
         )
-        return images[: self.count]
+        if images:
+            return [functools.partial(load, path) for path in images[: self.count]]
+        found = calibration_pictures(self.folder)
+        if found is None:
+            return []
+        source, names = found
+        return [functools.partial(_read, source, name) for name in spread(names, self.count)]
+
+
+def _read(source: Source, name: str) -> NDArray[np.uint8]:
+    """A picture of a data set. Raises: BuildError."""
+    try:
+        return load(Image.open(io.BytesIO(source.read(name))))
+    except (OSError, ImageError) as error:
+        raise BuildError(f"cannot calibrate with {name} of {source.path}: {error}") from error
