@@ -83,14 +83,14 @@ class Space:
 
 
 def _fit_in_depth(prediction: Map, depth: Map) -> Map:
-    scale, shift = _least_squares(prediction, depth)
+    scale, shift = least_squares(prediction, depth)
     return scale * prediction + shift
 
 
 def _fit_in_disparity(prediction: Map, depth: Map) -> Map:
     """Fitted where the prediction is positive; zero is "as far as can be said"."""
     near = prediction > 0
-    scale, shift = _least_squares(prediction[near], 1 / depth[near])
+    scale, shift = least_squares(prediction[near], 1 / depth[near])
     return 1 / np.maximum(scale * prediction + shift, LEAST_DISPARITY)
 
 
@@ -137,7 +137,7 @@ def _valid(prediction: Map, truth: Map, mask: Mask | None) -> Mask:
     return finite if mask is None else finite & mask.astype(bool)
 
 
-def _least_squares(x: Map, y: Map) -> tuple[float, float]:
+def least_squares(x: Map, y: Map) -> tuple[float, float]:
     """Scale and shift that minimise |scale * x + shift - y|^2; a constant x gives (0, mean of
     y).
     """

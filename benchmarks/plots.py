@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.tables import Body, checkpoint_and_setting, measured_rows
 
 
-def _pyplot() -> Any:
+def open_pyplot() -> Any:
     """Matplotlib without a window; only the plots need it."""
     import matplotlib
 
@@ -22,7 +22,7 @@ def plot_latency(body: Body, path: Path) -> Path:
     """Bars of the medians of measured rows, one for each baseline, and beside them latency against
     the difference from the reference, by the bars' numbers.
     """
-    pyplot = _pyplot()
+    pyplot = open_pyplot()
     rows = body["rows"]
     figure, (bars, scatter) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     names = [f"{row['what']}  {number}" for number, row in enumerate(rows, 1)]
@@ -54,7 +54,7 @@ def plot_scaling(bodies: list[Body], path: Path) -> Path:
     """Seconds for one image over the edge of square images, and over the batch at the resolution
     that has batches.
     """
-    pyplot = _pyplot()
+    pyplot = open_pyplot()
     rows = measured_rows(bodies)
     batched = {row["resolution"] for row in rows if row["batch"] > 1}
     figure, (sizes, batches) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
@@ -87,7 +87,7 @@ def plot_stages(bodies: list[Body], path: Path) -> Path:
     """Stacked bars of the stages' seconds, a bar for each profiled bundle."""
     from export.graph.stages import STAGES
 
-    pyplot = _pyplot()
+    pyplot = open_pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(bodies) + 1.2), layout="constrained")
     names = [body["rows"][0]["bundle"] for body in bodies]
     start = [0.0] * len(bodies)
@@ -109,7 +109,7 @@ def plot_policies(bodies: list[Body], path: Path) -> Path:
     """Each line is one search: int8's share of the multiply-adds against the error divided by its
     limit, which is dotted. A point is a step of the search.
     """
-    pyplot = _pyplot()
+    pyplot = open_pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 3.8), layout="constrained")
     colours: dict[str, str] = {}
     styles: dict[str, Any] = {}

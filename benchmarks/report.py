@@ -26,6 +26,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "benchmarks.md",
     ROOT / "docs" / "build.md",
+    ROOT / "docs" / "evaluation.md",
     ROOT / "docs" / "experiments.md",
     ROOT / "docs" / "precision.md",
     ROOT / "tiny" / "README.md",

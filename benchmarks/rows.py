@@ -16,7 +16,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,15 @@ class DirtyTreeError(LotusError):
 
 
 def parse_arguments(
-    parser: argparse.ArgumentParser, words: Sequence[str] | None = None
+    parser: argparse.ArgumentParser,
+    words: Sequence[str] | None = None,
+    *,
+    wanted: Callable[[argparse.Namespace], bool] = lambda arguments: True,
 ) -> argparse.Namespace:
     """The parsed command line of a benchmark that writes rows, with the option `--dirty` added.
 
     Ends the process with status 1 where the tree has changes and `--dirty` is not given, so that
-    nothing is measured in vain.
+    nothing is measured in vain. `wanted` tells of parsed arguments whether rows will be written.
     """
     parser.add_argument(
         "--dirty",
@@ -70,7 +73,7 @@ def parse_arguments(
     )
     arguments = parser.parse_args(words)
     changed = _changed_files()
-    if changed and not arguments.dirty:
+    if changed and not arguments.dirty and wanted(arguments):
         parser.exit(1, f"error: {_refusal(changed)}\n")
     return arguments
 
@@ -86,8 +89,21 @@ def write_rows(name: str, rows: Sequence[dict[str, Any]], *, dirty: bool = False
     was clean when the measurement began, which may have taken an hour.
     """
     changed = _changed_files()
+    refused = bool(changed) and not dirty
+    folder = REFUSED if refused else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(describe(rows), indent=2) + "\n")
+    if refused:
+        raise DirtyTreeError(f"{_refusal(changed)} What was measured is in {path}.")
+    return path
+
+
+def describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rows with their circumstances, as `write_rows` writes them."""
+    changed = _changed_files()
     commit = _git("rev-parse", "--short", "HEAD") or "unknown"
-    body: dict[str, Any] = {
+    return {
         "command": shlex.join(
             [
                 "python",
@@ -103,14 +119,6 @@ def write_rows(name: str, rows: Sequence[dict[str, Any]], *, dirty: bool = False
         "versions": tool_versions(_TOOLS),
         "rows": list(rows),
     }
-    refused = bool(changed) and not dirty
-    folder = REFUSED if refused else RESULTS
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(body, indent=2) + "\n")
-    if refused:
-        raise DirtyTreeError(f"{_refusal(changed)} What was measured is in {path}.")
-    return path
 
 
 def _changed_files() -> list[str]:
