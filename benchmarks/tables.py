@@ -261,6 +261,28 @@ def geometry_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def evaluate_table(bodies: list[Body]) -> list[str]:
+    """One line for each bundle that was measured at full length, stopped and resumed."""
+    lines = [
+        "| | pictures | read | predict | measure | peak memory | killed after | resumed | "
+        "the same as without a stop |",
+        "|---|" + "---|" * 8,
+    ]
+    for body in bodies:
+        for row in body["rows"]:
+            same = {True: f"yes, in {row.get('whole_s', 0):.0f} s", False: "NO", None: "not run"}
+            each = {name: 1000 * total / row["images"] for name, total in row["seconds"].items()}
+            stages = " | ".join(f"{value:.0f} ms" for value in each.values())
+            lines.append(
+                f"| {row['bundle']}, {row['backend']} | {row['images']} | {stages} | "
+                f"{row['peak_gb']:.2f} GB | {row['kept_at_the_kill']} pictures, "
+                f"{row['killed_after_s']:.0f} s | {row['resumed_s']:.0f} s | "
+                f"{same[row.get('same_numbers')]} |"
+            )
+        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
+    return lines
+
+
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
@@ -269,6 +291,7 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "fuzz": fuzz_table,
     "kills": kills_table,
     "geometry": geometry_table,
+    "evaluate": evaluate_table,
     "versions": versions_table,
 }
 """The lines of a table of bodies, by its kind."""
