@@ -37,6 +37,7 @@ from PIL import Image
 from benchmarks.malformed import MALFORMED, png
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from benchmarks.soak import FIXED_THRESHOLD
+from benchmarks.trial import build_small, resident_mb
 from runtime import LotusEngine
 
 PICTURES = 24
@@ -55,7 +56,7 @@ def main() -> int:
     parser.add_argument("--name", default="serve", help="of the file of rows")
     arguments = parse_arguments(parser)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = arguments.bundle or _build(Path(folder) / "bundle")
+        bundle = arguments.bundle or build_small(Path(folder) / "bundle")
         pictures = _pictures(bundle)
         parts: list[Callable[[], dict[str, Any]]] = [
             lambda: load(bundle, pictures, arguments.clients, arguments.seconds),
@@ -110,8 +111,7 @@ class Server:
 
     def memory(self) -> float:
         """Resident, in MB."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return resident_mb(self.process.pid)
 
     def stop(self) -> str:
         """End it as an operator does. Returns what it said."""
@@ -307,14 +307,6 @@ def _pictures(bundle: Path) -> list[tuple[bytes, bytes]]:
             np.savez(answer, **{task: each.values for task, each in prediction.items()})
             found.append((content, answer.getvalue()))
     return found
-
-
-def _build(output: Path) -> Path:
-    from export.build_engine import main as build
-
-    if build(["tiny/disparity-d", "--resolution", "64x64", "--output", str(output)]) != 0:
-        raise SystemExit("the bundle cannot be built")
-    return output
 
 
 if __name__ == "__main__":

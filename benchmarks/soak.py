@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.rows import parse_arguments, write_rows
+from benchmarks.trial import build_small, resident_mb
 
 WARM_UP = 0.1  # of the pictures
 SAMPLES = 400
@@ -88,7 +89,7 @@ def main() -> int:
     if not Path("/proc/self/statm").exists():
         parser.error("memory, descriptors and threads are read from /proc, as Linux has it")
     with tempfile.TemporaryDirectory() as folder:
-        bundle = arguments.bundle or _build(Path(folder) / "bundle")
+        bundle = arguments.bundle or build_small(Path(folder) / "bundle")
         runs = [soak(bundle, backend, arguments.count) for backend in arguments.backends]
     _print_table(runs)
     print(f"rows: {write_rows('soak', [asdict(run) for run in runs], dirty=arguments.dirty).name}")
@@ -188,24 +189,10 @@ def _soak_here(bundle: Path, backend: str, count: int) -> Soak:
 
 def _sample() -> Sample:
     return Sample(
-        rss_mb=_resident(),
+        rss_mb=resident_mb(),
         descriptors=len(os.listdir("/proc/self/fd")) - 1,  # that of the list itself
         threads=len(os.listdir("/proc/self/task")),
     )
-
-
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _build(output: Path) -> Path:
-    """The bundle that both backends open."""
-    from export.build_engine import main as build
-
-    if build(["tiny/disparity-d", "--resolution", "64x64", "--output", str(output)]) != 0:
-        raise SystemExit("the bundle cannot be built")
-    return output
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.baselines import REFERENCE
 from benchmarks.ground_truth import GROUND_TRUTHS
-from benchmarks.tables_around import AROUND, Body
+from benchmarks.tables_around import AROUND, Body, made_by, made_on
 
 _SHOWN = ("abs_rel", "delta1", "mean", "median", "below_11.25", "rmse")
 """Metrics in a table of accuracy, where a body has them."""
@@ -64,11 +64,7 @@ def together_table(bodies: list[Body]) -> list[str]:
             f"{row['first_s']:.1f} s | {row['peak_gb']:.1f} GB | {row['bundle_gb']:.2f} GB |"
             for row in rows
         ]
-        machine = body["machine"]
-        where = f"{machine['cores']} cores ({machine['cpu']})"
-        where = f"{where}, commit {body['commit']}, {body['date']}"
-        lines += ["", f"{where}. `{body['command']}`"]
-    return lines
+    return lines + made_on(bodies)
 
 
 def last_rows(bodies: list[Body]) -> dict[tuple[Any, ...], Body]:
@@ -229,9 +225,7 @@ def kills_table(bodies: list[Body]) -> list[str]:
     ]
     for row in (row for body in bodies for row in body["rows"]):
         lines.append(f"| {row['moment']} | {row['as_before']} | {row['new']} | {row['faults']} |")
-    for body in bodies:
-        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
+    return lines + made_by(bodies)
 
 
 def versions_table(bodies: list[Body]) -> list[str]:
@@ -246,9 +240,7 @@ def versions_table(bodies: list[Body]) -> list[str]:
         outcome = row["outcome"].replace("|", "\\|")
         cells.append(outcome if row["as_expected"] else f"**{outcome}**")
         lines.append("| " + " | ".join(cells) + " |")
-    for body in bodies:
-        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
+    return lines + made_by(bodies)
 
 
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {

@@ -8,6 +8,27 @@ from typing import Any
 Body = dict[str, Any]
 
 
+def made_by(bodies: list[Body]) -> list[str]:
+    """Below a table: commit, date and command of each body."""
+    return _below(bodies, lambda body: "Commit")
+
+
+def made_on(bodies: list[Body]) -> list[str]:
+    """The same, with the machine."""
+    return _below(
+        bodies,
+        lambda body: f"{body['machine']['cores']} cores ({body['machine']['cpu']}), commit",
+    )
+
+
+def _below(bodies: list[Body], begin: Callable[[Body], str]) -> list[str]:
+    return [
+        line
+        for body in bodies
+        for line in ("", f"{begin(body)} {body['commit']}, {body['date']}. `{body['command']}`")
+    ]
+
+
 def geometry_table(bodies: list[Body]) -> list[str]:
     """What exact maps give back, then a line for each way from predicted maps to depth."""
     rows = [row for body in bodies for row in body["rows"]]
@@ -33,9 +54,7 @@ def geometry_table(bodies: list[Body]) -> list[str]:
             f"median, with a stated uncertainty of {row['fov_error']:.0f}, which holds in "
             f"{row['covered']:.0%} of the rooms.",
         ]
-    for body in bodies:
-        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
+    return lines + made_by(bodies)
 
 
 def views_table(bodies: list[Body]) -> list[str]:
@@ -50,9 +69,7 @@ def views_table(bodies: list[Body]) -> list[str]:
             f"{row['covered']:.0%} | {row['confirmed']:.0%} | "
             f"{row['left_out']} of {row['rooms'] * row['views']} |"
         )
-    for body in bodies:
-        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
+    return lines + made_by(bodies)
 
 
 def tiles_table(bodies: list[Body]) -> list[str]:
@@ -65,9 +82,7 @@ def tiles_table(bodies: list[Body]) -> list[str]:
             f"| {row['task']}, {row['way']} | {error} | {row['edges']:.2f} | {row['seams']:.2f} | "
             f"{refused} | {row['seconds']:.1f} |"
         )
-    for body in bodies:
-        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
+    return lines + made_by(bodies)
 
 
 def host_table(bodies: list[Body]) -> list[str]:
@@ -94,11 +109,7 @@ def host_table(bodies: list[Body]) -> list[str]:
         ]
         what = f"`predict`, {first['pictures']:.0f} of {first['size']}, a network of "
         lines.append(f"| {what}{first['network_s'] * 1e3:.0f} ms | {' | '.join(cells)} |")
-    for body in bodies:
-        machine = body["machine"]
-        where = f"{machine['cores']} cores ({machine['cpu']})"
-        lines += ["", f"{where}, commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
+    return lines + made_on(bodies)
 
 
 def video_table(bodies: list[Body]) -> list[str]:
@@ -122,9 +133,7 @@ def video_table(bodies: list[Body]) -> list[str]:
             f"on; killed {row['kills']} times and resumed, the film "
             + ("has the same bytes." if row["same_bytes"] else "differs."),
         ]
-    for body in bodies:
-        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
+    return lines + made_by(bodies)
 
 
 def serve_table(bodies: list[Body]) -> list[str]:
@@ -151,11 +160,7 @@ def serve_table(bodies: list[Body]) -> list[str]:
     lines = ["| | what came out | problems |", "|---|---|---|"]
     for name, (what, outcome) in parts.items():
         lines.append(f"| {what} | {outcome} | {'; '.join(rows[name]['problems']) or 'none'} |")
-    for body in bodies:
-        machine = body["machine"]
-        where = f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}"
-        lines += ["", f"{where}, {body['date']}. `{body['command']}`"]
-    return lines
+    return lines + made_on(bodies)
 
 
 def evaluate_table(bodies: list[Body]) -> list[str]:
@@ -176,9 +181,7 @@ def evaluate_table(bodies: list[Body]) -> list[str]:
                 f"{row['killed_after_s']:.0f} s | {row['resumed_s']:.0f} s | "
                 f"{same[row.get('same_numbers')]} |"
             )
-    for body in bodies:
-        lines += ["", f"Commit {body['commit']}, {body['date']}. `{body['command']}`"]
-    return lines
+    return lines + made_by(bodies)
 
 
 def _flicker_table(rows: list[Body]) -> list[str]:

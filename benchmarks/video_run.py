@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rows import ROOT, parse_arguments, write_rows
+from benchmarks.trial import resident_mb
 from runtime.extras import explain_missing_packages, require
 
 if __name__ == "__main__":
@@ -151,21 +152,11 @@ def _run(
     while process.poll() is None:
         chunks = sum(1 for _ in work.glob("done-*.npz")) + sum(1 for _ in work.glob("spooled-*"))
         if memory is not None:
-            memory.append((24 * chunks, _memory(process.pid)))
+            memory.append((24 * chunks, resident_mb(process.pid)))
         if kill_at is not None and chunks >= kill_at:
             process.send_signal(signal.SIGKILL)
         time.sleep(0.05)
     return process.returncode
-
-
-def _memory(process: int) -> float:
-    """Resident megabytes, as Linux tells."""
-    try:
-        text = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return 0.0
-    line = next((line for line in text.splitlines() if line.startswith("VmRSS")), "VmRSS: 0")
-    return int(line.split()[1]) / 1000
 
 
 def _digest(path: Path) -> str:

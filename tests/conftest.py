@@ -51,6 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path in slow, "slow" in item.keywords))
 
 
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (20, 30)) -> Path:
+    """Save noise of this seed as `path`, with the folders above it."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(path)
+    return path
+
+
 def save_checkpoint(
     folder: Path, *, mode: str = "d", text_encoder: bool = False, seed: int = 0
 ) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, bucket, write_null_bundle
+from conftest import ROOT, bucket, picture, write_null_bundle
 from PIL import Image
 
 from apps.__main__ import main
@@ -33,13 +33,6 @@ from apps.batch.sources import find  # noqa: E402
 from apps.batch.store import Store  # noqa: E402
 from apps.batch.summary import summarize  # noqa: E402
 from apps.batch.worker import Job, Labeller, part_name  # noqa: E402
-
-
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (20, 30)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rgb = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(rgb).save(path)
-    return path
 
 
 def command(bundle: Path, source: object, output: object, *options: object) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import picture
 from PIL import Image
 
 from runtime import LotusEngine
@@ -26,13 +27,6 @@ from apps.batch.ledger import BAD, DONE  # noqa: E402
 from apps.batch.sources import find  # noqa: E402
 from apps.batch.store import Store, name_of_uri, without_secrets  # noqa: E402
 from apps.batch.worker import Job, Labeller  # noqa: E402
-
-
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (20, 30)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rgb = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(rgb).save(path)
-    return path
 
 
 def encoded(seed: int) -> bytes:

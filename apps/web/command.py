@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -16,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from apps.serve.command import listen
 from runtime.console import say
 from runtime.engine import LotusEngine
-from runtime.errors import LotusError
 from runtime.extras import require
 from runtime.found import find_pictures
 from runtime.options import named, natural, path, positive
@@ -98,15 +97,8 @@ def _web(arguments: argparse.Namespace) -> int:
 
 def free_port(host: str, port: int) -> int:
     """`port`, or for 0 one that is free now. Raises: LotusError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.create_server((host, port), family=family) as found:
-            return int(found.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LotusError(
-            f"cannot listen on {host}, port {port}: {reason}. Choose another with --host and --port"
-        ) from error
+    with listen(host, port) as found:
+        return int(found.getsockname()[1])
 
 
 def _keep_all_in(root: Path) -> Path:

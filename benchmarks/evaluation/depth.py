@@ -54,6 +54,10 @@ class DepthProtocol:
     error_name = "|d - d*| / d* of a pixel"
     shown_error = f"{_SHOWN_ERROR:.0%}"
 
+    def inside(self, depth: Map) -> Mask:
+        """Pixels [H,W] whose depth lies between `nearest` and `farthest`."""
+        return np.asarray((depth > self.nearest) & (depth < self.farthest))
+
     def feed(self, image: NDArray[np.uint8]) -> Fed:
         """The picture at its own size, or with its longer edge at `longer_edge`."""
         height, width = image.shape[:2]

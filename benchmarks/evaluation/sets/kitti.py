@@ -22,7 +22,7 @@ def _read(source: Source, item: Item) -> Sample:
     """
     image = _crop(read_picture(source, item.name), item.name)
     depth = _crop(read_depth_png(source, item.files[0], unit=256.0), item.files[0])
-    mask = (depth > _PROTOCOL.nearest) & (depth < _PROTOCOL.farthest)
+    mask = _PROTOCOL.inside(depth)
     height, width = depth.shape
     mask[: int(0.3324324 * height)] = mask[int(0.91351351 * height) :] = False
     mask[:, : int(0.0359477 * width)] = mask[:, int(0.96405229 * width) :] = False

@@ -14,7 +14,7 @@ _PROTOCOL = DepthProtocol(nearest=1e-3, farthest=10.0)
 def _read(source: Source, item: Item) -> Sample:
     """The raw depth in millimetres; what Eigen's crop leaves counts."""
     depth = read_depth_png(source, item.files[0], unit=1000.0)
-    mask = (depth > _PROTOCOL.nearest) & (depth < _PROTOCOL.farthest)
+    mask = _PROTOCOL.inside(depth)
     mask[:45] = mask[471:] = False
     mask[:, :41] = mask[:, 601:] = False
     return Sample(image=read_picture(source, item.name), truth=depth, mask=mask)

@@ -14,7 +14,7 @@ _PROTOCOL = DepthProtocol(nearest=1e-3, farthest=10.0)
 def _read(source: Source, item: Item) -> Sample:
     """Depth in millimetres."""
     depth = read_depth_png(source, item.files[0], unit=1000.0)
-    mask = (depth > _PROTOCOL.nearest) & (depth < _PROTOCOL.farthest)
+    mask = _PROTOCOL.inside(depth)
     return Sample(image=read_picture(source, item.name), truth=depth, mask=mask)
 
 
