@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtime.backends.pages import giving_back, map_files
 from runtime.backends.session import Arrays, Session, Tensor, Tensors
 from runtime.errors import BackendError
 
@@ -24,7 +23,6 @@ _TYPES = {"f32": "float32"}
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention")
 _FEWEST_ROWS = 16
 _IN_MEMORY = b"*/_ORT_MEM_ADDR_/*"  # for a file of weights; the offset is then an address
-_MADV_PAGEOUT = 21  # of Linux 5.4; older ones refuse it and nothing happens
 
 
 def hints(
@@ -75,8 +73,9 @@ class BackendSession(Session):
         core = self._import().Core()
         graph = self.model_folder / self.bucket.graph
         _check_onnx(graph)
-        model, found = core.read_model(str(graph)), core.available_devices
-        device = self.device or "CPU"
+        files = [self.model_folder / file.path for file in self.manifest.files]
+        model, spans = map_files(lambda: core.read_model(str(graph)), files)
+        found, device = core.available_devices, self.device or "CPU"
         if device not in {each.partition(".")[0] for each in found} | {*found}:
             raise BackendError(
                 f"OpenVINO finds no device {device!r} here; it finds {', '.join(found)}"
@@ -84,8 +83,8 @@ class BackendSession(Session):
         settings = hints(
             model, self.manifest.precision, self.parallel, device=device, threads=self.threads
         )
-        self._compiled = core.compile_model(model, device, settings)
-        _give_back_pages({self.model_folder / file.path for file in self.manifest.files})
+        with giving_back(spans):  # the maps are those of `model`
+            self._compiled = core.compile_model(model, device, settings)
         ports = (*self._compiled.inputs, *self._compiled.outputs)
         return {self._name(port): _tensor(port) for port in ports}
 
@@ -131,22 +130,3 @@ def _tensor(port: Any) -> Tensor:
     name = port.element_type.get_type_name()
     edges = (str(edge) if edge.is_dynamic else edge.get_length() for edge in port.partial_shape)
     return Tensor(_TYPES.get(name, name), tuple(edges))
-
-
-def _give_back_pages(files: Iterable[Path]) -> None:
-    """Ask Linux to take the pages of mapped files out of memory.
-
-    OpenVINO maps the weights and keeps the map beside its packed copy; what it does read again
-    comes from the file. The list of maps may be out of date when it is used, since other threads
-    map too. So the advice must be one that loses nothing wherever it hits: MADV_DONTNEED would
-    empty memory that has taken the place of a map.
-    """
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return
-    libc, paths = ctypes.CDLL(None), {str(file.resolve()) for file in files}
-    for line in maps.read_text().splitlines():
-        span, rights, *_, path = [*line.split(maxsplit=5), ""][:6]
-        if rights.startswith("r--") and path in paths:
-            start, end = (int(edge, 16) for edge in span.split("-"))
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
