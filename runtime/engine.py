@@ -32,6 +32,7 @@ from runtime.image import (
     warn,
 )
 from runtime.manifest import Bucket, Manifest
+from runtime.memory import Room
 from runtime.opening import Opening
 from runtime.prediction import Prediction
 from runtime.proof import remember_proof
@@ -51,7 +52,9 @@ class LotusEngine:
     `bundle` is its folder, or the id of a repository on the Hugging Face hub ("user/bundle" or
     "user/bundle@revision"; needs `huggingface-hub`).
     `backend=None` takes what the manifest names as its target; there is no silent fall-back.
-    Buckets are opened on first use. `max_open` of them stay open at most: each holds the weights.
+    Buckets are opened on first use. `max_open` of them stay open at most, since each holds the
+    weights; None is as many as memory holds (`runtime.memory.Room`). The least recently used one
+    makes room.
     `parallel` predictions of a bucket run at once, each with memory of its own; others wait.
     `device` is one of the backend's own ("CPU", "GPU", "NPU" of OpenVINO, the number of a GPU of
     `onnxruntime-cuda`); None is its default. `threads` are those of a run on the CPU; None is all
@@ -73,7 +76,7 @@ class LotusEngine:
         bundle: str | os.PathLike[str],
         backend: str | None = None,
         *,
-        max_open: int = 2,
+        max_open: int | None = None,
         parallel: int = 1,
         device: str | None = None,
         threads: int | None = None,
@@ -83,7 +86,10 @@ class LotusEngine:
     ) -> None:
         if not isinstance(bundle, str | os.PathLike):
             raise SchemaError(f"expected the path of a bundle, found {type(bundle).__name__}")
-        for name, count in (("max_open", max_open), ("parallel", parallel)):
+        for name, count in (
+            ("max_open", 1 if max_open is None else max_open),
+            ("parallel", parallel),
+        ):
             if type(count) is not int or count < 1:
                 raise BackendError(f"{name} is a number from 1 on, found {count!r}")
         real = isinstance(deadline, int | float) and not isinstance(deadline, bool)
@@ -104,7 +110,8 @@ class LotusEngine:
             device=device,
             threads=threads,
         )
-        self._sessions = Sessions(partial(self._open, self._opening), max_open)
+        room = Room(manifest=self.manifest, backend=self.backend, most=max_open)
+        self._sessions = Sessions(partial(self._open, self._opening), room)
 
     # A str is a Sequence too; the first match is the right one.
     @overload
