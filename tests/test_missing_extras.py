@@ -46,6 +46,7 @@ COMPLETE = {
     "benchmarks/host.py": ["--rounds", "1", "--dirty"],
     "benchmarks/kill_build.py": ["--count", "1"],
     "benchmarks/latency.py": ["--checkpoint", "tiny/disparity-d", "--resolution=64x64", "--dirty"],
+    "benchmarks/opening.py": ["{bundle}", "--dirty"],
     "benchmarks/parity.py": ["tiny/samples/room.png", "--dirty"],
     "benchmarks/replay.py": [],
     "benchmarks/soak.py": ["--count", "1", "--dirty"],
