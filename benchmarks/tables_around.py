@@ -88,7 +88,7 @@ def tiles_table(bodies: list[Body]) -> list[str]:
 def opening_table(bodies: list[Body]) -> list[str]:
     """A line for each bundle and way of opening it."""
     lines = [
-        "| bundle | | opening | one prediction | peak memory | estimated | bundle | kept |",
+        "| bundle | | opening | one run | peak memory | estimated | bundle | kept |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in (row for body in bodies for row in body["rows"]):
@@ -96,7 +96,7 @@ def opening_table(bodies: list[Body]) -> list[str]:
         kept = f"{row['kept_gb']:.1f} GB" if row["kept_gb"] else ""
         lines.append(
             f"| {row['bundle']}, {row['backend']} | {row['way']} | {row['opening_s']:.1f} s | "
-            f"{row['second_s']:.1f} s | {row['peak_gb']:.1f} GB | {estimated} | "
+            f"{row['run_s']:.1f} s | {row['peak_gb']:.1f} GB | {estimated} | "
             f"{row['bundle_gb']:.1f} GB | {kept} |"
         )
     return lines + made_on(bodies)

@@ -21,8 +21,8 @@ from test_runtime_manifest import edit
 
 import runtime.contents
 import runtime.layout
-import runtime.writing
 import runtime.machine
+import runtime.writing
 from runtime import LotusEngine
 from runtime.backends import BACKENDS
 from runtime.backends.null import BackendSession
