@@ -85,6 +85,23 @@ def tiles_table(bodies: list[Body]) -> list[str]:
     return lines + made_by(bodies)
 
 
+def opening_table(bodies: list[Body]) -> list[str]:
+    """A line for each bundle and way of opening it."""
+    lines = [
+        "| bundle | | opening | one run | peak memory | estimated | bundle | kept |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in (row for body in bodies for row in body["rows"]):
+        estimated = f"{row['estimate_gb']:.1f} GB" if "estimate_gb" in row else ""
+        kept = f"{row['kept_gb']:.1f} GB" if row["kept_gb"] else ""
+        lines.append(
+            f"| {row['bundle']}, {row['backend']} | {row['way']} | {row['opening_s']:.1f} s | "
+            f"{row['run_s']:.1f} s | {row['peak_gb']:.1f} GB | {estimated} | "
+            f"{row['bundle_gb']:.1f} GB | {kept} |"
+        )
+    return lines + made_on(bodies)
+
+
 def host_table(bodies: list[Body]) -> list[str]:
     """One line for each stage and size: milliseconds of the processor, and by the clock in
     brackets; then `predict` on a folder.
@@ -212,6 +229,7 @@ AROUND: dict[str, Callable[[list[Body]], list[str]]] = {
     "views": views_table,
     "tiles": tiles_table,
     "host": host_table,
+    "opening": opening_table,
     "video": video_table,
     "serve": serve_table,
     "evaluate": evaluate_table,

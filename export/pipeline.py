@@ -86,10 +86,11 @@ class Build:
             quantisation = None
             if plan.recipe.quantizes_layers:
                 ranges, quantisation = choose_int8(network, plan, stage, sources.entries)
-            write_graphs(network, plan, stage, ranges)
+            memory = write_graphs(network, plan, stage, ranges)
             del network  # the engine builder and the golden run need the memory
             gc.collect()
-            finalize(stage, self._describe(sources, folds, quantisation))
+            description = self._describe(sources, folds, quantisation)
+            finalize(stage, dataclasses.replace(description, memory=memory))
         shutil.rmtree(plan.search_cache, ignore_errors=True)
         return plan.output
 

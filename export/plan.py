@@ -19,6 +19,7 @@ from export.settings import BuildSettings
 from export.targets import TARGETS, Recipe, Target
 from runtime.manifest import Bucket, Latent, Preprocess, Shape, input_shapes, noise_shape
 from runtime.manifest_check import LARGEST_BATCH
+from runtime.memory import estimate_needs
 from runtime.tasks import Task
 
 # At an opset older than the target's own, group norms are InstanceNormalization, which ONNX Runtime
@@ -29,6 +30,9 @@ _UNKNOWN = "not known before the download"
 # 3.8 GB of fp32 weights; with an engine 14.7 GB in fp32 and 11.7 GB in fp16) and to a tiny build
 # (0.6 GB).
 _LIBRARY_BYTES, _BUILD_FACTOR, _ENGINE_FACTOR = 0.6e9, 2.1, 1.6
+# The decoder's widest block is where most activations are alive: four maps of its channels.
+_FULL_MAPS, _SMALL_CHANNELS = 4, 64
+_STORED = {"fp16": ("float16", 2), "bf16": ("bfloat16", 2)}  # type and bytes of a weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +120,19 @@ class Plan:
         return round(_LIBRARY_BYTES + self.weight_bytes * _BUILD_FACTOR + engine)
 
     @property
+    def opened_bytes(self) -> int | None:
+        """What opening the largest bucket and predicting takes, about, with the target's own
+        backend; None where that was never measured.
+        """
+        kind, size = _STORED.get(self.recipe.stored or self.recipe.half or "", ("float32", 4))
+        if self.recipe.quantizes_layers:
+            kind, size = "int8", 1
+        pixels = max(each.height * each.width * each.answers for each in self.buckets)
+        channels = _SMALL_CHANNELS if self.decoder else self.checkpoints[0].vae_channels
+        activations = _FULL_MAPS * pixels * channels * 4
+        return estimate_needs({kind: self.weight_bytes // 4 * size}, activations, self.target.name)
+
+    @property
     def _typed_bytes(self) -> float:
         return self.weight_bytes * (0.5 if self.recipe.half else 1.0)
 
@@ -148,9 +165,17 @@ class Plan:
             "memory": f"about {self.memory_bytes / 1e9:.1f} GB (measured at 512x512)"
             if self.weight_bytes
             else _UNKNOWN,
+            "opened": self._opened_words(),
         }
         for label, text in rows.items():
             yield f"{label:<13}{text}"
+
+    def _opened_words(self) -> str:
+        if not self.weight_bytes:
+            return _UNKNOWN
+        if (opened := self.opened_bytes) is None:
+            return f"never measured with {self.target.name}"
+        return f"about {opened / 1e9:.2f} GB of memory with {self.target.name}"
 
     def _checkpoint_rows(self) -> dict[str, str]:
         rows: dict[str, str] = {}

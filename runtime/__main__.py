@@ -24,6 +24,7 @@ from runtime.errors import LotusError
 from runtime.found import find_pictures
 from runtime.hub import find_bundle
 from runtime.manifest import Bucket, Checkpoint, EngineInfo, Manifest
+from runtime.memory import estimate
 from runtime.options import named, natural, path, positive, seconds
 from runtime.saving import DEFAULT, check_formats
 
@@ -198,6 +199,8 @@ def _info(arguments: argparse.Namespace) -> int:
         "buckets": ", ".join(map(_bucket_in_words, manifest.buckets)),
         "golden": f"tolerance {golden.tolerance:g}; at build {', '.join(measured) or 'not run'}",
         "size": f"{sum(file.bytes for file in files) / 1e6:.1f} MB in {len(files)} files",
+        **_parts_in_words(manifest),
+        **_memory_in_words(manifest),
         "tools": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
         "built": f"{manifest.created} by `{manifest.command}`",
     }
@@ -205,6 +208,33 @@ def _info(arguments: argparse.Namespace) -> int:
     for key, value in rows.items():
         show(f"{key:<{width}}{value}")
     return 0
+
+
+def _parts_in_words(manifest: Manifest) -> dict[str, str]:
+    """How much of the size is what."""
+    graphs = {bucket.graph for bucket in manifest.buckets}
+    engines = {bucket.engine for bucket in manifest.buckets}
+    parts: dict[str, int] = {}
+    for file in manifest.files:
+        what = "graphs" if file.path in graphs else "engines" if file.path in engines else None
+        what = what or ("golden" if file.path == manifest.golden.file else "weights and others")
+        parts[what] = parts.get(what, 0) + file.bytes
+    kinds = {} if manifest.memory is None else manifest.memory.weights
+    rows = {what: f"{size / 1e6:.1f} MB" for what, size in sorted(parts.items())}
+    words = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in sorted(kinds.items()))
+    return {
+        "of these": ", ".join(f"{what} {size}" for what, size in rows.items()),
+        **({"weights": words} if words else {}),
+    }
+
+
+def _memory_in_words(manifest: Manifest) -> dict[str, str]:
+    """What a process takes that opens a bucket, with the bundle's target; nothing where unknown."""
+    rows = {}
+    for bucket in manifest.buckets:
+        if (needed := estimate(manifest, bucket, manifest.target)) is not None:
+            rows[f"memory {bucket}"] = f"about {needed / 1e9:.2f} GB to open and predict"
+    return rows
 
 
 def _sources_in_words(manifest: Manifest) -> dict[str, str]:

@@ -32,6 +32,7 @@ from runtime.image import (
     warn,
 )
 from runtime.manifest import Bucket, Manifest
+from runtime.memory import Room
 from runtime.opening import Opening
 from runtime.prediction import Prediction
 from runtime.proof import remember_proof
@@ -51,7 +52,8 @@ class LotusEngine:
     `bundle` is its folder, or the id of a repository on the Hugging Face hub ("user/bundle" or
     "user/bundle@revision"; needs `huggingface-hub`).
     `backend=None` takes what the manifest names as its target; there is no silent fall-back.
-    Buckets are opened on first use. `max_open` of them stay open at most: each holds the weights.
+    Buckets are opened on first use. `max_open` of them stay open at most, since each holds the
+    weights; None is as many as memory holds (`runtime.memory.Room`).
     `parallel` predictions of a bucket run at once, each with memory of its own; others wait.
     `device` is one of the backend's own ("CPU", "GPU", "NPU" of OpenVINO, the number of a GPU of
     `onnxruntime-cuda`); None is its default. `threads` are those of a run on the CPU; None is all
@@ -60,7 +62,9 @@ class LotusEngine:
     Before its first answer a bucket's files are compared with their checksums, once for each state
     of a file (`check=False` or LOTUS_EDGE_CHECK=0 in the environment: never), and its golden sample
     runs, once for each library version, driver, device and CPU kind (`prove=False` or
-    LOTUS_EDGE_PROVE=0: never). `deadline` bounds that, with opening, in seconds.
+    LOTUS_EDGE_PROVE=0: never). `deadline` bounds that, with opening, in seconds. What a backend
+    compiles of a large bundle is kept in the user's cache folder (`keep=False` or
+    LOTUS_EDGE_COMPILED=0: neither kept nor used), see `runtime.compiled`.
 
     Raises: BundleError for a bundle that cannot be used, BackendError when the backend is missing.
 
@@ -73,17 +77,21 @@ class LotusEngine:
         bundle: str | os.PathLike[str],
         backend: str | None = None,
         *,
-        max_open: int = 2,
+        max_open: int | None = None,
         parallel: int = 1,
         device: str | None = None,
         threads: int | None = None,
         check: bool = True,
         prove: bool = True,
+        keep: bool = True,
         deadline: float | None = None,
     ) -> None:
         if not isinstance(bundle, str | os.PathLike):
             raise SchemaError(f"expected the path of a bundle, found {type(bundle).__name__}")
-        for name, count in (("max_open", max_open), ("parallel", parallel)):
+        for name, count in (
+            ("max_open", 1 if max_open is None else max_open),
+            ("parallel", parallel),
+        ):
             if type(count) is not int or count < 1:
                 raise BackendError(f"{name} is a number from 1 on, found {count!r}")
         real = isinstance(deadline, int | float) and not isinstance(deadline, bool)
@@ -100,11 +108,13 @@ class LotusEngine:
             backend=self.backend,
             prove=prove,
             check=check,
+            keep=keep,
             parallel=parallel,
             device=device,
             threads=threads,
         )
-        self._sessions = Sessions(partial(self._open, self._opening), max_open)
+        room = Room(manifest=self.manifest, backend=self.backend, most=max_open)
+        self._sessions = Sessions(partial(self._open, self._opening), room)
 
     # A str is a Sequence too; the first match is the right one.
     @overload
@@ -239,15 +249,17 @@ class LotusEngine:
         self.manifest.check_contents(self.folder)
         self._sessions.release_idle()  # a session holds the weights: one at a time is enough
         opening = dataclasses.replace(self._opening, check=False, prove=False)
-        errors = {}
+        errors, kept = {}, {}
         for bucket in self.manifest.buckets:
             with self._open(opening, bucket) as session:
+                kept[bucket] = session.compiled is not None
                 errors[str(bucket)] = within(
                     self._deadline, f"the golden of {bucket}", partial(golden_error, session)
                 )
         result = check_tolerance(errors, self.backend, self.manifest.golden)
         for bucket in self.manifest.buckets:
-            remember_proof(self.manifest, bucket, find_backend(self.backend), self._opening.device)
+            backend = find_backend(self.backend)
+            remember_proof(self.manifest, bucket, backend, opening.device, kept=kept[bucket])
         return result
 
     def close(self) -> None:

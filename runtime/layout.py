@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,8 @@ from pathlib import Path
 from runtime.cache import cache_folder
 from runtime.errors import BundleError
 from runtime.files import File, real_file
-from runtime.writing import is_running, machine_tag
+from runtime.writing import private_folder
 
-_PREFIX = ".lotus-edge-"
 _SMALL = 32 << 20  # bytes that may be copied: a graph without its weights
 
 
@@ -53,9 +51,7 @@ def _assemble(folder: Path, sources: dict[str, Path]) -> Path:
     for parent in (*([] if cache is None else [cache]), largest.parent, folder):
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            _sweep(parent)
-            prefix = f"{_PREFIX}{machine_tag()}-{os.getpid()}-"
-            private = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            private = private_folder(parent)
         except OSError as error:
             reasons.append(f"{parent}: {error.strerror or error}")
             continue
@@ -72,14 +68,6 @@ def _assemble(folder: Path, sources: dict[str, Path]) -> Path:
         f"put together without copying {largest} ({'; '.join(reasons)}). Copy the bundle with its "
         f"files: `cp -rL {folder} COPY`."
     )
-
-
-def _sweep(parent: Path) -> None:
-    """Remove the links of processes of this machine that were killed while they opened a bundle."""
-    for folder in parent.glob(f"{_PREFIX}{machine_tag()}-*-*"):
-        process = folder.name.removeprefix(f"{_PREFIX}{machine_tag()}-").split("-")[0]
-        if process.isdecimal() and not is_running(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _place(source: Path, target: Path) -> None:

@@ -38,17 +38,33 @@ def nvidia_driver() -> ctypes.CDLL:
     return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
 
 
+def has_bf16() -> bool:
+    """Whether the CPU computes in bf16, as Linux tells; elsewhere it is taken for granted."""
+    facts = _cpuinfo()
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    return not facts or any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 @functools.cache
-def _cpu() -> str:
-    """Model and instruction sets: a virtual machine may hide some of a model's."""
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first core, by name."""
+    facts: dict[str, str] = {}
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    facts: dict[str, str] = {}
+        return facts
     for line in lines:
         name, _, value = line.partition(":")
         facts.setdefault(name.strip(), value.strip())
+    return facts
+
+
+@functools.cache
+def _cpu() -> str:
+    """Model and instruction sets: a virtual machine may hide some of a model's."""
+    facts = _cpuinfo()
+    if not facts:
+        return platform.processor() or platform.machine()
     names = ("model name", "Model", "Hardware", "CPU implementer", "CPU part", "stepping")
     words = [facts[name] for name in names if facts.get(name)]
     flags = " ".join(sorted((facts.get("flags") or facts.get("Features") or "").split()))

@@ -52,6 +52,7 @@ __all__ = [
     "Latent",
     "Manifest",
     "Measured",
+    "Memory",
     "Preprocess",
     "Quantisation",
     "Source",
@@ -204,6 +205,16 @@ class Quantisation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What decides how much memory a bundle takes: bytes of its weights by type, as they are
+    stored, and for each bucket the bytes of activations that are alive at once.
+    """
+
+    weights: dict[str, int]
+    activations: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A bundle's description of itself.
 
@@ -215,7 +226,7 @@ class Manifest:
     none (mode G), and with `fixed_noise` the only one: its noise is part of the graph. `folds`
     names the exact rewrites in the graph. `vae_encoder` and `vae_decoder` say what stands in for
     the halves of the checkpoint's autoencoder; None is its own. `licence` is that of the weights.
-    `requires` names the features that a reader must know.
+    `requires` names the features that a reader must know. `memory` is None where it is not known.
     """
 
     name: str
@@ -245,6 +256,7 @@ class Manifest:
     vae_encoder: Checkpoint | None = None
     vae_decoder: Checkpoint | None = None
     beside: dict[str, Source] = field(default_factory=dict)
+    memory: Memory | None = None
 
     @property
     def sources(self) -> dict[str, Source]:

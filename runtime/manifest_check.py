@@ -25,6 +25,7 @@ LARGEST_SEED = 1 << 63
 MOST_BUCKETS, MOST_FILES = 64, 1024
 LONGEST_NAME = 1024  # characters, of a bundle's name, target and precision
 LARGEST_OPSET = 1000
+LARGEST_MEMORY = 1 << 50  # bytes
 
 
 def check_paths(manifest: Manifest) -> None:
@@ -142,6 +143,10 @@ def _odd_numbers(manifest: Manifest) -> Iterator[str]:
             yield f"{name} must have 1 to {LONGEST_NAME} characters, found {len(text)}"
     if not 0 < manifest.opset <= LARGEST_OPSET:
         yield f"opset must lie in 1 to {LARGEST_OPSET}, found {manifest.opset}"
+    needs = manifest.memory
+    sizes = [] if needs is None else [*needs.weights.values(), *needs.activations.values()]
+    if not all(0 <= size <= LARGEST_MEMORY for size in sizes):
+        yield f"memory holds bytes, 0 to {LARGEST_MEMORY}, found {sizes}"
     if not 0 <= manifest.noise_seed < LARGEST_SEED:
         yield f"noise_seed must lie in 0 to 2^63, found {manifest.noise_seed}"
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from runtime.backends import open_session
+from runtime import compiled
+from runtime.backends import find_backend, open_session
+from runtime.backends.cores import usable_cores
 from runtime.backends.session import Session
+from runtime.compiled import Kept
+from runtime.console import one_line, say
 from runtime.contents import ContentCheck
+from runtime.errors import BackendError, DamagedBundleError
 from runtime.files import File
 from runtime.layout import plain_folder
+from runtime.machine import describe_machine
 from runtime.manifest import Bucket, Manifest
 from runtime.proof import prove
 
@@ -26,16 +33,31 @@ class Opening:
     backend: str
     prove: bool = True
     check: bool = True
+    keep: bool = True
     parallel: int = 1
     device: str | None = None
     threads: int | None = None
 
     def __call__(self, bucket: Bucket) -> Session:
         """Raises: BundleError, BackendError, VerificationError."""
+        session = self._from_kept(bucket) or self._open(bucket)
+        try:
+            if self.prove:
+                prove(session)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _open(
+        self, bucket: Bucket, kept: Kept | None = None, keep_in: Path | None = None
+    ) -> Session:
         files = files_of(self.manifest, bucket)
-        check = None
+        checks: list[ContentCheck] = []
         if self.check and os.environ.get(UNCHECKED) != "0":
-            check = ContentCheck(self.folder, files)
+            checks.append(ContentCheck(self.folder, files))
+        if kept is not None:
+            checks.append(ContentCheck(kept.folder, kept.files))
         session = None
         try:
             with plain_folder(self.folder, files) as plain:
@@ -48,18 +70,52 @@ class Opening:
                     parallel=self.parallel,
                     device=self.device,
                     threads=self.threads,
+                    compiled=None if kept is None else kept.folder,
+                    keep_in=keep_in,
                 )
-            if check is not None:
+            for check in checks:
                 check.finish(links_made=plain != self.folder)
-            if self.prove:
-                prove(session)
         except BaseException as error:
             if session is not None:
                 session.close()
-            elif check is not None and isinstance(error, Exception):
-                check.finish(links_made=True)  # a damaged file explains what the vendor says of it
+            elif isinstance(error, Exception):
+                for check in checks:  # a damaged file explains what the vendor says of it
+                    check.finish(links_made=True)
             raise
         return session
+
+    def _from_kept(self, bucket: Bucket) -> Session | None:
+        """The bucket, opened from what was compiled before; it is compiled and kept first where
+        that was not done yet. None where it is not worth it, or cannot be kept.
+        """
+        backend = find_backend(self.backend)
+        size = sum(file.bytes for file in files_of(self.manifest, bucket))
+        worth = self.manifest.precision in backend.keeps and size >= compiled.SMALLEST
+        if not (self.keep and worth and self.device in (None, "CPU")):
+            return None
+        key = {
+            "bundle": self.manifest.checksum,
+            "bucket": str(bucket),
+            "machine": describe_machine(backend),
+            "parallel": self.parallel,
+            "threads": self.threads,
+            "cores": usable_cores(),
+        }
+        kept = None
+        try:
+            kept = compiled.find(key) or compiled.make(key, size, partial(self._keep, bucket))
+            return None if kept is None else self._open(bucket, kept)
+        except (BackendError, DamagedBundleError):
+            # The entry is not what it was, or the disk was full: without it, then. If the bundle is
+            # to blame it will say so.
+            if kept is not None:
+                kept.discard()
+            return None
+
+    def _keep(self, bucket: Bucket, folder: Path) -> None:
+        name = one_line(f"{self.manifest.name} ({bucket})")
+        say(f"lotus-edge: keeping {name}, compiled, for the next opening: {folder.parent}")
+        self._open(bucket, keep_in=folder).close()
 
 
 def files_of(manifest: Manifest, bucket: Bucket) -> list[File]:

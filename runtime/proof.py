@@ -31,7 +31,13 @@ def prove(session: Session) -> None:
     """
     if os.environ.get(OFF) == "0" or not session.backend.package:
         return
-    key = _key(session.manifest, session.bucket, session.backend, session.device)
+    key = _key(
+        session.manifest,
+        session.bucket,
+        session.backend,
+        session.device,
+        kept=session.compiled is not None,
+    )
     if recall(_KIND, key):
         return
     here = f"{session.backend.name} {key['machine']['version']}"
@@ -50,21 +56,28 @@ def prove(session: Session) -> None:
 
 
 def remember_proof(
-    manifest: Manifest, bucket: Bucket, backend: Backend, device: str | None = None
+    manifest: Manifest,
+    bucket: Bucket,
+    backend: Backend,
+    device: str | None = None,
+    *,
+    kept: bool = False,
 ) -> None:
-    """Note that the golden of this bucket passed on this machine, on this device.
+    """Note that the golden of this bucket passed on this machine, on this device; `kept`: opened
+    from what was compiled before.
 
     Raises: BackendMissingError.
     """
     if backend.package:
-        remember(_KIND, _key(manifest, bucket, backend, device), True)
+        remember(_KIND, _key(manifest, bucket, backend, device, kept=kept), True)
 
 
 def _key(
-    manifest: Manifest, bucket: Bucket, backend: Backend, device: str | None
+    manifest: Manifest, bucket: Bucket, backend: Backend, device: str | None, *, kept: bool
 ) -> dict[str, Any]:
     return {
         "bundle": manifest.checksum,
         "bucket": str(bucket),
         "machine": describe_machine(backend) | ({} if device is None else {"device": device}),
+        **({"kept": True} if kept else {}),
     }

@@ -1,10 +1,10 @@
-"""The opened buckets of an engine: shared by threads, bounded in number, opened once."""
+"""The opened buckets of an engine: shared by threads, bounded, opened once."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -17,14 +17,19 @@ T = TypeVar("T")
 
 
 class Sessions:
-    """At most `most` open sessions, the least recently used of which makes room for a new one.
+    """Open sessions, the least recently used of which make room for a new one.
 
-    `open_bucket` opens one; it is called by one thread at a time.
+    `open_bucket` opens one; it is called by one thread at a time. `fits` tells whether a bucket
+    may be opened beside those that stay open, once those that are given up are closed.
     """
 
-    def __init__(self, open_bucket: Callable[[Bucket], Session], most: int) -> None:
+    def __init__(
+        self,
+        open_bucket: Callable[[Bucket], Session],
+        fits: Callable[[Bucket, Sequence[Bucket], Sequence[Bucket]], bool],
+    ) -> None:
         self._open_bucket = open_bucket
-        self._most = most
+        self._fits = fits
         self._sessions: OrderedDict[Bucket, Session] = OrderedDict()
         self._leases: list[tuple[Bucket, int]] = []  # with the thread that holds each
         self._changed = threading.Condition()
@@ -88,14 +93,11 @@ class Sessions:
                     self._sessions.move_to_end(bucket)
                     self._leases.append((bucket, threading.get_ident()))
                     return self._sessions[bucket]
-                if not self._opening and (len(self._sessions) < self._most or self._idle()):
+                if not self._opening and (unwanted := self._unwanted(bucket)) is not None:
                     break
                 self._changed.wait()
             self._opening = True
-            surplus = []
-            while len(self._sessions) >= self._most:
-                idle = self._idle()
-                surplus.append(self._sessions.pop(idle[0]))
+            surplus = [self._sessions.pop(old) for old in unwanted]
         session: Session | None = None
         try:
             for old in surplus:  # before the new one: both at once might not fit
@@ -112,6 +114,17 @@ class Sessions:
                     self._leases.append((bucket, threading.get_ident()))
                 self._changed.notify_all()
         return session
+
+    def _unwanted(self, bucket: Bucket) -> list[Bucket] | None:
+        """Which to close so that this one fits; None where others must end their work first."""
+        kept, given_up = [*self._sessions], list[Bucket]()
+        idle = self._idle()
+        while kept and not self._fits(bucket, kept, given_up):
+            if not idle:
+                return None
+            given_up.append(idle.pop(0))
+            kept.remove(given_up[-1])
+        return given_up
 
     def _idle(self) -> list[Bucket]:
         """Opened buckets that nobody uses, the least recently used first."""

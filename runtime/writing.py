@@ -9,6 +9,8 @@ import os
 import platform
 import re
 import secrets
+import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -94,6 +96,18 @@ def _sweep(folder: Path) -> None:
             if match and match[1] == machine_tag() and not is_running(int(match[2])):
                 with contextlib.suppress(OSError):
                     Path(entry.path).unlink()
+
+
+def private_folder(parent: Path) -> Path:
+    """A new folder in `parent`, of this process alone. Those of processes of this machine that were
+    killed go first. Raises: OSError.
+    """
+    prefix = f".lotus-edge-{machine_tag()}-"
+    for folder in parent.glob(f"{prefix}*-*"):
+        process = folder.name.removeprefix(prefix).split("-")[0]
+        if process.isdecimal() and not is_running(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
 
 
 def is_running(process: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import numpy_helper
 
+from export.bundle.costs import read_costs
 from export.graph.stored import store_weights
 
 GRAPH = """
@@ -38,6 +41,8 @@ def example(*rounded: str) -> onnx.ModelProto:
     }
     for name in rounded:
         arrays[name] = arrays[name].astype(ml_dtypes.bfloat16).astype(np.float32)
+    for node in model.graph.node:
+        node.name = f"unet/{node.output[0]}/{node.op_type}"
     model.graph.initializer.extend(
         numpy_helper.from_array(array, name) for name, array in arrays.items()
     )
@@ -49,6 +54,21 @@ def answer(model: onnx.ModelProto) -> np.ndarray:
     x = np.random.default_rng(1).normal(size=(1, 4, 8, 8)).astype(np.float32)
     found: np.ndarray = session.run(None, {"x": x})[0]
     return found
+
+
+def test_a_graph_with_stored_weights_costs_what_it_cost(tmp_path: Path) -> None:
+    """But for the bytes of its weights: a widened weight is no activation."""
+    costs = {}
+    for half in (None, ir.DataType.BFLOAT16):
+        model = ir.from_proto(example())
+        if half is not None:
+            store_weights(model.graph, half)
+        ir.save(model, tmp_path / "g.onnx")
+        costs[half] = read_costs(tmp_path / "g.onnx")["all"]
+    before, after = costs.values()
+    for what in ("multiply_adds", "traffic", "peak"):
+        assert getattr(after, what) == getattr(before, what)
+    assert before.weights - after.weights == 2 * (8 * 4 * 9 + 64 * 64)
 
 
 def test_weights_are_stored_as_they_are_rounded() -> None:

@@ -68,6 +68,7 @@ NEED_NONE = {
     "benchmarks/gallery.py",
     "benchmarks/geometry.py",
     "benchmarks/latency_worker.py",
+    "benchmarks/opening.py",
     "benchmarks/tiles.py",
     "benchmarks/video.py",
     "benchmarks/video_run.py",

@@ -22,6 +22,7 @@ from test_runtime_manifest import edit
 import runtime.contents
 import runtime.layout
 import runtime.machine
+import runtime.writing
 from runtime import LotusEngine
 from runtime.backends import BACKENDS
 from runtime.backends.null import BackendSession
@@ -93,7 +94,7 @@ def test_backends_get_plain_files_that_are_no_copies(tmp_path: Path) -> None:
 
 def test_links_of_killed_processes_are_swept(tmp_path: Path, own_cache: Path) -> None:
     done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    tag = runtime.layout.machine_tag()
+    tag = runtime.writing.machine_tag()
     dead = own_cache / f".lotus-edge-{tag}-{int(done.stdout)}-abc"
     alive = own_cache / f".lotus-edge-{tag}-{os.getpid()}-abc"
     foreign = own_cache / f".lotus-edge-{tag[::-1]}x-{int(done.stdout)}-abc"

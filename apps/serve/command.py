@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from apps.serve.pool import Pool
 
 TOKEN = "LOTUS_EDGE_TOKEN"
-_BUCKETS = 64  # all stay open: opening one takes seconds
 _GRACE = 5.0  # seconds beyond the deadline, for answers to be written
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -66,7 +65,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     engine = LotusEngine(
         arguments.bundle,
         arguments.backend,
-        max_open=_BUCKETS,
         parallel=arguments.workers,
         device=arguments.device,
         threads=arguments.threads,

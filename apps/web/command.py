@@ -22,7 +22,6 @@ from runtime.extras import require
 from runtime.found import find_pictures
 from runtime.options import named, natural, path, positive
 
-_BUCKETS = 64  # all stay open: opening one takes seconds
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _MOST_EXAMPLES = 6
 _SWEEP = 60.0  # seconds between two looks for what is old
@@ -60,7 +59,7 @@ def add_web(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _web(arguments: argparse.Namespace) -> int:
     require("gradio", "trimesh", "OpenEXR")
     with contextlib.ExitStack() as stack:
-        how = {"device": arguments.device, "threads": arguments.threads, "max_open": _BUCKETS}
+        how = {"device": arguments.device, "threads": arguments.threads}
         engines = [
             stack.enter_context(LotusEngine(bundle, arguments.backend, **how))
             for bundle in arguments.bundles

@@ -21,6 +21,8 @@ VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "DequantizeLi
 """Operators that only rename memory: no traffic, no memory of their own. An int8 kernel reads what
 goes into `DequantizeLinear`, not what comes out of it.
 """
+_WIDENING = ("DequantizeLinear", "Cast")
+"""What stands between a weight as it is stored and its reader."""
 
 
 @dataclass(kw_only=True)
@@ -99,7 +101,8 @@ def node_cost(node: ir.Node, seen: set[str] | None = None) -> NodeCost:
     are added to it.
     """
     seen = set() if seen is None else seen
-    weights = [value for value in node.inputs if value is not None and _is_constant(value)]
+    weights = [_stored(value) for value in node.inputs if value is not None]
+    weights = [value for value in weights if _is_constant(value)]
     new = [value for value in weights if value.name not in seen]
     seen.update(str(value.name) for value in new)
     used = [_stored(value) for value in node.inputs if value is not None]
@@ -136,7 +139,8 @@ def peaks(graph: ir.Graph, tasks: Sequence[str] = ()) -> dict[str, int]:
     peaks = dict.fromkeys(_rows(tasks), 0)
     live = {owner[value]: _bytes(value) for value in graph.inputs if value in owner}
     for node, index in order.items():
-        live |= {owner[value]: _bytes(value) for value in node.outputs if owner[value] is value}
+        made = [value for value in node.outputs if not _is_constant(value)]
+        live |= {owner[value]: _bytes(value) for value in made if owner[value] is value}
         total = sum(live.values())
         for key in _rows_of(node, tasks):
             peaks[key] = max(peaks[key], total)
@@ -151,10 +155,10 @@ def _bytes(value: ir.Value) -> int:
 
 def _stored(value: ir.Value) -> ir.Value:
     """What lies in memory where an operator reads `value`: the int8 tensor, if that is where it
-    comes from.
+    comes from, and a weight as it is stored.
     """
     source = value.producer()
-    if source is None or source.op_type != "DequantizeLinear":
+    if source is None or not (source.op_type == "DequantizeLinear" or _is_constant(value)):
         return value
     stored = source.inputs[0]
     assert stored is not None
@@ -162,7 +166,14 @@ def _stored(value: ir.Value) -> ir.Value:
 
 
 def _is_constant(value: ir.Value) -> bool:
-    return value.const_value is not None or value.is_initializer()
+    """A weight, or what becomes of one before it is read."""
+    if value.const_value is not None or value.is_initializer():
+        return True
+    source = value.producer()
+    if source is None or source.op_type not in _WIDENING:
+        return False
+    stored = source.inputs[0]
+    return stored is not None and _is_constant(stored)
 
 
 def _no_work(node: ir.Node) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from export.graph.node_writer import cast_node
+from export.graph.stages import stage_of
 
 _READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FEWEST = 256  # elements: smaller ones are not worth a node
@@ -27,7 +28,8 @@ def store_weights(graph: ir.Graph, half: ir.DataType) -> int:
             shape=value.shape,
         )
         graph.register_initializer(narrow)
-        cast = cast_node(narrow, ir.DataType.FLOAT, f"{name}/Cast", f"{name}/float")
+        stage = stage_of(uses[0].node)
+        cast = cast_node(narrow, ir.DataType.FLOAT, f"{stage}/{name}/Cast", f"{name}/float")
         graph.insert_before(graph[0], cast)
         for node, index in uses:
             node.replace_input_with(index, cast.outputs[0])

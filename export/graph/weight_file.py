@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,11 +17,14 @@ _ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
 
 
 class WeightFile:
-    """Appends tensors to one file, each content once, and points graphs at them."""
+    """Appends tensors to one file, each content once, and points graphs at them. `bytes_by_type`
+    are those that lie in the file.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._offsets: dict[tuple[str, int], int] = {}
+        self.bytes_by_type: Counter[str] = Counter()
 
     def externalise(self, graph: ir.Graph) -> None:
         """Move every initialiser of 1 KiB or more out of `graph`."""
@@ -46,4 +50,5 @@ class WeightFile:
             self._stream.seek(-self._stream.tell() % _ALIGNMENT, 1)
             self._offsets[key] = self._stream.tell()
             self._stream.write(data)
+            self.bytes_by_type[tensor.dtype.numpy().name] += len(data)
         return self._offsets[key]

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from export.bundle.costs import read_costs
 from export.errors import BuildError
 from export.graph.attention import write_attention
 from export.graph.group_norm import spell_out_group_norm
@@ -22,11 +23,12 @@ from export.plan import Plan
 from export.progress import say
 from export.quantize.half_precision import to_half_precision
 from export.quantize.layers import Ranges
-from runtime.manifest import Bucket
+from runtime.manifest import Bucket, Memory
 
 
-def write_graphs(network: SinglePass, plan: Plan, stage: Path, ranges: Ranges) -> None:
-    """Write the graph of each bucket, and `model.onnx.data` for all, into the folder `stage`.
+def write_graphs(network: SinglePass, plan: Plan, stage: Path, ranges: Ranges) -> Memory:
+    """Write the graph of each bucket, and `model.onnx.data` for all, into the folder `stage`, and
+    return what decides how much memory they take.
 
     The layers of `ranges` become int8. Raises: BuildError when the exporter or the ONNX checker
     refuses; OSError.
@@ -45,6 +47,12 @@ def write_graphs(network: SinglePass, plan: Plan, stage: Path, ranges: Ranges) -
             onnx.checker.check_model(str(stage / bucket.graph))
         except onnx.checker.ValidationError as error:
             raise BuildError(f"the ONNX checker refuses the {bucket} graph: {error}") from error
+    return Memory(
+        weights=dict(weights.bytes_by_type),
+        activations={
+            str(bucket): read_costs(stage / bucket.graph)["all"].peak for bucket in plan.buckets
+        },
+    )
 
 
 def _rewrite(traced: Traced, plan: Plan, bucket: Bucket, ranges: Ranges) -> None:

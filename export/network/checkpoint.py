@@ -94,6 +94,12 @@ class Description:
         )
 
     @property
+    def vae_channels(self) -> int:
+        """Channels of the autoencoder's widest block at full size, by its config."""
+        channels = self.vae.get("block_out_channels", (64,))
+        return int(channels[min(1, len(channels) - 1)])
+
+    @property
     def trained_size(self) -> tuple[int, int] | None:
         """Height and width in pixels that the UNet was trained at, if its config says so."""
         size = self.unet.get("sample_size")

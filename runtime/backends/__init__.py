@@ -76,6 +76,7 @@ BACKENDS = {
             no_devices="it is the CPU; onnxruntime-cuda and others are backends of their own",
             threads=True,
             known=_ONNXRUNTIME,
+            keeps=("fp32", "int8"),
             environment=_NO_TELEMETRY,
         ),
         Backend(
@@ -113,6 +114,8 @@ BACKENDS = {
             devices="CPU, GPU, GPU.1, NPU",
             threads=True,
             known=_OPENVINO,
+            # In fp32 it packs weights as fast from the bundle.
+            keeps=("bf16", "int8"),
         ),
         Backend(
             name="tensorrt",
@@ -174,12 +177,14 @@ def open_session(
     parallel: int = 1,
     device: str | None = None,
     threads: int | None = None,
+    compiled: Path | None = None,
+    keep_in: Path | None = None,
 ) -> Session:
     """Open one bucket of the bundle in `folder` with the backend of this name.
 
     The vendor reads the bucket's files in `model_folder`, where they do not lie in `folder`.
     Threads may run the session at once; `parallel` runs are in flight then, and others wait.
-    `device` and `threads` are those of `Session`.
+    `device`, `threads`, `compiled` and `keep_in` are those of `Session`.
 
     Raises: BackendMissingError as `find_backend`, or when the package does not load; BackendError
     and DamagedBundleError when the backend refuses the bucket's model, or its version is known to
@@ -196,6 +201,8 @@ def open_session(
         parallel=parallel,
         device=device,
         threads=threads,
+        compiled=compiled,
+        keep_in=keep_in,
     )
     return session
 

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime.backends.cgroups import cgroup_folders, read_text
+
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Those of its affinity, or fewer where a cgroup (a container) has a quota of time.
@@ -28,32 +30,15 @@ def restricted_cores() -> int | None:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The quotas in cores of this process's cgroup and of those around it."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:  # version 2
-            for folder in _upwards(root / "sys/fs/cgroup", path):
-                yield from _ratio(_read(folder / "cpu.max").split())
-        elif "cpu" in controllers.split(","):
-            for folder in _upwards(root / "sys/fs/cgroup/cpu", path):
-                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-                yield from _ratio([_read(folder / name).strip() for name in names])
-
-
-def _upwards(mount: Path, path: str) -> list[Path]:
-    """The group's folder and those above it. Inside a container only the mount may be there."""
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    return [mount.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+    for version, folder in cgroup_folders(root, "cpu"):
+        if version == 2:
+            yield from _ratio(read_text(folder / "cpu.max").split())
+        else:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            yield from _ratio([read_text(folder / name).strip() for name in names])
 
 
 def _ratio(words: list[str]) -> Iterator[float]:
     """Quota over period, both in microseconds; nothing where there is no quota ("max", -1)."""
     if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]):
         yield int(words[0]) / int(words[1])
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""

@@ -21,6 +21,15 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     _CUDA: {"use_tf32": "0"},
 }
 
+# The optimised graph, with weights in the layout of the kernels of this CPU: they are mapped from
+# the file, neither copied nor packed.
+_KEPT, _KEPT_WEIGHTS = "model.onnx", "model.onnx.data"
+_KEEP = {
+    "session.optimized_model_external_initializers_file_name": _KEPT_WEIGHTS,
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
+
 
 def session_options(ort: Any, *, own_graph: bool = False, threads: int | None = None) -> Any:
     """What a session is opened with, as onnxruntime.SessionOptions.
@@ -76,6 +85,13 @@ class BackendSession(Session):
         options = session_options(
             ort, own_graph=self.manifest.target == self.backend.name, threads=self.threads
         )
+        if self.keep_in is not None:
+            options.optimized_model_filepath = str(self.keep_in / _KEPT)
+            for entry, value in _KEEP.items():
+                options.add_session_config_entry(entry, value)
+        if self.compiled is not None:
+            path = self.compiled / _KEPT
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if provider != _CPU:
             # An operator without a kernel there is an error, not a quiet trip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
+import json
 import mmap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtime.backends.pages import giving_back, map_files
 from runtime.backends.session import Arrays, Session, Tensor, Tensors
 from runtime.errors import BackendError
 
@@ -21,10 +21,10 @@ _PRECISION_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 _PRECISION_HINT_ELSEWHERE = {"fp32": "f32", "bf16": "f16", "int8": "f16"}
 # What OpenVINO calls the types of ours.
 _TYPES = {"f32": "float32"}
+_SETTINGS, _LONGEST_HEADER = "settings.json", 1 << 16
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention")
 _FEWEST_ROWS = 16
 _IN_MEMORY = b"*/_ORT_MEM_ADDR_/*"  # for a file of weights; the offset is then an address
-_MADV_PAGEOUT = 21  # of Linux 5.4; older ones refuse it and nothing happens
 
 
 def hints(
@@ -65,6 +65,7 @@ class BackendSession(Session):
     """Compiles `bucket.graph` for the device with the precision that the manifest names."""
 
     _compiled: Any = None
+    _held: Any = None
 
     def _open(self) -> Tensors:
         if self.manifest.precision not in _PRECISION_HINT:
@@ -72,11 +73,16 @@ class BackendSession(Session):
                 f"backend 'openvino' runs precisions {sorted(_PRECISION_HINT)}, the bundle is "
                 f"{self.manifest.precision}"
             )
-        core = self._import().Core()
+        vendor = self._import()
+        core = vendor.Core()
+        if self.compiled is not None:
+            self._compiled = self._import_kept(vendor, core, self.compiled)
+            return self._tensors()
         graph = self.model_folder / self.bucket.graph
         _check_onnx(graph)
-        model, found = core.read_model(str(graph)), core.available_devices
-        device = self.device or "CPU"
+        files = [self.model_folder / file.path for file in self.manifest.files]
+        model, spans = map_files(lambda: core.read_model(str(graph)), files)
+        found, device = core.available_devices, self.device or "CPU"
         if device not in {each.partition(".")[0] for each in found} | {*found}:
             raise BackendError(
                 f"OpenVINO finds no device {device!r} here; it finds {', '.join(found)}"
@@ -84,8 +90,31 @@ class BackendSession(Session):
         settings = hints(
             model, self.manifest.precision, self.parallel, device=device, threads=self.threads
         )
-        self._compiled = core.compile_model(model, device, settings)
-        _give_back_pages({self.model_folder / file.path for file in self.manifest.files})
+        kept = {}
+        if self.keep_in is not None:
+            kept = {"CACHE_DIR": str(self.keep_in), "CACHE_MODE": "OPTIMIZE_SPEED"}
+            (self.keep_in / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+        with giving_back(spans):  # the maps are those of `model`
+            self._compiled = core.compile_model(model, device, settings | kept)
+        return self._tensors()
+
+    def _import_kept(self, vendor: Any, core: Any, folder: Path) -> Any:
+        """What OpenVINO wrote into its cache: a line of XML, then the compiled network.
+
+        Neither OpenVINO's own hash of all weights is needed then, nor a second map: the file is
+        mapped here, so that its pages can be given back while the weights are packed.
+        """
+        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        (path,) = folder.glob("*.blob")
+        blob = np.memmap(path, np.uint8, mode="c")  # OpenVINO takes no array that is read-only
+        start = bytes(blob[:_LONGEST_HEADER]).index(b"\n") + 1
+        address = blob.ctypes.data
+        tensor = vendor.Tensor(blob[start:], shared_memory=True)
+        self._held = (blob, tensor)  # what is imported reads from them
+        with giving_back([(address, address + blob.nbytes)]):
+            return core.import_model(tensor, "CPU", settings)
+
+    def _tensors(self) -> Tensors:
         ports = (*self._compiled.inputs, *self._compiled.outputs)
         return {self._name(port): _tensor(port) for port in ports}
 
@@ -105,6 +134,7 @@ class BackendSession(Session):
 
     def _close(self) -> None:
         self._compiled = None
+        self._held = None
 
 
 def _check_onnx(path: Path) -> None:
@@ -131,22 +161,3 @@ def _tensor(port: Any) -> Tensor:
     name = port.element_type.get_type_name()
     edges = (str(edge) if edge.is_dynamic else edge.get_length() for edge in port.partial_shape)
     return Tensor(_TYPES.get(name, name), tuple(edges))
-
-
-def _give_back_pages(files: Iterable[Path]) -> None:
-    """Ask Linux to take the pages of mapped files out of memory.
-
-    OpenVINO maps the weights and keeps the map beside its packed copy; what it does read again
-    comes from the file. The list of maps may be out of date when it is used, since other threads
-    map too. So the advice must be one that loses nothing wherever it hits: MADV_DONTNEED would
-    empty memory that has taken the place of a map.
-    """
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return
-    libc, paths = ctypes.CDLL(None), {str(file.resolve()) for file in files}
-    for line in maps.read_text().splitlines():
-        span, rights, *_, path = [*line.split(maxsplit=5), ""][:6]
-        if rights.startswith("r--") and path in paths:
-            start, end = (int(edge, 16) for edge in span.split("-"))
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)

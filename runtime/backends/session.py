@@ -42,8 +42,9 @@ class Backend:
     it, `hint` what else to know about installing it. `option` is what the module needs to tell its
     backends apart. `on_gpu`: it runs on an NVIDIA GPU. `devices` says in words which devices can be
     chosen ("": none, for the reason `no_devices`); `threads`: whether the number of threads can be.
-    `known` says from which version on the
-    package is right. With `replays` a run records what later runs replay. `environment` are
+    `known` says from which version on the package is right. With `replays` a run records what later
+    runs replay. `keeps` names the precisions of bundles whose compiled networks are worth keeping
+    (runtime/compiled.py): opening from them is faster, or takes less memory. `environment` are
     variables that are set before the package is imported; one that is set already stays.
     """
 
@@ -60,6 +61,7 @@ class Backend:
     threads: bool = False
     known: tuple[KnownVersions, ...] = ()
     replays: bool = False
+    keeps: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -104,6 +106,9 @@ class Session(ABC):
     run on the CPU uses: what was asked for, else the cores that this process may use where they are
     fewer than the machine's, else None, which leaves it to the vendor.
 
+    `compiled` is a folder with what an earlier session of this bucket compiled, and `keep_in` one
+    in which this session shall leave it; either may be None, and one of them is.
+
     Threads may call a session at once: up to `parallel` runs are in flight, each with a runner of
     its own, and further calls wait. A session cannot be pickled, nor used in a forked child.
     """
@@ -121,6 +126,8 @@ class Session(ABC):
         parallel: int = 1,
         device: str | None = None,
         threads: int | None = None,
+        compiled: Path | None = None,
+        keep_in: Path | None = None,
     ) -> None:
         if parallel < 1:
             raise BackendError(f"parallel is the number of runs at once, found {parallel}")
@@ -131,6 +138,8 @@ class Session(ABC):
         self.bucket = bucket
         self.backend = backend
         self.parallel = parallel
+        self.compiled = compiled
+        self.keep_in = keep_in
         self.device = device
         self.threads = threads or (restricted_cores() if backend.threads else None)
         self.input_shapes: Shapes = manifest.input_shapes(bucket)

@@ -1,0 +1,128 @@
+"""Compiled networks, kept in the user's cache folder for the next opening.
+
+A backend that optimises a large graph and packs its weights each time it opens a bucket can write
+down what comes out. An entry is a folder with a record of its files: made beside and put into place
+whole, used only by the same versions on the same kind of CPU, compared with its checksums as a
+bundle is, and proved by the golden sample before its first answer. What is damaged goes, and is
+made anew. All entries together stay below 24 GB, and a new one leaves as much of the disk free as
+it takes; those that were not used for longest go first. LOTUS_EDGE_COMPILED=0 in the environment
+keeps and uses none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.cache import cache_folder
+from runtime.errors import LotusError
+from runtime.files import File, check_presence, describe_file
+from runtime.manifest_json import parse
+from runtime.writing import private_folder
+
+OFF = "LOTUS_EDGE_COMPILED"
+SMALLEST = 256_000_000
+"""Bytes of a bundle below which nothing is kept: it opens in a second or two."""
+
+_LARGEST = 24_000_000_000  # bytes of all entries
+_GROWTH = 2.2  # bytes of an entry, at most, for each of the bundle
+_RECORD = "record.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """An entry: `folder` holds `files`, as `backend._open` wrote them."""
+
+    folder: Path
+    files: list[File]
+
+    def discard(self) -> None:
+        """Remove it; another process may have been faster."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def find(key: Mapping[str, Any]) -> Kept | None:
+    """The entry under exactly this key; None where there is none, or no whole one."""
+    folder = _folder(key)
+    if folder is None or not (folder / _RECORD).is_file():
+        return None
+    kept = Kept(folder=folder, files=[])
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        kept = Kept(folder=folder, files=parse(list[File], record["files"], _RECORD))
+        if record["key"] != dict(key) or {*os.listdir(folder)} != {
+            _RECORD,
+            *(file.path for file in kept.files),
+        }:
+            raise ValueError("another entry")
+        for file in kept.files:
+            check_presence(folder, file)
+        os.utime(folder / _RECORD)  # used now
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, LotusError):
+        kept.discard()
+        return None
+    return kept
+
+
+def make(key: Mapping[str, Any], size: int, write: Callable[[Path], None]) -> Kept | None:
+    """A new entry under this key, with what `write` puts into the folder that it is given. None
+    where it cannot be kept: no folder, or no room for an entry of a bundle of `size` bytes.
+
+    Raises: what `write` raises, but for OSError.
+    """
+    folder = _folder(key)
+    if folder is None:
+        return None
+    partial = None
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _make_room(folder.parent, round(size * _GROWTH)):
+            return None
+        partial = private_folder(folder.parent)
+        write(partial)
+        files = [describe_file(partial, name) for name in sorted(os.listdir(partial))]
+        record = {"key": dict(key), "files": [asdict(file) for file in files]}
+        (partial / _RECORD).write_text(json.dumps(record, sort_keys=True), encoding="utf-8")
+        with contextlib.suppress(OSError):  # another process may have kept the same
+            partial.rename(folder)
+    except OSError:
+        return None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return find(key)
+
+
+def _folder(key: Mapping[str, Any]) -> Path | None:
+    cache = cache_folder()
+    if cache is None or os.environ.get(OFF) == "0":
+        return None
+    digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
+    return cache / "compiled" / digest
+
+
+def _make_room(parent: Path, needed: int) -> bool:
+    """Whether an entry of `needed` bytes fits, once old ones are gone."""
+    entries = sorted(_entries(parent))
+    while True:
+        kept = sum(size for _, size, _ in entries)
+        if kept + needed <= _LARGEST and 2 * needed <= shutil.disk_usage(parent).free:
+            return True
+        if not entries:
+            return False
+        shutil.rmtree(entries.pop(0)[2], ignore_errors=True)
+
+
+def _entries(parent: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each was used last, its bytes and its folder."""
+    for record in parent.glob(f"*/{_RECORD}"):
+        with contextlib.suppress(OSError):
+            used = record.stat().st_mtime
+            yield used, sum(path.stat().st_size for path in record.parent.iterdir()), record.parent

@@ -1,0 +1,165 @@
+"""What an opened bucket takes, told before it is opened, and how many stay open by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, write_null_bundle
+
+from runtime import LotusEngine, memory
+from runtime.__main__ import main
+from runtime.backends.null import BackendSession
+from runtime.errors import BackendError
+from runtime.manifest import Bucket, Manifest, Memory
+
+GB = 10**9
+NEEDS = Memory(
+    weights={"float32": GB}, activations={f"{8 * (8 + n)}x64": GB // 10 for n in range(4)}
+)
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """A null bundle of four buckets that says it needs about 1.1 GB for each."""
+    buckets = [Bucket(height=8 * (8 + n), width=64, graph="model-64x96.onnx") for n in range(4)]
+    bundle = write_null_bundle(tmp_path / "four", buckets=buckets)
+    dataclasses.replace(Manifest.load(bundle), memory=NEEDS).save(bundle)
+    return bundle
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The null backend takes what weights and activations take."""
+    plain = memory._Use(libraries=0, activations=1, weights={"float32": 1})
+    monkeypatch.setitem(memory._USES, "null", plain)
+
+
+def _open_after_all(four: Path, monkeypatch: pytest.MonkeyPatch, available: int) -> list[int]:
+    """How many buckets were open after each of the four was used; each takes of the memory."""
+    alive: list[Bucket] = []
+    start, stop = BackendSession._open, BackendSession._close
+
+    def opened(session: BackendSession) -> object:
+        alive.append(session.bucket)
+        return start(session)
+
+    def closed(session: BackendSession) -> None:
+        if session.bucket in alive:
+            alive.remove(session.bucket)
+        stop(session)
+
+    monkeypatch.setattr(BackendSession, "_open", opened)
+    monkeypatch.setattr(BackendSession, "_close", closed)
+    left = lambda: available - len(alive) * 11 * GB // 10  # noqa: E731
+    monkeypatch.setattr(memory, "available_memory", left)
+    counts = []
+    with LotusEngine(four) as engine:
+        for n in range(4):
+            engine(np.zeros((8 * (8 + n), 64, 3), np.uint8))
+            counts.append(len(alive))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("available", "counts"),
+    [(100 * GB, [1, 2, 3, 4]), (4 * GB, [1, 2, 2, 2]), (2 * GB, [1, 1, 1, 1]), (0, [1, 1, 1, 1])],
+)
+@pytest.mark.usefixtures("measured")
+def test_as_many_stay_open_as_memory_holds(
+    four: Path, monkeypatch: pytest.MonkeyPatch, available: int, counts: list[int]
+) -> None:
+    assert _open_after_all(four, monkeypatch, available) == counts
+
+
+def test_where_nobody_knows_two_stay_open(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _open_after_all(four, monkeypatch, 0) == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.0, True, "2"])
+def test_max_open_is_a_number(four: Path, most: object) -> None:
+    with pytest.raises(BackendError, match="max_open is a number from 1 on"):
+        LotusEngine(four, max_open=most)  # type: ignore[arg-type]
+
+
+def test_nothing_is_estimated_that_was_not_measured(four: Path) -> None:
+    manifest = Manifest.load(four)
+    assert memory.estimate(manifest, manifest.buckets[0], "tensorrt") is None
+    assert memory.estimate(manifest, manifest.buckets[0], "openvino") is not None
+    unknown = dataclasses.replace(manifest, memory=None)
+    assert memory.estimate(unknown, manifest.buckets[0], "openvino") is None
+
+
+def test_info_says_what_is_large(four: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = Manifest.load(four)
+    dataclasses.replace(bundle, target="onnxruntime").save(four)
+    assert main(["info", str(four)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^of these +golden .* MB, graphs .* MB", told, re.MULTILINE)
+    assert re.search(r"^weights +float32 1000\.0 MB$", told, re.MULTILINE)
+    assert len(re.findall(r"^memory \d+x64 +about 1\.2\d GB to open and predict", told, re.M)) == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    2048 kB\n"}, 2048 * 1024),
+        (
+            {
+                "proc/meminfo": "MemAvailable:    2048 kB\n",
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/b/memory.current": "7\n",
+                "sys/fs/cgroup/a/memory.max": "1000\n",
+                "sys/fs/cgroup/a/memory.current": "400\n",
+            },
+            600,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,memory:/c\n",
+                "sys/fs/cgroup/memory/c/memory.limit_in_bytes": "500\n",
+                "sys/fs/cgroup/memory/c/memory.usage_in_bytes": "900\n",
+            },
+            0,
+        ),
+        ({}, None),
+    ],
+)
+def test_available_memory_is_that_of_the_container(
+    tmp_path: Path, files: dict[str, str], expected: int | None
+) -> None:
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert memory.available_memory(tmp_path) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_estimate_is_what_is_measured(bundle_d: Path, backend: str) -> None:
+    """A process of its own. Most of this small one is libraries; full size is in the benchmarks."""
+    pytest.importorskip(backend)
+    code = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from runtime import LotusEngine
+with LotusEngine(sys.argv[1], sys.argv[2]) as engine:
+    engine(np.zeros((64, 64, 3), np.uint8))
+status = Path("/proc/self/status").read_text()
+print(int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]) * 1024)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("only Linux tells the peak")
+    command = [sys.executable, "-c", code, str(bundle_d), backend]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    manifest = Manifest.load(bundle_d)
+    told = memory.estimate(manifest, manifest.buckets[0], backend)
+    assert told is not None
+    assert abs(told / int(done.stdout) - 1) < 0.2
