@@ -24,6 +24,7 @@ from runtime.errors import LotusError
 from runtime.found import find_pictures
 from runtime.hub import find_bundle
 from runtime.manifest import Bucket, Checkpoint, EngineInfo, Manifest
+from runtime.memory import keep_memory
 from runtime.options import named, natural, path, positive, seconds
 from runtime.saving import DEFAULT, check_formats
 
@@ -157,6 +158,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     }
     formats = check_formats(arguments.save)
     found = find_pictures(arguments.images, arguments.output)
+    if len(found.pictures) > 1:
+        keep_memory()
     with _open(arguments) as engine:
         engine.check_seed(arguments.seed, arguments.ensemble or 1)
         failed = predict_all(

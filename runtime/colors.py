@@ -51,7 +51,7 @@ def spectral(
     from PIL import Image
 
     colors = np.empty((*values.shape, 3), np.uint8)
-    ramp = _Ramp(*(bounds or ends(values)), down=red_is_high, beyond=bounds is not None)
+    ramp = _Ramp(*(bounds or ends(values)), down=red_is_high)
     table, index_of = spectral_table().tobytes(), _quickest(ramp)
     for rows in bands(values, 2 * _BAND):
         index = Image.fromarray(_blocks(index_of, values[rows], np.uint8))
@@ -89,8 +89,8 @@ def scaled(
             out /= high - low
             out *= top
         np.rint(out, out=out)
-        np.maximum(out, 0, out=out)
-        np.minimum(out, top, out=out)
+        if _reach_beyond(values, low, high):
+            np.clip(out, 0, top, out=out)
 
     return _blocks(steps, values, kind)
 
@@ -101,15 +101,11 @@ _Steps = Callable[[NDArray[np.float32], NDArray[np.float64]], None]
 
 @dataclass(frozen=True)
 class _Ramp:
-    """From values to the index of a colour, 0 to 255, from `low` to `high` or down from there.
-
-    `beyond`: there may be values beyond them.
-    """
+    """From values to the index of a colour, 0 to 255, from `low` to `high` or down from there."""
 
     low: float
     high: float
     down: bool
-    beyond: bool
 
     def exact(self, values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
         """As it is defined, step by step."""
@@ -118,8 +114,7 @@ class _Ramp:
         if self.down:
             np.subtract(1, out, out=out)
         out *= 255
-        np.maximum(out, 0, out=out)
-        np.minimum(out, 255, out=out)
+        np.clip(out, 0, 255, out=out)
         np.rint(out, out=out)
 
     def quick(self, values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
@@ -129,9 +124,8 @@ class _Ramp:
         np.subtract(values, start, out=out, dtype=np.float64)
         out *= -step if self.down else step
         np.rint(out, out=out)
-        if self.beyond:
-            np.maximum(out, 0, out=out)
-            np.minimum(out, 255, out=out)
+        if _reach_beyond(values, self.low, self.high):
+            np.clip(out, 0, 255, out=out)
 
 
 def _quickest(ramp: _Ramp) -> _Steps:
@@ -144,8 +138,7 @@ def _quickest(ramp: _Ramp) -> _Steps:
     middle = (levels[::-1] if ramp.down else levels).astype(np.float32)
     below, above = (np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf))
     around = np.concatenate([below, middle, above])
-    outer = (-np.inf, np.inf) if ramp.beyond else (ramp.low, ramp.high)
-    points = np.unique(np.clip([outer[0], *around, outer[1]], *outer).astype(np.float32))
+    points = np.unique(np.array([-np.inf, ramp.low, *around, ramp.high, np.inf], np.float32))
     exact, quick = np.empty((2, len(points)))
     ramp.exact(points, exact)
     ramp.quick(points, quick)
@@ -153,6 +146,11 @@ def _quickest(ramp: _Ramp) -> _Steps:
     apart = np.nextafter(points[:-1], np.float32(np.inf)) != points[1:]
     same = np.array_equal(exact, quick) and not (steps & apart).any()
     return ramp.quick if same else ramp.exact
+
+
+def _reach_beyond(values: NDArray[np.float32], low: float, high: float) -> bool:
+    smallest, largest = ends(values)
+    return not (low <= smallest and largest <= high)
 
 
 def _blocks(steps: _Steps, values: NDArray[np.float32], kind: type[Any]) -> NDArray[Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
+import subprocess
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -11,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, picture
 from PIL import Image
 
+from runtime import __main__ as command
 from runtime import deflate
 from runtime.colors import _quickest, _Ramp, spectral_table
 from runtime.encoding import encode_png, png
@@ -46,21 +51,20 @@ def test_colours_are_those_of_the_plain_formula(name: str, shape: tuple[int, int
         assert np.array_equal(TASKS[name].colorize(values), spectral_table()[index])
 
 
-@pytest.mark.parametrize("beyond", [True, False])
 @pytest.mark.parametrize("down", [True, False])
-def test_the_quick_index_is_taken_where_it_is_the_exact_one(down: bool, beyond: bool) -> None:
+def test_the_quick_index_is_taken_where_it_is_the_exact_one(down: bool) -> None:
     """Of -1 to 1 the middle lies on an edge, where the quick one rounds to the other side."""
     random, quick = np.random.default_rng(1), 0
     ends = [np.sort(random.random(2).astype(np.float32) * np.float32(9)) for _ in range(60)]
     for low, high in ([-1, 1], [0, 0], [0, 510 / 512], [0.3, 0.30000004], *ends):
-        ramp = _Ramp(float(np.float32(low)), float(np.float32(high)), down, beyond)
+        ramp = _Ramp(float(np.float32(low)), float(np.float32(high)), down)
         steps = _quickest(ramp)
         levels = ramp.low + np.arange(511) / 510 * (ramp.high - ramp.low)
         values = np.repeat(levels.astype(np.float32), 5).reshape(-1, 5)
         for column, end in ((0, -np.inf), (1, -np.inf), (3, np.inf), (4, np.inf)):
             for _ in range(abs(column - 2)):
                 values[:, column] = np.nextafter(values[:, column], np.float32(end))
-        values = values if beyond else values.clip(ramp.low, ramp.high)
+        values[0], values[-1] = -np.inf, 2 * abs(ramp.high)
         found, exact = np.empty((2, *values.shape))
         steps(values, found)
         ramp.exact(values, exact)
@@ -245,3 +249,43 @@ def test_stored_data_is_what_zlib_unpacks(
     pack = deflate.packer(noisy=True)
     packed = b"".join([*(pack.compress(memoryview(part)) for part in parts), pack.flush()])
     assert zlib.decompress(packed) == b"".join(parts)
+
+
+CHURN = """
+import resource, numpy
+from runtime.memory import keep_memory
+keep_memory()
+for round in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for array in [numpy.ones(2**21, numpy.float32) for _ in range(3)]:
+        array += 1
+    del array
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries give the memory")
+def test_what_was_freed_is_taken_again_unless_the_environment_says_how() -> None:
+    """Pages that were touched for the first time, in the last of six rounds of 24 MB."""
+    plain = {name: text for name, text in os.environ.items() if not name.startswith("MALLOC_")}
+    found = []
+    for environment in (plain, plain | {"MALLOC_TRIM_THRESHOLD_": "0"}):
+        words = [sys.executable, "-c", CHURN]
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        found.append(int(done.stdout))
+    assert found[0] < 50 < found[1]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, 0), (2, 1)])
+def test_predict_keeps_memory_for_the_next_picture(
+    count: int, kept: int, null_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(command, "keep_memory", lambda: calls.append(None))
+    for seed in range(count):
+        picture(tmp_path / "in" / f"{seed}.png", seed)
+    words = ["predict", str(null_bundle), str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert command.main(words) == 0
+    assert len(calls) == kept
