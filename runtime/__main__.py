@@ -24,8 +24,8 @@ from runtime.errors import LotusError
 from runtime.found import find_pictures
 from runtime.hub import find_bundle
 from runtime.manifest import Bucket, Checkpoint, EngineInfo, Manifest
-from runtime.memory import keep_memory
 from runtime.options import named, natural, path, positive, seconds
+from runtime.reuse import keep_memory
 from runtime.saving import DEFAULT, check_formats
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

@@ -253,7 +253,7 @@ def test_stored_data_is_what_zlib_unpacks(
 
 CHURN = """
 import resource, numpy
-from runtime.memory import keep_memory
+from runtime.reuse import keep_memory
 keep_memory()
 for round in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
