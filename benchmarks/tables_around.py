@@ -103,8 +103,8 @@ def opening_table(bodies: list[Body]) -> list[str]:
 
 
 def host_table(bodies: list[Body]) -> list[str]:
-    """One line for each stage and size: milliseconds of the processor, and by the clock in
-    brackets; then `predict` on a folder.
+    """One line for each stage and size: milliseconds of the processor, by the clock in brackets,
+    and the processor's against those of the first way; then `predict` on a folder.
     """
     rows = [row for body in bodies for row in body["rows"]]
     ways = dict.fromkeys(row["way"] for row in rows)
@@ -113,6 +113,8 @@ def host_table(bodies: list[Body]) -> list[str]:
     for size, stage in dict.fromkeys(key[:2] for key in stages):
         found = [stages[size, stage, way] for way in ways]
         cells = [f"{row['cpu_ms']:.1f} ({row['wall_ms']:.1f})" for row in found]
+        for at, row in enumerate(found[1:], 1):
+            cells[at] += f", {row['cpu_ms'] / found[0]['cpu_ms']:.2f}x"
         lines.append(f"| {size}, {stage} | {' | '.join(cells)} |")
         if "files" in found[0]:
             sums = [f"{sum(row['files'].values()) / 1e6:.1f} MB" for row in found]
@@ -121,8 +123,9 @@ def host_table(bodies: list[Body]) -> list[str]:
     if folders:
         first = folders[next(iter(ways))]
         cells = [
-            f"{folders[way]['pictures_per_s']:.1f} a second, {folders[way]['of_the_network']:.0%}"
-            for way in ways
+            f"{row['pictures_per_s']:.1f} a second, {row['of_the_network']:.0%}; "
+            f"{row['cpu_s'] / row['pictures'] * 1e3:.0f} ms of the processor each"
+            for row in map(folders.__getitem__, ways)
         ]
         what = f"`predict`, {first['pictures']:.0f} of {first['size']}, a network of "
         lines.append(f"| {what}{first['network_s'] * 1e3:.0f} ms | {' | '.join(cells)} |")

@@ -26,6 +26,7 @@ from runtime.hub import find_bundle
 from runtime.manifest import Bucket, Checkpoint, EngineInfo, Manifest
 from runtime.memory import estimate
 from runtime.options import named, natural, path, positive, seconds
+from runtime.reuse import keep_memory
 from runtime.saving import DEFAULT, check_formats
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -158,6 +159,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     }
     formats = check_formats(arguments.save)
     found = find_pictures(arguments.images, arguments.output)
+    if len(found.pictures) > 1:
+        keep_memory()
     with _open(arguments) as engine:
         engine.check_seed(arguments.seed, arguments.ensemble or 1)
         failed = predict_all(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _BAND = 2**17  # values that are worked on at once
+_BLOCK = 2**15  # of them, where float64 is between
 
 # ColorBrewer's 11-class Spectral, the anchors of matplotlib's map of that name (the reference's
 # colours), red first.
@@ -41,31 +43,31 @@ def spectral_table() -> NDArray[np.uint8]:
 
 
 def spectral(
-    values: NDArray[np.float32], low: float, high: float, *, red_is_high: bool
+    values: NDArray[np.float32], bounds: tuple[float, float] | None, *, red_is_high: bool
 ) -> NDArray[np.uint8]:
-    """RGB uint8 [H,W,3] of values [H,W]; red is `low` and what lies below, or `high` and what lies
-    above. Needs Pillow.
+    """RGB uint8 [H,W,3] of values [H,W] between `bounds`, or their own ends; red is the lower one
+    and what lies below, or the higher one and what lies above. Needs Pillow.
     """
     from PIL import Image
 
     colors = np.empty((*values.shape, 3), np.uint8)
-    table, span = spectral_table().tobytes(), max(high - low, 1e-12)
-    for rows in bands(values):
-        unit = np.subtract(values[rows], low, dtype=np.float64)
-        unit /= span
-        if red_is_high:
-            np.subtract(1, unit, out=unit)
-        unit *= 255
-        np.clip(unit, 0, 255, out=unit)
-        index = Image.fromarray(np.rint(unit, out=unit).astype(np.uint8))
+    ramp = _Ramp(*(bounds or ends(values)), down=red_is_high)
+    table, index_of = spectral_table().tobytes(), _quickest(ramp)
+    for rows in bands(values, 2 * _BAND):
+        index = Image.fromarray(_blocks(index_of, values[rows], np.uint8))
         index.putpalette(table)  # its palettes are several times as fast as an index of NumPy's
         colors[rows] = np.asarray(index.convert("RGB"))
     return colors
 
 
-def bands(values: NDArray[Any]) -> Iterator[slice]:
+def ends(values: NDArray[np.float32]) -> tuple[float, float]:
+    """The smallest and the largest value."""
+    return float(values.min()), float(values.max())
+
+
+def bands(values: NDArray[Any], size: int = _BAND) -> Iterator[slice]:
     """Some rows after the other, as many as stay in the cache."""
-    step = max(1, _BAND * len(values) // max(values.size, 1))
+    step = max(1, size * len(values) // max(values.size, 1))
     for at in range(0, len(values), step):
         yield slice(at, at + step)
 
@@ -78,11 +80,87 @@ def scaled(
     kind: type[np.unsignedinteger[Any]],
 ) -> NDArray[Any]:
     """The values in whole steps: 0 is `low` and below, `top` is `high` and above."""
+
+    def steps(values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
+        if (low, high) == (0, 1):  # which change nothing
+            np.multiply(values, top, out=out, dtype=np.float64)
+        else:
+            np.subtract(values, low, out=out, dtype=np.float64)
+            out /= high - low
+            out *= top
+        np.rint(out, out=out)
+        if _reach_beyond(values, low, high):
+            np.clip(out, 0, top, out=out)
+
+    return _blocks(steps, values, kind)
+
+
+_Steps = Callable[[NDArray[np.float32], NDArray[np.float64]], None]
+"""Writes whole numbers for values into a float64 array of the same shape."""
+
+
+@dataclass(frozen=True)
+class _Ramp:
+    """From values to the index of a colour, 0 to 255, from `low` to `high` or down from there."""
+
+    low: float
+    high: float
+    down: bool
+
+    def exact(self, values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
+        """As it is defined, step by step."""
+        np.subtract(values, self.low, out=out, dtype=np.float64)
+        out /= max(self.high - self.low, 1e-12)
+        if self.down:
+            np.subtract(1, out, out=out)
+        out *= 255
+        np.clip(out, 0, 255, out=out)
+        np.rint(out, out=out)
+
+    def quick(self, values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
+        """Rounded otherwise before it is rounded to whole numbers."""
+        step = 255 / max(self.high - self.low, 1e-12)
+        start = self.high if self.down else self.low
+        np.subtract(values, start, out=out, dtype=np.float64)
+        out *= -step if self.down else step
+        np.rint(out, out=out)
+        if _reach_beyond(values, self.low, self.high):
+            np.clip(out, 0, 255, out=out)
+
+
+def _quickest(ramp: _Ramp) -> _Steps:
+    """The quick formula where it is proved to answer the same as the exact one for every float32.
+
+    Both rise, or fall, with the value. So they are the same where they are on both sides of every
+    step: of two neighbours among `points` either both have one index, or no value lies between.
+    """
+    levels = ramp.low + (np.arange(255) + 0.5) / 255 * (ramp.high - ramp.low)
+    middle = (levels[::-1] if ramp.down else levels).astype(np.float32)
+    below, above = (np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf))
+    around = np.concatenate([below, middle, above])
+    points = np.unique(np.array([-np.inf, ramp.low, *around, ramp.high, np.inf], np.float32))
+    exact, quick = np.empty((2, len(points)))
+    ramp.exact(points, exact)
+    ramp.quick(points, quick)
+    steps = exact[1:] != exact[:-1]
+    apart = np.nextafter(points[:-1], np.float32(np.inf)) != points[1:]
+    same = np.array_equal(exact, quick) and not (steps & apart).any()
+    return ramp.quick if same else ramp.exact
+
+
+def _reach_beyond(values: NDArray[np.float32], low: float, high: float) -> bool:
+    smallest, largest = ends(values)
+    return not (low <= smallest and largest <= high)
+
+
+def _blocks(steps: _Steps, values: NDArray[np.float32], kind: type[Any]) -> NDArray[Any]:
+    """The steps of values as integers, in blocks of rows that stay in the cache."""
     codes = np.empty(values.shape, kind)
-    for rows in bands(values):
-        levels = np.subtract(values[rows], low, dtype=np.float64)
-        levels /= high - low
-        levels *= top
-        np.rint(levels, out=levels)
-        codes[rows] = np.clip(levels, 0, top, out=levels)
+    work = None
+    for rows in bands(values, _BLOCK):
+        block = values[rows]
+        if work is None or len(block) < len(work):
+            work = np.empty(block.shape)
+        steps(block, work)
+        codes[rows] = work
     return codes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -82,36 +82,44 @@ def png(values: NDArray[np.uint8] | NDArray[np.uint16], texts: Texts) -> bytes:
     return b"".join(encode_png(values, texts))
 
 
-def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16], texts: Texts) -> Sequence[Piece]:
+def encode_png(
+    values: NDArray[Any],
+    texts: Texts,
+    codes_of: Callable[[NDArray[Any]], NDArray[np.uint8] | NDArray[np.uint16]] = lambda rows: rows,
+) -> Sequence[Piece]:
     """A PNG of 8 or 16 bits of [H,W] (grey) or [H,W,3] (RGB); Pillow writes no 16-bit RGB, and
     takes several times as long. Source: PNG specification, 9 and 11.2.
+
+    `codes_of` makes the samples of some rows, so that they need not all be there at once.
     """
     height, width = values.shape[:2]
-    deep = values.dtype == np.uint16
+    kind = codes_of(values[:0]).dtype
     color_type = 2 if values.ndim == 3 else 0
-    head = struct.pack(">IIBBBBB", width, height, 16 if deep else 8, color_type, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 8 * kind.itemsize, color_type, 0, 0, 0)
+    length = kind.itemsize * (values.size // height)
+    pack, lines = packer(noisy=kind.itemsize > 1), _lines(values, codes_of, length)
     return [
         SIGNATURE,
         chunk(b"IHDR", head),
         *(text_chunk(keyword, text) for keyword, text in texts.items()),
-        *long_chunk(b"IDAT", _packed(values, deep=deep)),
+        *long_chunk(b"IDAT", [*map(pack.compress, lines), pack.flush()]),
         chunk(b"IEND", b""),
     ]
 
 
-def _packed(values: NDArray[Any], *, deep: bool) -> list[bytes]:
-    """The rows, each with a zero (no filter) before it, packed band after band."""
-    order = values.astype(values.dtype.newbyteorder(">"), copy=False)
-    rows = np.ascontiguousarray(order).reshape(len(values), -1).view(np.uint8)
-    height, length = rows.shape
+def _lines(
+    values: NDArray[Any], codes_of: Callable[[NDArray[Any]], NDArray[Any]], length: int
+) -> Iterator[memoryview]:
+    """The rows, each with a zero (no filter) before it, band after band in the same memory."""
     step = max(1, _PACKED_AT_ONCE // length)
-    band = np.zeros((step, 1 + length), np.uint8)
-    pack, pieces = packer(noisy=deep), []
-    for top in range(0, height, step):
-        piece = band[: min(step, height - top)]
-        piece[:, 1:] = rows[top : top + len(piece)]
-        pieces.append(pack.compress(piece.data.cast("B")))
-    return [*pieces, pack.flush()]
+    band = np.zeros((min(step, len(values)), 1 + length), np.uint8)
+    for top in range(0, len(values), step):
+        codes = np.ascontiguousarray(codes_of(values[top : top + step]))
+        if codes.dtype.itemsize > 1:
+            codes = codes.astype(codes.dtype.newbyteorder(">"), copy=False)
+        piece = band[: len(codes)]
+        piece[:, 1:] = codes.view(np.uint8).reshape(len(codes), length)
+        yield piece.data.cast("B")
 
 
 def _npy(task_map: TaskMap, texts: Texts) -> Content:
@@ -121,7 +129,7 @@ def _npy(task_map: TaskMap, texts: Texts) -> Content:
 def _png16(task_map: TaskMap, texts: Texts) -> Content:
     task = TASKS[task_map.task]
     words = f"0 is {task.low:g}, 65535 is {task.high:g}"
-    return encode_png(task.encode16(task_map.values), {**texts, VALUES: words})
+    return encode_png(task_map.values, {**texts, VALUES: words}, task.encode16)
 
 
 def _color(task_map: TaskMap, texts: Texts) -> Content:

@@ -1,19 +1,27 @@
-"""Bilinear enlargement of a float map: Pillow's arithmetic in a fraction of its time and memory.
+"""Another size for a float map: Pillow's arithmetic without what it takes to hand a map out.
 
-Pillow hands a large float map out through three copies, which take longer than the resize. Here
-it does the rows, which are few; columns are done in NumPy, and the result is written once. Source:
-Pillow, src/libImaging/Resample.c: rows first (their results rounded to float32), columns then, sums
-in float64.
+Pillow hands an image out through two copies or three, in new memory, which takes longer than the
+resize. The memory of a small one can be used itself (`memory_of`). A large one lies in several
+blocks; where it becomes larger, Pillow does the rows, which are few, and columns are done in NumPy
+and written once (`enlarge`). Source: Pillow, src/libImaging/Resample.c: rows first (their results
+rounded to float32), columns then, sums in float64.
 """
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+ONE_BLOCK = 2**22
+"""Pixels of a float map that Pillow holds in one piece: its blocks have 16 MB."""
 _ROWS = 8  # that are worked on at once
 
 
@@ -63,6 +71,35 @@ def is_larger(
     """
     left, top, right, bottom = box or (0, 0, shape[1], shape[0])
     return 0 < right - left <= width and 0 < bottom - top <= height
+
+
+def memory_of(image: Image.Image) -> NDArray[np.float32]:
+    """The memory of an image of mode F as an array [H,W], which keeps it alive; a copy where it is
+    not in one piece.
+    """
+    try:
+        _, capsule = image.__arrow_c_array__()
+    except ValueError:
+        return np.array(image)
+    # A prototype of our own: the attribute of `pythonapi` belongs to all of the process.
+    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+        ("PyCapsule_GetPointer", ctypes.pythonapi)
+    )
+    given = _ArrowArray.from_address(pointer(capsule, b"arrow_array"))
+    memory = (ctypes.c_char * (4 * image.width * image.height)).from_address(given.buffers[1])
+    memory.owner = capsule  # type: ignore[attr-defined]
+    plane = np.frombuffer(memoryview(memory), np.float32)
+    return plane.reshape(image.height, image.width)
+
+
+class _ArrowArray(ctypes.Structure):
+    """Source: Arrow C data interface. Of the two buffers of numbers the second has them."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers")),
+        ("n_children", ctypes.c_int64),
+        ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import BinaryIO
 
+from runtime.deflate import library
 from runtime.exr import MAGIC, read_texts
 from runtime.files import open_at_once
 
@@ -64,9 +64,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def long_chunk(kind: bytes, data: Sequence[bytes]) -> list[bytes]:
     """The same of data in pieces, in pieces."""
-    checksum = zlib.crc32(kind)
+    crc32 = library().crc32
+    checksum = crc32(kind)
     for piece in data:
-        checksum = zlib.crc32(piece, checksum)
+        checksum = crc32(piece, checksum)
     return [struct.pack(">I", sum(map(len, data))), kind, *data, struct.pack(">I", checksum)]
 
 

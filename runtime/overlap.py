@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import TypeVar
 
 WORKERS = min(2, os.cpu_count() or 1)
-"""Threads that read pictures, and as many that write results. More would hold more large pictures
-in memory at once."""
+"""Threads that read pictures. More would hold more large pictures in memory at once."""
+
+WRITERS = WORKERS + 1
+"""Threads that write results: each waits for the disk for a third of its time."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,7 +49,7 @@ class Behind:
     raises is raised by a later call, or at the end where nothing else is.
     """
 
-    def __init__(self, *, most: int, workers: int = WORKERS) -> None:
+    def __init__(self, *, most: int, workers: int = WRITERS) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="lotus-write")
         self._pending: deque[Future[None]] = deque()
         self._most = most

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.colors import bands, scaled, spectral
-from runtime.enlarge import enlarge, is_larger
+from runtime.colors import bands, ends, scaled, spectral
+from runtime.enlarge import ONE_BLOCK, enlarge, is_larger, memory_of
 
 Resize: TypeAlias = Literal["bilinear", "nearest"]
 Box: TypeAlias = tuple[float, float, float, float]
@@ -100,7 +100,7 @@ class Task:
         """
         if self.channels == 1:
             red_is_high = self.near == "large"
-            return spectral(values, *(bounds or _ends(values)), red_is_high=red_is_high)
+            return spectral(values, bounds, red_is_high=red_is_high)
         colors = np.empty(values.shape, np.uint8)
         for rows in bands(values):
             levels = values[rows] - np.float32(self.low)
@@ -111,7 +111,7 @@ class Task:
     def legend(self, values: NDArray[np.float32]) -> str:
         """What the colours of these values mean, in a few words."""
         if self.channels == 1:
-            low, high = _ends(values)
+            low, high = ends(values)
             blue, red = (low, high) if self.near == "large" else (high, low)
             return f"Spectral: red is {red:.6g}, blue is {blue:.6g}"
         return f"red, green and blue: 0 is {self.low:g}, 255 is {self.high:g}"
@@ -181,7 +181,8 @@ class Task:
         The parts of a map together are the map as a whole, but for rounding.
         """
         shape = (output.shape[1], output.shape[2])
-        if method == "bilinear" and is_larger(shape, height, width, box):
+        large_map = height * width > ONE_BLOCK and is_larger(shape, height, width, box)
+        if method == "bilinear" and large_map:
             large = np.empty((len(output), height, width), np.float32)
             for plane, out in zip(output, large, strict=True):
                 enlarge(plane, out, box)
@@ -190,10 +191,10 @@ class Task:
 
         filters = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
         planes = [
-            np.asarray(Image.fromarray(plane).resize((width, height), filters[method], box))
+            memory_of(Image.fromarray(plane).resize((width, height), filters[method], box))
             for plane in output
         ]
-        return np.stack(planes).astype(np.float32, copy=False)
+        return np.stack(planes) if len(planes) > 1 else planes[0][None]
 
     def blend(
         self, maps: Sequence[NDArray[np.float32]], weights: Sequence[NDArray[np.float32]]
@@ -386,10 +387,6 @@ def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         for index, plane in enumerate((x, y, z)):
             np.divide(plane, length, out=unit[rows, ..., index])
     return unit
-
-
-def _ends(values: NDArray[np.float32]) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
 
 
 def _angles(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:

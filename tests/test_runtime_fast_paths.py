@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import platform
+import subprocess
+import sys
 import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, picture
 from PIL import Image
 
-from runtime.colors import spectral_table
-from runtime.encoding import png
-from runtime.enlarge import enlarge, is_larger
+from runtime import __main__ as command
+from runtime import deflate
+from runtime.colors import _quickest, _Ramp, spectral_table
+from runtime.encoding import encode_png, png
+from runtime.enlarge import ONE_BLOCK, enlarge, is_larger, memory_of
 from runtime.image import fit_to_bucket, load, read
 from runtime.manifest import Bucket
 from runtime.tasks import TASKS, unit_vectors
@@ -41,6 +49,30 @@ def test_colours_are_those_of_the_plain_formula(name: str, shape: tuple[int, int
         unit = (values.astype(np.float64) - low) / max(high - low, 1e-12)
         index = np.rint((1 - unit if name == "disparity" else unit) * 255).astype(int)
         assert np.array_equal(TASKS[name].colorize(values), spectral_table()[index])
+
+
+@pytest.mark.parametrize("down", [True, False])
+def test_the_quick_index_is_taken_where_it_is_the_exact_one(down: bool) -> None:
+    """Of -1 to 1 the middle lies on an edge, where the quick one rounds to the other side."""
+    random, quick = np.random.default_rng(1), 0
+    ends = [np.sort(random.random(2).astype(np.float32) * np.float32(9)) for _ in range(60)]
+    for low, high in ([-1, 1], [0, 0], [0, 510 / 512], [0.3, 0.30000004], *ends):
+        ramp = _Ramp(float(np.float32(low)), float(np.float32(high)), down)
+        steps = _quickest(ramp)
+        levels = ramp.low + np.arange(511) / 510 * (ramp.high - ramp.low)
+        values = np.repeat(levels.astype(np.float32), 5).reshape(-1, 5)
+        for column, end in ((0, -np.inf), (1, -np.inf), (3, np.inf), (4, np.inf)):
+            for _ in range(abs(column - 2)):
+                values[:, column] = np.nextafter(values[:, column], np.float32(end))
+        values[0], values[-1] = -np.inf, 2 * abs(ramp.high)
+        found, exact = np.empty((2, *values.shape))
+        steps(values, found)
+        ramp.exact(values, exact)
+        assert np.array_equal(found, exact)
+        quick += steps == ramp.quick
+        if (low, high) == (-1, 1):
+            assert steps == ramp.exact
+    assert quick > 50
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -111,6 +143,29 @@ def test_maps_are_restored_by_it_and_what_becomes_smaller_by_pillow() -> None:
             assert np.abs(np.asarray(expected) - wanted).max() < 1e-6
 
 
+def test_the_memory_of_an_image_outlives_it() -> None:
+    """Also where Pillow holds it in several blocks, which are copied."""
+    values = RANDOM.random((300, 400), dtype=np.float32)
+    for shape in ((300, 400), (1, 1), (2, ONE_BLOCK)):
+        size = shape[::-1]
+        large = Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)
+        expected = np.array(large)
+        found = memory_of(large)
+        del large
+        gc.collect()
+        other = Image.new("F", size, 5.0)  # would lie in the same place
+        assert np.array_equal(found, expected)
+        assert found.flags.writeable
+        assert found.dtype == np.float32
+        del other
+
+
+def test_what_one_block_holds_is_not_copied() -> None:
+    image = Image.new("F", (2048, ONE_BLOCK // 2048))
+    memory_of(image)[7, 5] = 2.5
+    assert image.getpixel((5, 7)) == 2.5
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16"])
 @pytest.mark.parametrize("turn", [1, 6])
 def test_a_picture_that_stays_with_pillow_is_the_same_picture(
@@ -166,6 +221,7 @@ def test_no_step_takes_more_than_its_result_and_some_bands() -> None:
     bands = 3.0
     assert peak(lambda: TASKS["depth"].colorize(values)) / 1e6 <= 3 + bands
     assert peak(lambda: TASKS["depth"].encode16(values)) / 1e6 <= 2 + bands
+    assert peak(lambda: encode_png(values, {}, TASKS["depth"].encode16)) / 1e6 <= 2 + bands
     assert peak(lambda: TASKS["normal"].colorize(vectors)) / 1e6 <= 3 + bands
     assert peak(lambda: unit_vectors(vectors)) / 1e6 <= 12 + bands
 
@@ -178,3 +234,58 @@ def test_pngs_of_a_smooth_map_are_small_with_isal() -> None:
     values = np.asarray(smooth) * np.float32(0.8) + np.float32(0.1)
     assert len(png(TASKS["depth"].encode16(values), {})) < 1.01 * 2 * values.size
     assert len(png(TASKS["depth"].colorize(values), {})) < 0.3 * 3 * values.size
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [65_535], [65_536], [200_000, 3, 70_000]])
+@pytest.mark.parametrize("with_isal", [True, False])
+def test_stored_data_is_what_zlib_unpacks(
+    sizes: list[int], with_isal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if with_isal:
+        pytest.importorskip("isal")
+    else:
+        monkeypatch.setattr(deflate, "_isal", lambda: None)
+    parts = [RANDOM.integers(0, 256, size, dtype=np.uint8).tobytes() for size in sizes]
+    pack = deflate.packer(noisy=True)
+    packed = b"".join([*(pack.compress(memoryview(part)) for part in parts), pack.flush()])
+    assert zlib.decompress(packed) == b"".join(parts)
+
+
+CHURN = """
+import resource, numpy
+from runtime.reuse import keep_memory
+keep_memory()
+for round in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for array in [numpy.ones(2**21, numpy.float32) for _ in range(3)]:
+        array += 1
+    del array
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries give the memory")
+def test_what_was_freed_is_taken_again_unless_the_environment_says_how() -> None:
+    """Pages that were touched for the first time, in the last of six rounds of 24 MB."""
+    plain = {name: text for name, text in os.environ.items() if not name.startswith("MALLOC_")}
+    found = []
+    for environment in (plain, plain | {"MALLOC_TRIM_THRESHOLD_": "0"}):
+        words = [sys.executable, "-c", CHURN]
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        found.append(int(done.stdout))
+    assert found[0] < 50 < found[1]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, 0), (2, 1)])
+def test_predict_keeps_memory_for_the_next_picture(
+    count: int, kept: int, null_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(command, "keep_memory", lambda: calls.append(None))
+    for seed in range(count):
+        picture(tmp_path / "in" / f"{seed}.png", seed)
+    words = ["predict", str(null_bundle), str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert command.main(words) == 0
+    assert len(calls) == kept
