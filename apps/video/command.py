@@ -144,7 +144,6 @@ def _video(arguments: argparse.Namespace) -> int:
                 tasks,
                 mode,
                 seed=arguments.seed,
-                picture=form.picture,
                 show=preview.show if preview else None,
             )
             try:
