@@ -80,11 +80,9 @@ def tie(first: Thumbnail, second: Thumbnail, near: tuple[float, float] = (0.0, 0
     """Fit the map of the second frame to that of the first, the whole picture moved as the camera
     turned; `near` is a guess of that.
 
-    Over pixels whose colour changed little, and of those the ones that agree best. A camera that
-    turns, or comes nearer to a wall, tilts the true map: so a plane over the picture is fitted too,
-    and is left out of the tie. The scale is the ratio of the standard deviations of what planes do
-    not explain: least squares would make it too small by what the frames differ, again and again at
-    each frame.
+    Over pixels whose colour changed little, and of those the ones that agree best. The scale is the
+    ratio of the standard deviations: least squares would make it too small by what the frames
+    differ, again and again at each frame.
     """
     move = _find_move(_grey(first), _grey(second), near)
     place, colors = _overlap(first.rgb.astype(np.float32), move)
@@ -93,19 +91,17 @@ def tie(first: Thumbnail, second: Thumbnail, near: tuple[float, float] = (0.0, 0
     still = changed <= max(_STILL, float(np.median(changed)))
     target = _overlap(first.values, move)[1][still].astype(np.float64)
     values = second.values[place][still].astype(np.float64)
-    down, along = place
-    planes = _planes(second.values.shape)[:, down, along][:, still]
-    scale, plane = _detail(values, target, planes)
+    scale, shift = _spreads(values, target)
     for _ in range(2):
-        off = np.abs(scale * values + plane @ planes - target)
+        off = np.abs(scale * values + shift - target)
         most = int(_KEPT * (off.size - 1))
         kept = off <= np.partition(off, most)[most]
-        scale, plane = _detail(values[kept], target[kept], planes[:, kept])
-    left = (scale * values + plane @ planes - target)[kept]
+        scale, shift = _spreads(values[kept], target[kept])
+    left = scale * values[kept] + shift - target[kept]
     spread = max(float(first.values.std()), 1e-6)
     return Tie(
         scale=scale,
-        shift=float(plane[0]),
+        shift=shift,
         residual=float(np.sqrt((left * left).mean())) / spread,
         move=move,
     )
@@ -177,24 +173,14 @@ def _overlap(
     return (slices[0], slices[1]), answer
 
 
-@functools.cache
-def _planes(shape: tuple[int, int]) -> Floats:
-    """One, and the rows and the columns from the middle, as shares of the longer edge [3,h,w]."""
-    rows, columns = (np.arange(size) - (size - 1) / 2 for size in shape)
-    return np.stack(np.broadcast_arrays(1.0, rows[:, None] / max(shape), columns / max(shape)))
-
-
-def _detail(values: Floats, target: Floats, planes: Floats) -> tuple[float, Floats]:
-    """The scale, and the plane [3] after it, that give `values` the standard deviation of `target`
-    beside a plane, and its plane.
-    """
-    both = np.stack([values, target])
-    matrix = planes @ planes.T + 1e-9 * values.size * np.eye(3)
-    own = np.linalg.solve(matrix, planes @ both.T).T
-    rest = both - own @ planes
-    spreads = np.sqrt((rest * rest).mean(1))
-    scale = float(spreads[1] / spreads[0]) if spreads.min() > 1e-6 else 1.0
-    return scale, own[1] - scale * own[0]
+def _spreads(values: Floats, target: Floats) -> tuple[float, float]:
+    """Scale and shift that give `values` the mean and the standard deviation of `target`."""
+    middle, goal = float(values.mean()), float(target.mean())
+    own, wanted = (
+        math.sqrt(float(each @ each) / each.size) for each in (values - middle, target - goal)
+    )
+    scale = wanted / own if min(own, wanted) > 1e-6 else 1.0
+    return scale, goal - scale * middle
 
 
 def color_distance(first: Thumbnail, second: Thumbnail) -> float:
