@@ -138,13 +138,14 @@ def video_table(bodies: list[Body]) -> list[str]:
     lines = _flicker_table([row for row in rows if "flicker" in row])
     forms = [row for row in rows if "form" in row]
     if forms:
+        what = f"film of {forms[0]['size']}, network of {forms[0]['network']}"
         lines += [
-            "| film of 1080p | predicting, null backend | whole | beside it |",
+            f"| {what} | engine, null backend | whole | beside the engine |",
             "|---|---|---|---|",
         ]
     for row in forms:
         cells = [f"{row[key]:.1f} ms" for key in ("predicting_ms", "whole_ms", "beside_ms")]
-        lines.append(f"| {row['form']} | {' | '.join(cells)} |")
+        lines.append(f"| {row['form']}, {row['steady']} | {' | '.join(cells)} |")
     for row in (row for row in rows if "kills" in row):
         low, high = row["memory_mb_from_frame_200"]
         lines += [

@@ -1,9 +1,10 @@
 """What `lotus-edge video` costs beside the network: `python -m benchmarks.video_run BUNDLE`.
 
-The null backend stands in for the network, with the bundle's sizes and tasks. Measured are the
-milliseconds a frame that a film of 1080p takes longer than predicting its frames alone, for each
-form; and a film of 2,000 frames: memory from frame 200 on, and whether a run that was killed twice
-and resumed writes the same bytes as one that was not.
+The null backend stands in for the network, with the bundle's sizes and tasks. Measured are, for
+each form of a film of 1080p, the milliseconds a frame of the whole (its beginning left out), and
+how much longer that is than the engine alone takes for its frames; and a film of 2,000 frames:
+memory from frame 200 on, and whether a run that was killed twice and resumed writes the same bytes
+as one that was not. `--parts` names one of the two.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,12 +35,20 @@ if __name__ == "__main__":
     explain_missing_packages()
 
 from apps.__main__ import main as lotus_edge
+from apps.video.convert import View
 from apps.video.predict import Predictor
 from apps.video.source import Choice, Film
 from runtime import LotusEngine
 
 _OVER = ["--backend", "null", "--overwrite"]
-_FORMS = {"color": "a.mp4", "beside": "a.mp4", "over": "a.mp4", "deep": "a.mkv"}
+_FORMS = {
+    "color": "a.mp4",
+    "beside": "a.mp4",
+    "over": "a.mp4",
+    "deep": "a.mkv",
+    "frames": "frames",
+    "npz": "npz",
+}
 _SETTLED = 200  # frames after which memory must not grow
 
 
@@ -46,16 +56,18 @@ def main() -> int:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--frames", type=int, default=150, help="of the film of 1080p")
+    parser.add_argument("--frames", type=int, default=300, help="of the film of 1080p")
     parser.add_argument("--long", type=int, default=2000, help="frames of the long film")
+    parser.add_argument("--parts", nargs="+", choices=("forms", "long"), default=("forms", "long"))
     arguments = parse_arguments(parser)
     require("av")
     os.environ |= {"LOTUS_EDGE_NULL": "1", "LOTUS_EDGE_PROVE": "0"}
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            *_speed(arguments.bundle, Path(folder), arguments.frames),
-            *_long(arguments.bundle, Path(folder), arguments.long),
-        ]
+        parts = {
+            "forms": lambda: _speed(arguments.bundle, Path(folder), arguments.frames),
+            "long": lambda: _long(arguments.bundle, Path(folder), arguments.long),
+        }
+        rows = [row for part in arguments.parts for row in parts[part]()]
     print(write_rows("video-run", rows, dirty=arguments.dirty).name)
     return 0
 
@@ -83,29 +95,38 @@ def _write_film(path: Path, count: int, height: int, width: int) -> Path:
 def _speed(bundle: Path, folder: Path, count: int) -> Iterator[dict[str, Any]]:
     film = _write_film(folder / "hd.mp4", count, 1080, 1920)
     with LotusEngine(bundle, "null", prove=False) as engine:
-        tasks = tuple(engine.manifest.tasks)[:1]
-        frames = [*itertools.islice(Film(str(film), Choice()).frames(), 20)]
-        predictor = Predictor(engine, tasks, "causal")
-        predictor(frames[0])
+        task = next(iter(engine.manifest.tasks))
+        view = View(fit=Predictor(engine, (task,), "off").fit)
+        frames = [*itertools.islice(Film(str(film), Choice()).frames(0, view), 20)]
+        engine(frames[0].rgb)
         begin = time.perf_counter()
         for frame in frames * 3:
-            predictor(frame)
+            engine(frame.rgb, resize=None)
         alone = (time.perf_counter() - begin) / len(frames * 3)
     for form, name in _FORMS.items():
-        command = ["video", str(bundle), str(film), "--output", str(folder / name), *_OVER]
-        begin = time.perf_counter()
-        assert lotus_edge([*command, "--form", form, "--steady", "causal"]) == 0
-        whole = (time.perf_counter() - begin) / count
-        row = {
-            "form": form,
-            "size": "1920x1080",
-            "frames": count,
-            "predicting_ms": 1000 * alone,
-            "whole_ms": 1000 * whole,
-            "beside_ms": 1000 * (whole - alone),
-        }
-        print(row)
-        yield row
+        command = ["video", str(bundle), str(film), "--form", form, "--task", task, *_OVER]
+        for steady in ("causal", "clip") if form == "color" else ("causal",):
+            seconds = {}
+            for frame_count in (count // 5, count):
+                output = folder / f"{frame_count}-{name}"
+                own = ["--output", str(output), "--steady", steady]
+                begin = time.perf_counter()
+                assert lotus_edge([*command, *own, "--duration", str(frame_count / 30)]) == 0
+                seconds[frame_count] = time.perf_counter() - begin
+                shutil.rmtree(output, ignore_errors=True)
+            whole = (seconds[count] - seconds[count // 5]) / (count - count // 5)
+            row = {
+                "form": form,
+                "steady": steady,
+                "size": "1920x1080",
+                "network": "x".join(map(str, frames[0].rgb.shape[1::-1])),
+                "frames": count,
+                "predicting_ms": 1000 * alone,
+                "whole_ms": 1000 * whole,
+                "beside_ms": 1000 * (whole - alone),
+            }
+            print(row)
+            yield row
 
 
 def _long(bundle: Path, folder: Path, count: int) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -263,4 +263,6 @@ def _range(values: NDArray[np.float32]) -> tuple[float, float]:
 
 def _moved(thumbnail: Thumbnail, scale: float, shift: float) -> Thumbnail:
     values = thumbnail.values * np.float32(scale) + np.float32(shift)
-    return Thumbnail(values=values, rgb=thumbnail.rgb, time=thumbnail.time)
+    moved = replace(thumbnail, values=values)
+    moved.__dict__["histogram"] = thumbnail.histogram  # the colours are the same
+    return moved

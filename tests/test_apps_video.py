@@ -13,6 +13,7 @@ from PIL import Image
 
 from apps.__main__ import main
 from apps.video import source
+from apps.video.convert import Scaler, as_picture
 from apps.video.source import Choice, Film
 from runtime import LotusEngine
 
@@ -89,6 +90,44 @@ def test_films_keep_times_and_sound(
     told = json.loads((tmp_path / "out.mp4.json").read_text())
     assert (told["frames"], told["sound_tracks"], told["job"]["steady"]) == (30, 1, "clip")
     assert len(told["steps"]["disparity"]["scale"]) == 30
+
+
+def test_over_is_half_of_each(bundle: Path, film: Path, shown: np.ndarray, tmp_path: Path) -> None:
+    for form in ("color", "over"):
+        assert run(bundle, film, tmp_path / f"{form}.mp4", "--form", form) == 0
+    colors, over = (read_film(tmp_path / f"{form}.mp4")[0] for form in ("color", "over"))
+    expected = (shown.astype(float) + colors) / 2
+    assert np.abs(over - expected).mean() < 4
+
+
+def test_large_frames_are_shrunk_as_the_engine_does(bundle: Path, tmp_path: Path) -> None:
+    """By another library; what the network sees differs by less than a level of 255."""
+    large = [Image.fromarray(rgb).resize((384, 240)) for rgb in pictures(3, 60, 96)]
+    path = write_film(tmp_path / "a.mp4", np.stack([*map(np.asarray, large)]))
+    options = ("--form", "npz", "--steady", "off", "--task", "disparity")
+    assert run(bundle, path, tmp_path / "out", *options) == 0
+    values = np.load(tmp_path / "out" / "disparity-000000.npz")["values"]
+    (_, second, _) = Film(str(path), Choice()).frames()
+    assert second.rgb.shape == (240, 384, 3)
+    with LotusEngine(bundle) as engine:
+        exact = engine(second.rgb)["disparity"].values
+    assert values[1].shape == exact.shape == (240, 384)
+    assert np.abs(values[1] - exact).mean() < 1 / 255
+
+
+@pytest.mark.parametrize(
+    ("pixels", "space", "scale"), [("yuv420p", 5, 1), ("yuvj420p", 5, 2), ("yuv422p10le", 1, 1)]
+)
+def test_pictures_in_a_film_keep_their_colours(pixels: str, space: int, scale: int) -> None:
+    """Also those of old cameras (BT.601), of full range, and of 10 bits."""
+    exact = pictures(1, 64, 96)[0]
+    frame = av.VideoFrame.from_ndarray(exact, format="rgb24").reformat(
+        format=pixels, dst_colorspace=space, dst_color_range=scale
+    )
+    picture = as_picture(Scaler(), frame, 64, 96)
+    assert (picture.format.name, picture.width, picture.height) == ("yuv420p", 96, 64)
+    again = picture.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
+    assert np.abs(again.astype(int) - exact).mean() < 5
 
 
 def test_colours_are_those_of_the_map(bundle: Path, film: Path, tmp_path: Path) -> None:
@@ -177,7 +216,7 @@ def test_any_samples(
 def test_odd_sizes(bundle: Path, tmp_path: Path) -> None:
     path = write_film(tmp_path / "a.mkv", pictures(3, 33, 51), codec="ffv1", pixels="bgr0")
     assert run(bundle, path, tmp_path / "a.mp4", "--form", "beside") == 0
-    assert read_film(tmp_path / "a.mp4")[0].shape[1:3] == (34, 102)
+    assert read_film(tmp_path / "a.mp4")[0].shape[1:3] == (34, 104)
     assert run(bundle, path, tmp_path / "b.mkv", "--form", "deep") == 0
     assert read_film(tmp_path / "b.mkv", "gray16le")[0].shape[1:3] == (33, 51)
 

@@ -50,7 +50,7 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--duration", {"type": float, "metavar": "SECONDS", "help": "leave out what comes after"}),
     (
         "--max-size",
-        {"type": int, "metavar": "PIXELS", "help": "shrink frames to this longer edge"},
+        {"type": int, "metavar": "PIXELS", "help": "shrink the result to this longer edge"},
     ),
     (
         "--rate",
@@ -144,7 +144,6 @@ def _video(arguments: argparse.Namespace) -> int:
                 tasks,
                 mode,
                 seed=arguments.seed,
-                picture=form.picture,
                 show=preview.show if preview else None,
             )
             try:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.video.convert import BT709, LIMITED, Scaler, film_frame, planes
 from apps.video.frames import Answer, deep_range
 from runtime.encoding import png
 from runtime.errors import OutputError
@@ -24,8 +25,6 @@ from runtime.writing import write_together
 
 TICK = 40
 """Milliseconds between the frames of a chunk's own film; their true times come with the join."""
-_BT709 = 1  # colour space, primaries and transfer, as FFmpeg counts them
-_LIMITED = 1  # 16..235
 
 
 class ChunkWriter(Protocol):
@@ -107,10 +106,10 @@ class _FilmChunk:
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.codec_context.thread_count = 2  # its number is in what comes out: not the machine's
         if pixels == "yuv420p":
-            stream.codec_context.colorspace = _BT709
-            stream.codec_context.color_primaries = _BT709
-            stream.codec_context.color_trc = _BT709
-            stream.codec_context.color_range = _LIMITED
+            stream.codec_context.colorspace = BT709
+            stream.codec_context.color_primaries = BT709
+            stream.codec_context.color_trc = BT709
+            stream.codec_context.color_range = LIMITED
         return stream
 
     def close(self) -> None:
@@ -126,31 +125,58 @@ class _FilmChunk:
         self._partial.unlink(missing_ok=True)
 
 
-_H264 = ("libx264", "yuv420p", {"preset": "veryfast", "crf": "18", "bf": "0", "refs": "1"})
+_H264 = ("libx264", "yuv420p", {"preset": "ultrafast", "qp": "18"})
 
 
 def _color_film(settings: Settings, chunk: int) -> ChunkWriter:
+    scaler = Scaler()
+
     def draw(answer: Answer) -> Any:
-        return _to_film(answer.colors(settings.tasks[0]), answer.size)
+        return film_frame(scaler, answer.colors(settings.tasks[0]), answer.size)
 
     return _FilmChunk(settings, chunk, _H264, draw)
 
 
 def _beside_film(settings: Settings, chunk: int) -> ChunkWriter:
+    scaler = Scaler()
+
     def draw(answer: Answer) -> Any:
-        both = np.concatenate([_picture(answer), _colors_at_size(answer, settings)], axis=1)
-        return _to_film(both, both.shape[:2])
+        colors = film_frame(scaler, answer.colors(settings.tasks[0]), answer.size)
+        return _film_frame_of(
+            (2 * colors.width, colors.height),
+            lambda left, right, both: np.concatenate([left, right], axis=1, out=both),
+            answer.picture,
+            colors,
+        )
 
     return _FilmChunk(settings, chunk, _H264, draw)
 
 
 def _over_film(settings: Settings, chunk: int) -> ChunkWriter:
-    def draw(answer: Answer) -> Any:
+    scaler = Scaler()
+
+    def mix(picture: NDArray[np.uint8], colors: NDArray[np.uint8], half: NDArray[np.uint8]) -> None:
         # Half of each. Shifted: a mean of larger numbers takes three times as long.
-        mixed = (_picture(answer) >> 1) + (_colors_at_size(answer, settings) >> 1)
-        return _to_film(mixed, answer.size)
+        np.right_shift(picture, 1, out=half)
+        half += colors >> 1
+
+    def draw(answer: Answer) -> Any:
+        colors = film_frame(scaler, answer.colors(settings.tasks[0]), answer.size)
+        return _film_frame_of((colors.width, colors.height), mix, answer.picture, colors)
 
     return _FilmChunk(settings, chunk, _H264, draw)
+
+
+def _film_frame_of(size: tuple[int, int], fill: Callable[..., object], *frames: Any) -> Any:
+    """A frame of a film of (width, height): `fill` gets the same plane of each of `frames`, and
+    writes into the last array it is given.
+    """
+    import av
+
+    made = av.VideoFrame(*size, "yuv420p")
+    for each in zip(*map(planes, (*frames, made)), strict=True):
+        fill(*each)
+    return made
 
 
 def _deep_film(settings: Settings, chunk: int) -> ChunkWriter:
@@ -168,38 +194,6 @@ def _deep_film(settings: Settings, chunk: int) -> ChunkWriter:
 
     codec = ("ffv1", kept, {"level": "3", "slices": "4", "slicecrc": "1"})
     return _FilmChunk(settings, chunk, codec, draw)
-
-
-def _picture(answer: Answer) -> NDArray[np.uint8]:
-    assert answer.rgb is not None  # forms with `picture` get it
-    return answer.rgb
-
-
-def _colors_at_size(answer: Answer, settings: Settings) -> NDArray[np.uint8]:
-    import av
-
-    height, width = answer.size
-    frame = av.VideoFrame.from_ndarray(answer.colors(settings.tasks[0]), format="rgb24")
-    return np.asarray(frame.reformat(width=width, height=height).to_ndarray(), np.uint8)
-
-
-def _to_film(rgb: NDArray[np.uint8], size: tuple[int, ...]) -> Any:
-    """A picture as a frame of a film of (height, width) `size`, or one more where that is odd: the
-    format has one colour for each 2 x 2 pixels.
-    """
-    import av
-
-    height, width = size
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-    if rgb.shape[:2] == (height, width) and (height % 2 or width % 2):
-        padded = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(padded, format="rgb24")
-    return frame.reformat(
-        width=width + width % 2,
-        height=height + height % 2,
-        format="yuv420p",
-        dst_colorspace="ITU709",
-    )
 
 
 class _FrameChunk:

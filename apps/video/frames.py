@@ -21,8 +21,9 @@ NO_STEP = Step(scale=1.0, shift=0.0, low=0.0, high=1.0, cut=False)
 class Answer:
     """The maps of one frame: `maps` by task, values float32 [h,w] or [h,w,C] at the size that the
     network gives, not made steady; what makes them so is in `steps`. `size` is the frame's own
-    height and width. `rgb` is the frame where it is needed, `thumb` uint8 [h,w,3] a small one where
-    a later pass needs it. `state` is what the steps remember after this frame, by task and name.
+    height and width. `picture` is the frame, as one of a film, where it is needed, `thumb` uint8
+    [h,w,3] a small one where a later pass needs it. `state` is what the steps remember after this
+    frame, by task and name.
     """
 
     number: int
@@ -31,7 +32,7 @@ class Answer:
     size: tuple[int, int]
     maps: dict[str, NDArray[np.float32]]
     steps: dict[str, Step]
-    rgb: NDArray[np.uint8] | None = None
+    picture: Any = None
     thumb: NDArray[np.uint8] | None = None
     state: dict[str, NDArray[Any]] = field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from apps.video.frames import Answer
 from apps.video.source import Frame
 from runtime.engine import LotusEngine
+from runtime.image import choose_bucket, fit_of
 from runtime.steady import Causal, Step, plan_clip, shrink
 from runtime.tasks import TASKS
 
@@ -23,7 +24,7 @@ class Predictor:
     """Answers frames one after the other. Mode G gets the same noise for each of them.
 
     `mode` "off" leaves maps as they are, "causal" makes them steady, "clip" keeps what a later pass
-    needs. `picture`: answers hold their frame. `show` is given the colours of each frame.
+    needs. `show` is given the colours of each frame.
     """
 
     def __init__(
@@ -33,11 +34,10 @@ class Predictor:
         mode: Mode,
         *,
         seed: int | None = None,
-        picture: bool = False,
         show: Show | None = None,
     ) -> None:
         self._engine, self._tasks, self._seed = engine, tasks, seed
-        self._picture, self._show, self._keeps_thumb = picture, show, mode == "clip"
+        self._show, self._keeps_thumb = show, mode == "clip"
         self.causal = {
             task: Causal(fit=mode == "causal") for task in tasks if TASKS[task].space is not None
         }
@@ -57,10 +57,10 @@ class Predictor:
             number=frame.number,
             time=frame.time,
             pts=frame.pts,
-            size=(frame.rgb.shape[0], frame.rgb.shape[1]),
+            size=frame.size,
             maps=maps,
             steps=steps,
-            rgb=frame.rgb if self._picture else None,
+            picture=frame.picture,
             thumb=thumb if self._keeps_thumb else None,
             state={
                 f"{task}/{name}": array
@@ -71,6 +71,12 @@ class Predictor:
         if self._show is not None:
             self._show(answer.colors(self._tasks[0]))
         return answer
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which the network sees a frame of this height and width."""
+        bucket = choose_bucket(self._engine.manifest.buckets, height, width)
+        fit = fit_of(height, width, bucket)
+        return fit.content_height, fit.content_width
 
     def restore(self, state: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Go on where another process stopped."""
@@ -97,6 +103,6 @@ def with_steps(
 ) -> Iterator[Answer]:
     """The answers with their steps, and with their frames where these are needed."""
     for answer in answers:
-        rgb = None if frames is None else next(frames).rgb
+        picture = None if frames is None else next(frames).picture
         own = {task: each[answer.number] for task, each in steps.items()}
-        yield replace(answer, steps=own, rgb=rgb)
+        yield replace(answer, steps=own, picture=picture)

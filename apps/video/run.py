@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apps.video.convert import View
 from apps.video.forms import Form, Settings
 from apps.video.frames import Answer, deep_range
 from apps.video.join import join
@@ -64,17 +65,19 @@ class Run:
         return told
 
     def _passes(self, predictor: Predictor, open_chunk: Callable[[int], Any]) -> int:
+        view = View(fit=predictor.fit, picture=self.form.picture)
         if self.mode != "clip":
             predictor.restore(self.work.state("done"))
             done = len(self.work.records("done").numbers)
-            frames = self.source.frames(done)
+            frames = self.source.frames(done, view)
             return self._pass("", frames, predictor, Chunks(self.work, "done", open_chunk), done)
+        small = View(fit=predictor.fit)
         done = len(self.work.records("spooled").numbers)
         spool = Chunks(self.work, "spooled", lambda chunk: SpoolChunk(self.work, chunk))
-        self._pass("1 of 2: predict", self.source.frames(done), predictor, spool, done)
+        self._pass("1 of 2: predict", self.source.frames(done, small), predictor, spool, done)
         steps = plan(lambda: spooled(self.work), self.tasks)
         done = len(self.work.records("done").numbers)
-        pictures = self.source.frames(done) if self.form.picture else None
+        pictures = self.source.frames(done, view) if self.form.picture else None
         answers = with_steps(spooled(self.work, done), steps, pictures)
         chunks = Chunks(self.work, "done", open_chunk)
         return self._pass("2 of 2: write", answers, lambda answer: answer, chunks, done)

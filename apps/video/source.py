@@ -17,25 +17,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from apps.video.convert import Scaler, View, as_picture, film_frame, to_rgb, turns_of
 from runtime.errors import ImageError
 from runtime.image import IMAGE_SUFFIXES, load
 
 _MARK = 1 << 20  # bytes at the beginning and the end, by which a film is known again
-_HD = 720  # rows from which on a film that does not say so has the colours of HD
-_UNSPECIFIED, _ITU709 = 2, 1  # as FFmpeg counts them
 _SAFE_STEP = Fraction(1, 1000)
+_WHOLE = View()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
     """One frame: the `number`-th that is used, from 0 on, at `time` in seconds and `pts` in units
-    of its source's `time_base`; `rgb` uint8 [H,W,3], upright.
+    of its source's `time_base`. `size` is its height and width, upright. What a `View` makes of it:
+    `rgb` uint8 [h,w,3], and `picture`, PyAV's frame of a film, where that is asked for.
     """
 
     number: int
     time: float
     pts: int
+    size: tuple[int, int]
     rgb: NDArray[np.uint8]
+    picture: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """By what it is known again."""
 
-    def frames(self, skip: int = 0) -> Iterator[Frame]:
+    def frames(self, skip: int = 0, view: View = _WHOLE) -> Iterator[Frame]:
         """The frames that are used, without the first `skip` of them. Raises: ImageError."""
 
 
@@ -117,10 +120,10 @@ class Film:
             digest.update(stream.read(_MARK))
         return digest.hexdigest()[:16]
 
-    def frames(self, skip: int = 0) -> Iterator[Frame]:
+    def frames(self, skip: int = 0, view: View = _WHOLE) -> Iterator[Frame]:
         number, seen, last = 0, 0, -1
         step = max(1, round(1 / (self.rate * self.time_base)))
-        size: tuple[int, int] | None = None
+        look = _Look(view, self._choice)
         for frame in self._decoded():
             # Streams without times get them from the rate; of two equal ones the second moves.
             pts = frame.pts if frame.pts is not None else last + (step if seen else 1)
@@ -133,10 +136,8 @@ class Film:
             seen += 1
             if (seen - 1) % self._choice.every:
                 continue
-            size = size or self._choice.size(frame.height, frame.width)
             if number >= skip:
-                rgb = to_rgb(frame, *size)
-                yield Frame(number=number, time=time + self.begin, pts=pts, rgb=rgb)
+                yield look(frame, number=number, time=time + self.begin, pts=pts)
             number += 1
         if self.damaged:
             self.notes.append(f"{self.damaged} packets could not be decoded and were left out")
@@ -186,9 +187,9 @@ class Camera:
     def fingerprint(self) -> str:
         return ""
 
-    def frames(self, skip: int = 0) -> Iterator[Frame]:
+    def frames(self, skip: int = 0, view: View = _WHOLE) -> Iterator[Frame]:
         number, seen, last, begin = 0, 0, -1, None
-        size: tuple[int, int] | None = None
+        look = _Look(view, self._choice)
         device, options = _device(self.name.partition(":")[2])
         with _opened(device, **options) as container:
             for frame in container.decode(_video_of(container, self.name)):
@@ -201,9 +202,8 @@ class Camera:
                 seen += 1
                 if (seen - 1) % self._choice.every:
                     continue
-                size = size or self._choice.size(frame.height, frame.width)
                 last = max(round(time / self.time_base), last + 1)
-                yield Frame(number=number, time=time, pts=last, rgb=to_rgb(frame, *size))
+                yield look(frame, number=number, time=time, pts=last)
                 number += 1
 
 
@@ -235,7 +235,7 @@ class Pictures:
             digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
-    def frames(self, skip: int = 0) -> Iterator[Frame]:
+    def frames(self, skip: int = 0, view: View = _WHOLE) -> Iterator[Frame]:
         used = [
             (pts, path)
             for pts, path in enumerate(self.paths)
@@ -245,6 +245,7 @@ class Pictures:
         if not used:
             raise ImageError(f"{self.name}: there is no frame{_where(self._choice)}")
         first: tuple[int, ...] | None = None
+        scaler = Scaler()
         for number, (pts, path) in enumerate(used):
             if number < skip and first is not None:
                 continue
@@ -257,30 +258,44 @@ class Pictures:
             first = rgb.shape
             if number < skip:
                 continue
-            height, width = self._choice.size(*rgb.shape[:2])
-            if (height, width) != rgb.shape[:2]:
-                small = Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)
-                rgb = np.asarray(small, np.uint8)
-            yield Frame(number=number, time=float(pts / self.rate), pts=pts, rgb=rgb)
+            size = self._choice.size(*rgb.shape[:2])
+            yield Frame(
+                number=number,
+                time=float(pts / self.rate),
+                pts=pts,
+                size=size,
+                rgb=_resized(rgb, *view.fit(*size)),
+                picture=film_frame(scaler, _resized(rgb, *size)) if view.picture else None,
+            )
 
 
-def to_rgb(frame: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """A decoded frame as RGB uint8, turned upright; `height` and `width` are those before that.
-    Deep samples are scaled to 8 bits, alpha is dropped.
-    """
-    colors: dict[str, Any] = {}
-    if frame.colorspace == _UNSPECIFIED and frame.height >= _HD:
-        colors["src_colorspace"] = _ITU709
-    smaller = height < frame.height
-    rgb = frame.reformat(
-        width=width,
-        height=height,
-        format="rgb24",
-        interpolation="AREA" if smaller else "BILINEAR",
-        **colors,
-    ).to_ndarray()
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else np.asarray(rgb, np.uint8)
+def _resized(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture, np.uint8)
+
+
+class _Look:
+    """Makes frames of decoded ones. All are of the size of the first."""
+
+    def __init__(self, view: View, choice: Choice) -> None:
+        self._view, self._choice = view, choice
+        self._rgb, self._picture = Scaler(), Scaler()
+        self._size: tuple[int, int] | None = None
+
+    def __call__(self, decoded: Any, *, number: int, time: float, pts: int) -> Frame:
+        self._size = self._size or self._choice.size(decoded.height, decoded.width)
+        upright = -1 if turns_of(decoded) % 2 else 1
+        height, width = self._size[::upright]
+        return Frame(
+            number=number,
+            time=time,
+            pts=pts,
+            size=(height, width),
+            rgb=to_rgb(self._rgb, decoded, *self._view.fit(height, width)[::upright]),
+            picture=as_picture(self._picture, decoded, *self._size) if self._view.picture else None,
+        )
 
 
 def _opened(name: str, **options: Any) -> Any:
