@@ -29,6 +29,7 @@ def open_pytorch(
     published: bool = False,
     dtype: str | None = None,
     compile: bool = False,
+    torchao: str | None = None,
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """Load a checkpoint; the answer predicts RGB uint8 [N,H,W,3] in one pass, as float32 [N,H,W] or
     [N,H,W,C].
@@ -36,7 +37,8 @@ def open_pytorch(
     Each prediction empties `stages` and then writes the seconds of each stage into it. `published`
     encodes the prompt for every image and samples the posterior; otherwise the prompt is stored and
     the posterior's mean is taken. `dtype` is a type of torch for autocast. `compile` compiles the
-    three networks. `task` is for a checkpoint that does not imply it.
+    three networks. `torchao` is a configuration of torchao for linear layers. `task` is for a
+    checkpoint that does not imply it.
 
     Raises: CheckpointError.
     """
@@ -50,6 +52,8 @@ def open_pytorch(
     if class_vector is not None:
         class_vector = class_vector.to(device)
     encode_prompt = _text_encoder(checkpoint, device) if published else lambda: stored_prompt
+    if torchao is not None:
+        _quantise([vae, unet], torchao)
     encoder, network, decoder = vae.encode, unet, vae.decode
     if compile:
         encoder, network, decoder = (torch.compile(part) for part in (encoder, network, decoder))
@@ -79,6 +83,14 @@ def open_pytorch(
             return values_of(unit, answered)
 
     return predict
+
+
+def _quantise(parts: list[torch.nn.Module], configuration: str) -> None:
+    """Linear layers by torchao, in place; it leaves convolutions alone."""
+    from torchao import quantization
+
+    for part in parts:
+        quantization.quantize_(part, getattr(quantization, configuration)())
 
 
 def values_of(unit: torch.Tensor, task: Task) -> NDArray[np.float32]:

@@ -1,0 +1,91 @@
+"""Contenders beside our own bundles: the same pictures, the same alignment."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import bucket, write_null_bundle
+
+from benchmarks import nncf_peer, subjects, tables
+from benchmarks.baselines import Work, built
+from export.errors import BuildError
+from export.plan import make_plan
+from export.settings import BuildSettings
+from runtime.manifest import Manifest
+
+
+def test_nncf_calibrates_with_what_our_own_int8_does(tmp_path: Path) -> None:
+    """Pictures, and noises in mode G."""
+    settings = BuildSettings(
+        checkpoint="tiny/disparity-g",
+        resolutions=((64, 96),),
+        target="openvino",
+        precision="int8",
+        calibration_images=3,
+    )
+    plan = make_plan(settings)
+    ours = [*plan.calibration.feeds(plan, plan.buckets[0])]
+    bundle = write_null_bundle(tmp_path / "null", mode="g", buckets=[bucket(1)])
+    manifest = dataclasses.replace(Manifest.load(bundle), noise_seed=plan.noise_seed)
+    theirs = [*nncf_peer.feeds(manifest, 3)]
+    assert len(ours) == len(theirs) == 3
+    for (image, noise), feed in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(image.numpy(), feed["image"])
+        np.testing.assert_array_equal(noise.numpy(), feed["noise"])
+
+
+def test_without_nncf_the_row_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(BuildError, match=r"extra `peers`"):
+        built("nncf", Work(checkpoint="tiny/disparity-d", resolution="64x64"), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_contenders_stand_beside_the_first() -> None:
+    bodies = [
+        {
+            "machine": {"cores": "2", "cpu": "x"},
+            "commit": "c",
+            "date": "d",
+            "command": "run",
+            "rows": [
+                {
+                    "name": "in-style (100 images)",
+                    "checkpoint": checkpoint,
+                    "meaning": meaning,
+                    "metrics": {"abs_rel": value},
+                }
+            ],
+        }
+        for meaning, checkpoint, value in (
+            ("exact", "tiny/a", 0.1),
+            ("exact", "tiny/b", 0.2),
+            ("other", "tiny/b", 0.3),
+            ("other", "tiny/a", 0.11),
+        )
+    ]
+    assert tables.contenders_table(bodies)[:4] == [
+        "| in style, 100 images | a, abs_rel | b, abs_rel |",
+        "|---|---|---|",
+        "| exact | 0.1000 | 0.2000 |",
+        "| other | 0.1100 (+10.00%) | 0.3000 (+50.00%) |",
+    ]
+
+
+@pytest.mark.slow
+def test_what_nncf_makes_predicts_close_to_the_plain_bundle(tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="the extra `peers`")
+    work = Work(checkpoint="tiny/disparity-d", resolution="64x64", trained=True)
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    image[:, 16:48, 16:48] = 200
+    with subjects.open_baseline("openvino", work, tmp_path) as plain:
+        exact = plain.predict(image[0], None, 1).values
+    with subjects.open_baseline("nncf-best", work, tmp_path) as peer:
+        found = peer.predict(image[0], None, 1).values
+    assert 0 < np.abs(found - exact).mean() < 0.1
