@@ -96,7 +96,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for name, data in measured.items():
         same: dict[str, Any] = {"bundle": bundle, **subject.about, **merged}
         same |= {"task": name} if len(tasks) > 1 else {}
-        constant = not averaged
+        constant = not averaged and arguments.what is None  # it takes a minute, and is no other
         of_task = _rows_of(TASKS[name], data, names, places[name], constant=constant)
         print(_write_sheet(TASKS[name], data, names, of_task, places[name]))
         rows += [same | row for row in of_task]

@@ -45,8 +45,8 @@ _BUILT = (
 )
 _EMULATED = (("fp16", "tensorrt-rtx"), ("int8", "tensorrt"))
 _COMPARED = (
-    *("pytorch", "pytorch-bf16", "pytorch-torchao-weights", "pytorch-torchao-dynamic"),
-    *("nncf", "nncf-best", "openvino-int8"),
+    *("onnxruntime", "openvino-int8", "nncf", "nncf-best"),
+    *("pytorch-torchao-weights", "pytorch-torchao-dynamic"),
 )
 _FOLDER = "{folder}"  # of the step, in its words
 
@@ -99,7 +99,7 @@ def steps(checkpoint: str, sizes: Sequence[str], rounds: int) -> list[Step]:
 
 
 def _latencies(checkpoint: str, sizes: Sequence[str], rounds: int) -> Iterator[Step]:
-    """Each size in every precision, all contenders at one; then batches, two tasks, mode G."""
+    """Each size in every precision, all contenders at one; then two tasks, batches, mode G."""
 
     def step(name: str, size: str, *words: str, bundles: int) -> Step:
         own = ("--resolution", size, "--rounds", str(rounds), "--together", "1", *words)
@@ -108,24 +108,30 @@ def _latencies(checkpoint: str, sizes: Sequence[str], rounds: int) -> Iterator[S
         command = ("-m", "benchmarks.latency", *own, "--bundles", _FOLDER)
         return Step(name=name, minutes=seconds / 60 + 5 * bundles, commands=(command,))
 
-    def name_of(checkpoint: str, size: str, batch: int = 1) -> str:
-        return f"latency-{Work(checkpoint=checkpoint, resolution=size, batch=batch).name}"
+    def name_of(checkpoint: str, size: str) -> str:
+        return f"latency-{Work(checkpoint=checkpoint, resolution=size).name}"
 
     one = ("--checkpoint", checkpoint)
     for size in sizes:
         what = _CONTENDERS if size == _CONTENDED else _EVERY
         words = (*one, "--what", "pytorch", *what)
         yield step(name_of(checkpoint, size), size, *words, bundles=len(what))
-    batched = ("onnxruntime", "onnxruntime-batch", "openvino", "openvino-batch")
-    words = (*one, "--batch", "4", "--reference", "openvino", "--what", *batched)
-    yield step(name_of(checkpoint, sizes[0], 4), sizes[0], *words, bundles=16)
     two = ("--checkpoint", f"{checkpoint},{checkpoint}", "--task", "disparity,normal")
     if checkpoint.startswith("random/"):
         two = ("--checkpoint", f"{checkpoint},{checkpoint}@1", *two[2:])
     for precision in ("", "-bf16"):
         what = ("--reference", f"openvino{precision}-apart", "--what", f"openvino{precision}")
-        name = f"latency-joint-{sizes[0]}{precision}"
+        name = f"together-joint-{sizes[0]}{precision}"
         yield step(name, sizes[0], *two, *what, "--name", name, bundles=4)
+    backends = ("onnxruntime", "openvino", "openvino-bf16")
+    for what, words in (
+        ("batch", (*one, "--batch", "4")),
+        ("one-decode", two),
+    ):
+        for backend in backends:
+            name = f"together-{backend}-{what}"
+            pair = ("--reference", backend, "--what", f"{backend}-{what}", "--name", name)
+            yield step(name, sizes[0], *words, *pair, bundles=4)
     other = checkpoint.replace("-d", "-g")
     if other != checkpoint:
         words = ("--checkpoint", other, "--what", "pytorch", *_EVERY)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +69,8 @@ class Baseline:
     `open_pytorch`; otherwise a bundle, built with `options` of `export/build_engine.py`. `batched`:
     its bucket takes the batch in one run. Several checkpoints are one bundle, or one for each if
     `apart`, as PyTorch always has it. `nncf`: the preset with which OpenVINO's own quantiser makes
-    int8 of that bundle's graph (`benchmarks.nncf_peer`).
+    int8 of that bundle's graph (`benchmarks.nncf_peer`). `recipe`: fields that the target's recipe
+    has in another way (`benchmarks.build_variant`).
     """
 
     meaning: str
@@ -77,6 +79,12 @@ class Baseline:
     batched: bool = False
     apart: bool = False
     nncf: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it says something without its likeness beside it."""
+        return not (self.batched or self.apart or self.recipe)
 
     def build_options(self, work: Work) -> dict[str, Any]:
         """`options` for this work."""
@@ -216,6 +224,19 @@ BASELINES |= {
     )
     for name in ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
 }
+BASELINES |= {
+    f"{name}-one-decode": dataclasses.replace(
+        BASELINES[name],
+        meaning=f"{BASELINES[name].meaning}, all latents decoded as one batch",
+        recipe={"decodes_batched": True},
+    )
+    for name in ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
+}
+BASELINES["openvino-int8-stored-bf16"] = dataclasses.replace(
+    BASELINES["openvino-int8"],
+    meaning=f"{BASELINES['openvino-int8'].meaning}, other weights stored as bf16",
+    recipe={"stored": "bf16"},
+)
 _NNCF_OF = "plain-openvino"  # the baseline whose bundle NNCF is given
 REFERENCE = "pytorch"
 """The baseline that all others are compared with."""
@@ -229,6 +250,7 @@ def bundle_paths(name: str, work: Work, folder: Path) -> dict[Path, list[tuple[s
     if baseline.backend is None:
         return {}
     options = baseline.build_options(work)
+    options |= baseline.recipe
     settings = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
     settings += f"-nncf-{baseline.nncf}-{work.calibration_images}" if baseline.nncf else ""
     every = work.checkpoints
@@ -254,7 +276,10 @@ def built(name: str, work: Work, folder: Path) -> list[Path]:
     for bundle, part in bundles.items():
         if bundle.exists():
             continue
-        words = ["export/build_engine.py", *_build_words(baseline, work, part)]
+        words = ["export/build_engine.py"]
+        if baseline.recipe:
+            words = ["-m", "benchmarks.build_variant", json.dumps(baseline.recipe)]
+        words += _build_words(baseline, work, part)
         if baseline.nncf:
             if importlib.util.find_spec("nncf") is None:
                 raise BuildError(f"{how_to_get('nncf')}")

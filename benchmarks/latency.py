@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="random/lotus-d", metavar="CHECKPOINT[,...]")
     parser.add_argument("--task", default="", metavar="TASK[,...]", help="as build_engine takes it")
     parser.add_argument("--resolution", default="512x512", metavar="HxW")
-    alone = [name for name, each in BASELINES.items() if not (each.batched or each.apart)]
+    alone = [name for name, each in BASELINES.items() if each.alone]
     parser.add_argument("--what", nargs="+", default=alone, choices=BASELINES)
     parser.add_argument(
         "--reference",

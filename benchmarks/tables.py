@@ -156,14 +156,15 @@ def contenders_table(bodies: list[Body]) -> list[str]:
     """
     table: dict[str, dict[str, float]] = {}
     heads: dict[str, str] = {}
+    count = 0
     for body in bodies:
         group = next(row for row in body["rows"] if row["name"].startswith("in-style ("))
         checkpoint = group["checkpoint"].removeprefix("tiny/")
         metric = next(key for key in _FIRST if key in group["metrics"])
-        heads[checkpoint] = f"{checkpoint}, {metric}"
+        heads[checkpoint], count = f"{checkpoint}, {metric}", group["images"]
         table.setdefault(group["meaning"], {})[checkpoint] = group["metrics"][metric]
     lines = [
-        f"| in style, 100 images | {' | '.join(heads.values())} |",
+        f"| in style, {count} images | {' | '.join(heads.values())} |",
         "|---|" + "---|" * len(heads),
     ]
     exact = next(iter(table.values()))

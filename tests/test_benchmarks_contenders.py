@@ -56,7 +56,8 @@ def test_contenders_stand_beside_the_first() -> None:
             "command": "run",
             "rows": [
                 {
-                    "name": "in-style (100 images)",
+                    "name": "in-style (40 images)",
+                    "images": 40,
                     "checkpoint": checkpoint,
                     "meaning": meaning,
                     "metrics": {"abs_rel": value},
@@ -71,7 +72,7 @@ def test_contenders_stand_beside_the_first() -> None:
         )
     ]
     assert tables.contenders_table(bodies)[:4] == [
-        "| in style, 100 images | a, abs_rel | b, abs_rel |",
+        "| in style, 40 images | a, abs_rel | b, abs_rel |",
         "|---|---|---|",
         "| exact | 0.1000 | 0.2000 |",
         "| other | 0.1100 (+10.00%) | 0.3000 (+50.00%) |",

@@ -39,6 +39,7 @@ COMPLETE = {
     "export/build_engine.py": ["tiny/disparity-d", "--output", "{folder}/built"],
     "export/inspect_bundle.py": ["{bundle}"],
     "benchmarks/accuracy.py": ["--bundle", "{bundle}", "--dirty"],
+    "benchmarks/build_variant.py": ["{{}}", "tiny/disparity-d", "--output", "{folder}/built"],
     "benchmarks/cold_start.py": ["--bundle", "{bundle}", "--dirty"],
     "benchmarks/emulate.py": ["{bundle}", "--output", "{folder}/emulated"],
     "benchmarks/evaluate.py": ["{bundle}", "--data", "{folder}"],
