@@ -107,6 +107,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _open_subject(arguments: argparse.Namespace) -> AbstractContextManager[Subject]:
     if arguments.what is None:
         return open_bundle(arguments.bundle, arguments.backend)
+    if (arguments.backend, arguments.seed, arguments.ensemble) != (None, None, 1):
+        raise DatasetError(
+            f"--what {arguments.what} has a backend and noise of its own: --backend, --seed and "
+            "--ensemble are for --bundle"
+        )
     work = Work(checkpoint=arguments.checkpoint, resolution=arguments.resolution, trained=True)
     return open_baseline(arguments.what, work, arguments.bundles)
 

@@ -36,9 +36,8 @@ def open_pytorch(
 
     Each prediction empties `stages` and then writes the seconds of each stage into it. `published`
     encodes the prompt for every image and samples the posterior; otherwise the prompt is stored and
-    the posterior's mean is taken. `dtype` is a type of torch for autocast. `compile` compiles the
-    three networks. `torchao` is a configuration of torchao for linear layers. `task` is for a
-    checkpoint that does not imply it.
+    the posterior's mean is taken. `dtype` is a type of torch for autocast. `compile` is for all
+    three networks, `torchao` a configuration of it, `task` for checkpoints that do not imply it.
 
     Raises: CheckpointError.
     """
@@ -52,8 +51,7 @@ def open_pytorch(
     if class_vector is not None:
         class_vector = class_vector.to(device)
     encode_prompt = _text_encoder(checkpoint, device) if published else lambda: stored_prompt
-    if torchao is not None:
-        _quantise([vae, unet], torchao)
+    _quantise([vae, unet], torchao)
     encoder, network, decoder = vae.encode, unet, vae.decode
     if compile:
         encoder, network, decoder = (torch.compile(part) for part in (encoder, network, decoder))
@@ -85,8 +83,10 @@ def open_pytorch(
     return predict
 
 
-def _quantise(parts: list[torch.nn.Module], configuration: str) -> None:
-    """Linear layers by torchao, in place; it leaves convolutions alone."""
+def _quantise(parts: list[torch.nn.Module], configuration: str | None) -> None:
+    """Linear layers by torchao, in place, if asked for; it leaves convolutions alone."""
+    if configuration is None:
+        return
     from torchao import quantization
 
     for part in parts:

@@ -231,6 +231,8 @@ def test_a_baseline_is_measured_as_a_bundle_is(
         found[name] = saved["rows"]
     first, second = ({row["name"]: row["metrics"] for row in each} for each in found.values())
     assert first == second
+    monkeypatch.setattr(sys, "argv", [*same, *baseline_words, "--seed", "1"])
+    assert accuracy.main() == 1, "its noise cannot be chosen"
     row = found["depth-d-64x96-none"][0]
     assert (row["meaning"], row["checkpoint"]) == ("the null backend", "tiny/depth-d")
 

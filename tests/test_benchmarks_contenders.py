@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import bucket, write_null_bundle
 
-from benchmarks import nncf_peer, subjects, tables
+from benchmarks import baselines, build_variant, nncf_peer, subjects, tables
 from benchmarks.baselines import Work, built
+from export import build_engine
 from export.errors import BuildError
 from export.plan import make_plan
 from export.settings import BuildSettings
+from export.targets import TARGETS
 from runtime.manifest import Manifest
 
 
@@ -45,6 +48,35 @@ def test_without_nncf_the_row_says_what_to_install(
     with pytest.raises(BuildError, match=r"extra `peers`"):
         built("nncf", Work(checkpoint="tiny/disparity-d", resolution="64x64"), tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_variant_is_built_by_another_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Work(checkpoint="tiny/a,tiny/b", resolution="64x64", task="depth,normal")
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        asked.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(baselines, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    (variant,) = built("openvino-one-decode", work, tmp_path)
+    (usual,) = built("openvino", work, tmp_path)
+    assert variant != usual
+    words = asked[0][asked[0].index("benchmarks.build_variant") + 1 :]
+    assert words[1:-1] == asked[1][asked[1].index("export/build_engine.py") + 1 : -1]
+    tried: list[list[str]] = []
+    monkeypatch.setattr(build_variant, "TARGETS", dict(TARGETS))
+    monkeypatch.setattr(build_engine, "main", lambda words: tried.append(words) or 0)
+    monkeypatch.setattr(sys, "argv", ["build_variant", *words])
+    assert build_variant.main() == 0
+    assert tried == [words[1:]]
+    recipes = build_variant.TARGETS["openvino"].recipes.values()
+    assert all(recipe.decodes_batched for recipe in recipes)
+    monkeypatch.setattr(sys, "argv", ["build_variant", '{"colour": 1}', *words])
+    assert build_variant.main() == 2
+    assert "colour" in capsys.readouterr().err
 
 
 def test_contenders_stand_beside_the_first() -> None:
