@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,21 +64,21 @@ def quantise(bundle: Path, preset: str, images: int, output: Path) -> None:
     import openvino
 
     manifest = Manifest.load(bundle)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    settings: dict[str, Any] = dict(PRESETS[preset])
     kinds = {"preset": nncf.QuantizationPreset, "model_type": nncf.ModelType}
-    settings = {name: kinds[name][value] for name, value in settings.items()}
+    settings: dict[str, Any] = {name: kinds[name][value] for name, value in PRESETS[preset].items()}
     quantised = nncf.quantize(
         openvino.Core().read_model(bundle / manifest.buckets[0].graph),
         nncf.Dataset([*feeds(manifest, images)]),
         subset_size=images,
         **settings,
     )
-    openvino.save_model(quantised, partial / _GRAPH, compress_to_fp16=False)
-    shutil.copy(bundle / MANIFEST, partial)
-    partial.rename(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".nncf-", dir=output.parent) as folder:
+        whole = Path(folder) / "whole"
+        whole.mkdir()
+        openvino.save_model(quantised, whole / _GRAPH, compress_to_fp16=False)
+        shutil.copy(bundle / MANIFEST, whole)
+        whole.rename(output)
 
 
 def feeds(manifest: Manifest, images: int) -> Iterator[dict[str, NDArray[np.float32]]]:

@@ -88,11 +88,18 @@ _FAMILIES = {
     "genpercept-matting": ("random:genpercept", "--family", "genpercept", "--task", "matting"),
 }
 ENTRIES |= {
-    f"{name}-{precision}-{target}": (*words, "--target", target, "--precision", precision)
-    for name, words in _FAMILIES.items()
-    for target, precision in (("onnxruntime", "fp32"), ("openvino", "int8"), ("tensorrt", "fp16"))
-}
-ENTRIES |= {
+    **{f"{name}-fp32-onnxruntime": words for name, words in _FAMILIES.items()},
+    **{
+        f"{name}-{precision}-{target}": (
+            *_FAMILIES[name],
+            *("--target", target, "--precision", precision),
+        )
+        for name, precision, target in (
+            ("marigold-depth", "int8", "openvino"),
+            ("e2e-ft-normal", "bf16", "openvino"),
+            ("genpercept-matting", "fp16", "tensorrt"),
+        )
+    },
     "joint-families": (
         *("random:e2e", "random:e2e", "--task", "depth,normal"),
         *("--family", "diffusion-e2e-ft,marigold"),
