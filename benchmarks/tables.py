@@ -152,7 +152,7 @@ def precisions_table(bodies: list[Body]) -> list[str]:
 
 def contenders_table(bodies: list[Body]) -> list[str]:
     """One line for each baseline, in style: the first metric by checkpoint, and its difference from
-    that of the first line.
+    that of the first line. Below, one command of each commit.
     """
     table: dict[str, dict[str, float]] = {}
     heads: dict[str, str] = {}
@@ -177,7 +177,7 @@ def contenders_table(bodies: list[Body]) -> list[str]:
             for name in heads
         ]
         lines.append(f"| {meaning} | {' | '.join(cells)} |")
-    return lines + made_on(bodies[:1])
+    return lines + made_on([*{body["commit"]: body for body in reversed(bodies)}.values()][::-1])
 
 
 def checkpoint_and_setting(body: Body) -> tuple[str, str]:
