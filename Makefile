@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TOOLS := .venv-tools
 PHOTOS ?= tiny/samples
 
-.PHONY: demo test lint docs triton bench soak versions fuzz full-size lock audit clean
+.PHONY: demo test lint docs triton bench rows soak versions fuzz full-size lock audit clean
 
 # On Windows, without make: `py -m tools.demo`.
 demo:
@@ -31,6 +31,10 @@ bench: demo
 	$(BIN)/python -m benchmarks.parity $(PHOTOS)
 	$(BIN)/python -m benchmarks.cold_start
 	$(BIN)/python -m benchmarks.group_norm
+
+# Every row of docs/benchmarks.md and docs/precision.md from this commit: a day at full size. Stop it and go on as you like.
+rows: $(READY)
+	$(BIN)/python -m benchmarks.all_rows
 
 # Memory, descriptors and threads over 5,000 pictures with each CPU backend; half an hour.
 soak: $(READY)

@@ -1,4 +1,5 @@
-"""Accuracy of a bundle: `python -m benchmarks.accuracy --bundle B [--data synthetic|FOLDER]`.
+"""Accuracy of a bundle: `python -m benchmarks.accuracy --bundle B [--data synthetic|FOLDER]`; with
+`--what NAME --checkpoint C` of a baseline of `benchmarks.latency`, on the same pictures.
 
 Predictions are kept in the output folder, so that a run that was stopped goes on where it was. The
 result is metrics for each image, each group and all images, and a sheet with the best, the median
@@ -12,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.baselines import BASELINES, Work
 from benchmarks.datasets import Dataset, DatasetError, Sample, open_folder, synthetic
 from benchmarks.ground_truth import GROUND_TRUTHS, GroundTruth
-from benchmarks.rows import parse_arguments, write_rows
-from runtime import LotusEngine, LotusError, Prediction
+from benchmarks.rows import ROOT, parse_arguments, write_rows
+from benchmarks.subjects import Subject, open_baseline, open_bundle
+from runtime import LotusError, Prediction
 from runtime.extras import require
 from runtime.tasks import TASKS, Task
 
@@ -30,8 +34,15 @@ from runtime.tasks import TASKS, Task
 def main() -> int:
     """Evaluate, print, save. Status 1 when something cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, required=True)
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--bundle", type=Path)
+    subject.add_argument("--what", choices=BASELINES, help="a baseline, with --checkpoint")
     parser.add_argument("--backend")
+    parser.add_argument("--checkpoint", default="tiny/disparity-d", help="of --what")
+    parser.add_argument("--resolution", default="256x256", metavar="HxW", help="of --what")
+    parser.add_argument(
+        "--bundles", type=Path, default=ROOT / "engines", help="of --what: where its bundles lie"
+    )
     parser.add_argument(
         "--data", default="synthetic", help="synthetic, or a folder with dataset.yaml"
     )
@@ -70,30 +81,39 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     averaged = "".join(
         f"-{way.replace('_', '-')}-{count}" for way, count in merged.items() if count > 1
     )
-    with LotusEngine(arguments.bundle, arguments.backend) as engine:
-        bundle, tasks = engine.manifest.name, engine.manifest.tasks
-        measured = _open_data(arguments.data, arguments.bundle, [TASKS[name] for name in tasks])
+    with _open_subject(arguments) as subject:
+        bundle, tasks = subject.name, subject.tasks
+        measured = _open_data(arguments.data, bundle, [TASKS[name] for name in tasks])
         first = next(iter(measured.values()))  # all have the same pictures
         names = list(_first_of_each_group(first.names, arguments.count))
-        folder = arguments.output / f"{bundle}-{engine.backend}-{first.name}{averaged}"
-        identity = {
-            "files": [file.sha256 for file in engine.manifest.files],
-            "seed": arguments.seed,
-        }
-        _claim(folder, identity | merged)
+        folder = arguments.output / f"{subject.folder}-{first.name}{averaged}"
+        _claim(folder, {"files": subject.files, "seed": arguments.seed, **merged})
         # Each task's own, where there are several.
         places = {name: folder / name if len(tasks) > 1 else folder for name in measured}
-        _predict(engine, first, names, places, _seeds(engine, arguments), arguments.ensemble)
+        seeds = _seeds(subject, arguments)
+        _predict(subject, first, names, places, seeds, arguments.ensemble)
     rows = []
     for name, data in measured.items():
-        same: dict[str, Any] = {"bundle": bundle, **merged}
+        same: dict[str, Any] = {"bundle": bundle, **subject.about, **merged}
         same |= {"task": name} if len(tasks) > 1 else {}
-        constant = not averaged
+        constant = not averaged and arguments.what is None  # it takes a minute, and is no other
         of_task = _rows_of(TASKS[name], data, names, places[name], constant=constant)
-        print(_write_sheet(TASKS[name], data, of_task, places[name]))
+        print(_write_sheet(TASKS[name], data, names, of_task, places[name]))
         rows += [same | row for row in of_task]
     path = write_rows(f"accuracy-{bundle}-{first.name}{averaged}", rows, dirty=arguments.dirty)
     print(f"rows: {path.name}")
+
+
+def _open_subject(arguments: argparse.Namespace) -> AbstractContextManager[Subject]:
+    if arguments.what is None:
+        return open_bundle(arguments.bundle, arguments.backend)
+    if (arguments.backend, arguments.seed, arguments.ensemble) != (None, None, 1):
+        raise DatasetError(
+            f"--what {arguments.what} has a backend and noise of its own: --backend, --seed and "
+            "--ensemble are for --bundle"
+        )
+    work = Work(checkpoint=arguments.checkpoint, resolution=arguments.resolution, trained=True)
+    return open_baseline(arguments.what, work, arguments.bundles)
 
 
 def _rows_of(
@@ -119,7 +139,7 @@ def _rows_of(
     return rows
 
 
-def _open_data(data: str, bundle: Path, tasks: list[Task]) -> dict[str, Dataset]:
+def _open_data(data: str, bundle: str, tasks: list[Task]) -> dict[str, Dataset]:
     """The data set for each task that it measures. Raises: DatasetError if it measures none."""
     truths = {task.name: task.truth for task in tasks if task.truth is not None}
     predicts = f"{bundle} predicts {' and '.join(task.name for task in tasks)}"
@@ -162,21 +182,21 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     mark.write_text(json.dumps(identity))
 
 
-def _seeds(engine: LotusEngine, arguments: argparse.Namespace) -> list[int | None]:
+def _seeds(subject: Subject, arguments: argparse.Namespace) -> list[int | None]:
     if arguments.mean_of > 1 and arguments.ensemble != 1:
         raise DatasetError("--mean-of and --ensemble are two ways to merge seeds: choose one")
     if arguments.mean_of == 1:
         return [arguments.seed]
-    if engine.manifest.mode != "g" or arguments.mean_of < 1:
+    if subject.seed is None or arguments.mean_of < 1:
         raise DatasetError(
             f"--mean-of {arguments.mean_of}: only mode G answers differently for another seed"
         )
-    first = engine.manifest.noise_seed if arguments.seed is None else arguments.seed
+    first = subject.seed if arguments.seed is None else arguments.seed
     return list(range(first, first + arguments.mean_of))
 
 
 def _predict(
-    engine: LotusEngine,
+    subject: Subject,
     data: Dataset,
     names: list[str],
     folders: Mapping[str, Path],
@@ -188,7 +208,7 @@ def _predict(
     for number, name in enumerate(names, start=1):
         if not all((folder / f"{name}.npy").exists() for folder in folders.values()):
             image = data.read(name).image
-            predictions = [engine(image, seed=seed, ensemble=ensemble) for seed in seeds]
+            predictions = [subject.predict(image, seed, ensemble) for seed in seeds]
             for task, folder in folders.items():
                 maps = [_as_output(each[task].values, TASKS[task]) for each in predictions]
                 values = TASKS[task].decode(np.mean(maps, axis=0, dtype=np.float32))
@@ -224,13 +244,15 @@ def _score(
         yield {"name": f"{group} ({count} images)", "images": count, "metrics": accuracy.compute()}
 
 
-def _write_sheet(task: Task, data: Dataset, rows: list[dict[str, Any]], folder: Path) -> Path:
+def _write_sheet(
+    task: Task, data: Dataset, names: list[str], rows: list[dict[str, Any]], folder: Path
+) -> Path:
     """A PNG of input, truth and prediction for the best, the median and the worst image, from top
     to bottom.
     """
     ground_truth = GROUND_TRUTHS[data.kind]
     key = ground_truth.ranked_by
-    images = [row for row in rows if row["images"] == 1 and np.isfinite(row["metrics"][key])]
+    images = [row for row in rows if row["name"] in names and np.isfinite(row["metrics"][key])]
     ranked = sorted(images, key=lambda row: row["metrics"][key])
     lines = []
     for row in (ranked[0], ranked[len(ranked) // 2], ranked[-1]):

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.rows import ROOT
 from export.errors import BuildError
+from runtime.extras import how_to_get
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """RGB uint8 [N,H,W,3] to the N maps as they leave the network's post-processing, float32.
@@ -31,12 +34,15 @@ with that batch. Of several checkpoints the maps are [N,H,W,C], their channels s
 class Work:
     """What every baseline does: `checkpoint` are one or several, with commas between them, and
     `task` theirs in this order ("" where they imply it). `batch` images are one prediction.
+    `trained` weights have an accuracy to keep: int8 stays within its limit, and eight pictures
+    calibrate it. Of random weights every layer that can is int8, and one picture does.
     """
 
     checkpoint: str
     resolution: str
     batch: int = 1
     task: str = ""
+    trained: bool = False
 
     @property
     def checkpoints(self) -> list[tuple[str, str]]:
@@ -44,6 +50,11 @@ class Work:
         names = self.checkpoint.split(",")
         tasks = self.task.split(",") if self.task else [""] * len(names)
         return list(zip(names, tasks, strict=True))
+
+    @property
+    def calibration_images(self) -> int:
+        """How many."""
+        return 8 if self.trained else 1
 
     @property
     def name(self) -> str:
@@ -57,7 +68,9 @@ class Baseline:
     """One way to run the network. Without a `backend` it is PyTorch, with `options` of
     `open_pytorch`; otherwise a bundle, built with `options` of `export/build_engine.py`. `batched`:
     its bucket takes the batch in one run. Several checkpoints are one bundle, or one for each if
-    `apart`, as PyTorch always has it.
+    `apart`, as PyTorch always has it. `nncf`: the preset with which OpenVINO's own quantiser makes
+    int8 of that bundle's graph (`benchmarks.nncf_peer`). `recipe`: fields that the target's recipe
+    has in another way (`benchmarks.build_variant`).
     """
 
     meaning: str
@@ -65,11 +78,26 @@ class Baseline:
     options: dict[str, Any] = field(default_factory=dict)
     batched: bool = False
     apart: bool = False
+    nncf: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it says something without its likeness beside it."""
+        return not (self.batched or self.apart or self.recipe)
+
+    def build_options(self, work: Work) -> dict[str, Any]:
+        """`options` for this work."""
+        int8 = {"calibration-images": work.calibration_images}
+        int8 |= {} if work.trained else {"budget": 1.0}
+        return {
+            **self.options,
+            **(int8 if self.options.get("precision") == "int8" else {}),
+            **({"batch": work.batch} if self.batched else {}),
+        }
 
 
-# Random weights have no accuracy to keep, and one image does for the ranges: what is compared is
-# speed.
-_ALL_INT8 = {"precision": "int8", "calibration-images": 1, "budget": 1.0}
+_PLAIN_OPENVINO = {"target": "openvino", "folds": False, "opset": 20}
 BASELINES = {
     "pytorch": Baseline(meaning="PyTorch fp32, prompt cached, posterior mean: the reference"),
     "pytorch-authors": Baseline(
@@ -83,6 +111,18 @@ BASELINES = {
         meaning="PyTorch, autocast fp16, prompt cached", options={"dtype": "float16"}
     ),
     "pytorch-compile": Baseline(meaning="PyTorch fp32, torch.compile", options={"compile": True}),
+    "pytorch-compile-bf16": Baseline(
+        meaning="PyTorch, autocast bf16, torch.compile",
+        options={"dtype": "bfloat16", "compile": True},
+    ),
+    "pytorch-torchao-weights": Baseline(
+        meaning="PyTorch, torchao int8 weights, torch.compile",
+        options={"torchao": "Int8WeightOnlyConfig", "compile": True},
+    ),
+    "pytorch-torchao-dynamic": Baseline(
+        meaning="PyTorch, torchao int8 weights and dynamic activations, torch.compile",
+        options={"torchao": "Int8DynamicActivationInt8WeightConfig", "compile": True},
+    ),
     "plain-onnxruntime": Baseline(
         meaning="plain ONNX export (opset 20), ONNX Runtime fp32",
         backend="onnxruntime",
@@ -91,7 +131,19 @@ BASELINES = {
     "plain-openvino": Baseline(
         meaning="plain ONNX export (opset 20), OpenVINO fp32",
         backend="openvino",
-        options={"target": "openvino", "folds": False, "opset": 20},
+        options=_PLAIN_OPENVINO,
+    ),
+    "nncf": Baseline(
+        meaning="plain ONNX export, NNCF int8 (default settings), OpenVINO",
+        backend="openvino",
+        options=_PLAIN_OPENVINO,
+        nncf="default",
+    ),
+    "nncf-best": Baseline(
+        meaning="plain ONNX export, NNCF int8 (preset mixed, model type transformer), OpenVINO",
+        backend="openvino",
+        options=_PLAIN_OPENVINO,
+        nncf="best",
     ),
     "onnxruntime": Baseline(
         meaning="lotus-edge, ONNX Runtime fp32",
@@ -109,12 +161,12 @@ BASELINES = {
     "onnxruntime-int8": Baseline(
         meaning="lotus-edge, ONNX Runtime int8 (every layer that can; fp32 elsewhere)",
         backend="onnxruntime",
-        options={"target": "onnxruntime", **_ALL_INT8},
+        options={"target": "onnxruntime", "precision": "int8"},
     ),
     "openvino-int8": Baseline(
         meaning="lotus-edge, OpenVINO int8 (every layer that can; bf16 elsewhere)",
         backend="openvino",
-        options={"target": "openvino", **_ALL_INT8},
+        options={"target": "openvino", "precision": "int8"},
     ),
     "openvino-taesd": Baseline(
         meaning="lotus-edge, OpenVINO fp32, autoencoder of TAESD's size (another function)",
@@ -129,7 +181,7 @@ BASELINES = {
     "openvino-int8-taesd": Baseline(
         meaning="lotus-edge, OpenVINO int8, autoencoder of TAESD's size (another function)",
         backend="openvino",
-        options={"target": "openvino", "vae": "random/taesd", **_ALL_INT8},
+        options={"target": "openvino", "precision": "int8", "vae": "random/taesd"},
     ),
     "onnxruntime-cuda": Baseline(
         meaning="lotus-edge, ONNX Runtime CUDA fp32",
@@ -147,7 +199,7 @@ BASELINES = {
     "tensorrt-int8": Baseline(
         meaning="lotus-edge, TensorRT int8 (every layer that can; fp16 elsewhere)",
         backend="tensorrt",
-        options={"target": "tensorrt", **_ALL_INT8},
+        options={"target": "tensorrt", "precision": "int8"},
     ),
     "tensorrt-rtx": Baseline(
         meaning="lotus-edge, TensorRT-RTX fp32",
@@ -172,19 +224,35 @@ BASELINES |= {
     )
     for name in ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
 }
+BASELINES |= {
+    f"{name}-one-decode": dataclasses.replace(
+        BASELINES[name],
+        meaning=f"{BASELINES[name].meaning}, all latents decoded as one batch",
+        recipe={"decodes_batched": True},
+    )
+    for name in ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
+}
+BASELINES["openvino-int8-stored-bf16"] = dataclasses.replace(
+    BASELINES["openvino-int8"],
+    meaning=f"{BASELINES['openvino-int8'].meaning}, other weights stored as bf16",
+    recipe={"stored": "bf16"},
+)
+_NNCF_OF = "plain-openvino"  # the baseline whose bundle NNCF is given
 REFERENCE = "pytorch"
 """The baseline that all others are compared with."""
 
 
 def bundle_paths(name: str, work: Work, folder: Path) -> dict[Path, list[tuple[str, str]]]:
     """Where a baseline's bundles lie, with the checkpoints and tasks of each; those with the same
-    settings share it. Empty for PyTorch.
+    settings share it. Empty for PyTorch. Of `nncf` they are what it made of bundles.
     """
     baseline = BASELINES[name]
     if baseline.backend is None:
         return {}
-    options = baseline.options | ({"batch": work.batch} if baseline.batched else {})
+    options = baseline.build_options(work)
+    options |= baseline.recipe
     settings = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
+    settings += f"-nncf-{baseline.nncf}-{work.calibration_images}" if baseline.nncf else ""
     every = work.checkpoints
     parts = [[each] for each in every] if baseline.apart else [every]
     bundles = {}
@@ -203,22 +271,35 @@ def built(name: str, work: Work, folder: Path) -> list[Path]:
 
     Raises: BuildError.
     """
-    bundles = bundle_paths(name, work, folder)
     baseline = BASELINES[name]
+    bundles = bundle_paths(name, work, folder)
     for bundle, part in bundles.items():
         if bundle.exists():
             continue
-        command = [sys.executable, "export/build_engine.py"]
-        command += [checkpoint for checkpoint, _ in part]
-        command += [f"--task={','.join(task for _, task in part)}"] if part[0][1] else []
-        command += ["--resolution", work.resolution]
-        command += [f"--{key}={value}" for key, value in baseline.options.items() if key != "folds"]
-        command += [] if baseline.options.get("folds", True) else ["--no-folds"]
-        command += [f"--batch={work.batch}"] if baseline.batched else []
-        command += ["--output", str(bundle)]
+        words = ["export/build_engine.py"]
+        if baseline.recipe:
+            words = ["-m", "benchmarks.build_variant", json.dumps(baseline.recipe)]
+        words += _build_words(baseline, work, part)
+        if baseline.nncf:
+            if importlib.util.find_spec("nncf") is None:
+                raise BuildError(f"{how_to_get('nncf')}")
+            plain = built(_NNCF_OF, work, folder)[0]
+            words = ["-m", "benchmarks.nncf_peer", str(plain), f"--preset={baseline.nncf}"]
+            words += [f"--images={work.calibration_images}"]
+        command = [sys.executable, *words, "--output", str(bundle)]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
             raise BuildError(f"the bundle of {name} could not be built")
     return [*bundles]
+
+
+def _build_words(baseline: Baseline, work: Work, part: list[tuple[str, str]]) -> list[str]:
+    """Of `export/build_engine.py`, but for the output."""
+    options = baseline.build_options(work)
+    words = [checkpoint for checkpoint, _ in part]
+    words += [f"--task={','.join(task for _, task in part)}"] if part[0][1] else []
+    words += ["--resolution", work.resolution]
+    words += [] if options.pop("folds", True) else ["--no-folds"]
+    return words + [f"--{key}={value}" for key, value in options.items()]
 
 
 @contextlib.contextmanager
@@ -233,9 +314,12 @@ def opened(
     if baseline.backend is None:
         from benchmarks.pytorch_baseline import open_pytorch  # torch would count as the bundles'
 
+        options = dict(baseline.options)
+        if work.trained:
+            options.pop("compile", None)  # takes minutes, and what counts here is accuracy
         each_stages: list[dict[str, float]] = [{} for _ in work.checkpoints]
         networks = [
-            open_pytorch(checkpoint, own, task=task or None, **baseline.options)
+            open_pytorch(checkpoint, own, task=task or None, **options)
             for (checkpoint, task), own in zip(work.checkpoints, each_stages, strict=True)
         ]
 
@@ -245,9 +329,14 @@ def opened(
             for own in each_stages:
                 for stage, seconds in own.items():
                     stages[stage] = stages.get(stage, 0.0) + seconds
-            return _side_by_side(maps)
+            return side_by_side(maps)
 
         yield predict_each
+        return
+    if baseline.nncf:
+        from benchmarks.nncf_peer import open_quantised
+
+        yield open_quantised(bundles[0])
         return
     from runtime import LotusEngine
 
@@ -261,12 +350,12 @@ def opened(
                 for engine, predictions in zip(engines, answers, strict=True)
                 for task in engine.manifest.tasks
             ]
-            return _side_by_side(maps)
+            return side_by_side(maps)
 
         yield predict
 
 
-def _side_by_side(maps: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+def side_by_side(maps: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """One array of the maps of all tasks, each [N,H,W] or [N,H,W,C]."""
     if len(maps) == 1:
         return maps[0]

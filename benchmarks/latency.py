@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="random/lotus-d", metavar="CHECKPOINT[,...]")
     parser.add_argument("--task", default="", metavar="TASK[,...]", help="as build_engine takes it")
     parser.add_argument("--resolution", default="512x512", metavar="HxW")
-    alone = [name for name, each in BASELINES.items() if not (each.batched or each.apart)]
+    alone = [name for name, each in BASELINES.items() if each.alone]
     parser.add_argument("--what", nargs="+", default=alone, choices=BASELINES)
     parser.add_argument(
         "--reference",
@@ -74,7 +74,12 @@ def main() -> int:
                 for row in _race([arguments.reference, *group], arguments, Path(folder))
             ]
             # After each group: a run of an hour that is stopped keeps what it has.
-            saved = write_rows(arguments.name or title, rows, dirty=arguments.dirty)
+            saved = write_rows(
+                arguments.name or title,
+                rows,
+                dirty=arguments.dirty,
+                unfinished=number + 1 < len(groups),
+            )
             print(f"rows: {saved.name}, group {number + 1} of {len(groups)}")
     return 0 if any("p50_s" in row for row in rows) else 1
 
@@ -178,6 +183,8 @@ class _Runner:
         row |= {"task": work.task} if work.task else {}
         bundles = bundle_paths(self.name, work, arguments.bundles)
         if bundles:
+            row |= {"bundle_gb": sum(_bytes(bundle) for bundle in bundles) / 1e9}
+        if bundles and not BASELINES[self.name].nncf:  # its graph is no longer ONNX
             row |= _work_of([*bundles], p50 / arguments.batch)
         return row | self.start | end
 
@@ -202,21 +209,24 @@ class _Runner:
 
 
 def _work_of(bundles: list[Path], seconds: float) -> dict[str, Any]:
-    """Multiply-adds of the graphs, for one image, the rate at which they were done in these
-    seconds, and what the bundles take on the disk.
+    """Multiply-adds of the graphs, for one image, and the rate at which they were done in these
+    seconds.
     """
     from export.bundle.costs import read_costs
     from runtime.manifest import Manifest
 
-    count = size = 0
+    count = 0
     folds: list[str] = []
     for bundle in bundles:
         manifest = Manifest.load(bundle)
         bucket, folds = manifest.buckets[0], manifest.folds
         count += read_costs(bundle / bucket.graph)["all"].multiply_adds // bucket.batch
-        size += sum(file.bytes for file in manifest.files)
     rate = 2 * count / seconds / 1e9
-    return {"multiply_adds": count, "gflops": rate, "folds": folds, "bundle_gb": size / 1e9}
+    return {"multiply_adds": count, "gflops": rate, "folds": folds}
+
+
+def _bytes(bundle: Path) -> int:
+    return sum(path.stat().st_size for path in bundle.iterdir() if path.is_file())
 
 
 def _ceiling() -> dict[str, float]:

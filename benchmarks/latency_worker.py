@@ -26,7 +26,7 @@ def command_line(name: str, work: Work, *, bundles: Path, image: Path, output: P
     """What `subprocess` starts a worker with."""
     options = {
         "what": name,
-        **dataclasses.asdict(work),
+        "work": json.dumps(dataclasses.asdict(work)),
         "bundles": bundles,
         "image": image,
         "output": output,
@@ -39,12 +39,9 @@ def main() -> int:
     """Load, then answer until "end". Status 1 when the baseline cannot run here."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--what", required=True, choices=BASELINES)
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--resolution", required=True, metavar="HxW")
+    parser.add_argument("--work", type=_work, required=True, metavar="JSON")
     parser.add_argument("--bundles", type=Path, required=True)
     parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--task", default="")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     stages: dict[str, float] = {}
@@ -66,17 +63,11 @@ def _serve(arguments: argparse.Namespace, stages: dict[str, float]) -> None:
     from runtime.image import fit_to_bucket, load
     from runtime.manifest import Bucket
 
-    name = arguments.what
-    height, width = map(int, arguments.resolution.split("x"))
-    work = Work(
-        checkpoint=arguments.checkpoint,
-        resolution=arguments.resolution,
-        batch=arguments.batch,
-        task=arguments.task,
-    )
+    name, work = arguments.what, arguments.work
+    height, width = map(int, work.resolution.split("x"))
     bundles = list(bundle_paths(name, work, arguments.bundles))
     image = fit_to_bucket(load(arguments.image), Bucket(height=height, width=width, graph=""))[0]
-    images = np.repeat(image[None], arguments.batch, axis=0)
+    images = np.repeat(image[None], work.batch, axis=0)
     start = time.perf_counter()
     with opened(name, work, bundles, stages) as predict:
         loaded = time.perf_counter()
@@ -91,6 +82,10 @@ def _serve(arguments: argparse.Namespace, stages: dict[str, float]) -> None:
             values = predict(images)
             _tell({"seconds": time.perf_counter() - before})
         np.save(arguments.output, values)
+
+
+def _work(text: str) -> Work:
+    return Work(**json.loads(text))
 
 
 def _device_peak() -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,18 @@ def plot_latency(body: Body, path: Path) -> Path:
 
 def plot_scaling(bodies: list[Body], path: Path) -> Path:
     """Seconds for one image over the edge of square images, and over the batch at the resolution
-    that has batches.
+    that has batches; of the checkpoint that most bodies are of.
     """
     pyplot = open_pyplot()
-    rows = measured_rows(bodies)
+    of = [{row.get("checkpoint") for row in body["rows"]} - {None} for body in bodies]
+    most = Counter(name for names in of for name in names).most_common(1)[0][0]
+    rows = [
+        row
+        for row in measured_rows(
+            [body for body, names in zip(bodies, of, strict=True) if names == {most}]
+        )
+        if len({*row["resolution"].split("x")}) == 1
+    ]
     batched = {row["resolution"] for row in rows if row["batch"] > 1}
     figure, (sizes, batches) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     for what in dict.fromkeys(row["what"] for row in rows):

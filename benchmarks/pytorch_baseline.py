@@ -29,14 +29,15 @@ def open_pytorch(
     published: bool = False,
     dtype: str | None = None,
     compile: bool = False,
+    torchao: str | None = None,
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """Load a checkpoint; the answer predicts RGB uint8 [N,H,W,3] in one pass, as float32 [N,H,W] or
     [N,H,W,C].
 
     Each prediction empties `stages` and then writes the seconds of each stage into it. `published`
     encodes the prompt for every image and samples the posterior; otherwise the prompt is stored and
-    the posterior's mean is taken. `dtype` is a type of torch for autocast. `compile` compiles the
-    three networks. `task` is for a checkpoint that does not imply it.
+    the posterior's mean is taken. `dtype` is a type of torch for autocast. `compile` is for all
+    three networks, `torchao` a configuration of it, `task` for checkpoints that do not imply it.
 
     Raises: CheckpointError.
     """
@@ -50,6 +51,7 @@ def open_pytorch(
     if class_vector is not None:
         class_vector = class_vector.to(device)
     encode_prompt = _text_encoder(checkpoint, device) if published else lambda: stored_prompt
+    _quantise([vae, unet], torchao)
     encoder, network, decoder = vae.encode, unet, vae.decode
     if compile:
         encoder, network, decoder = (torch.compile(part) for part in (encoder, network, decoder))
@@ -79,6 +81,16 @@ def open_pytorch(
             return values_of(unit, answered)
 
     return predict
+
+
+def _quantise(parts: list[torch.nn.Module], configuration: str | None) -> None:
+    """Linear layers by torchao, in place, if asked for; it leaves convolutions alone."""
+    if configuration is None:
+        return
+    from torchao import quantization
+
+    for part in parts:
+        quantization.quantize_(part, getattr(quantization, configuration)())
 
 
 def values_of(unit: torch.Tensor, task: Task) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import rows
+from benchmarks.random_checkpoints import save_family
 from export.versions import tool_versions
 from runtime.extras import require
 
 LIST = Path(__file__).with_name("replay.json")
 ROOT = LIST.parents[1]
 _CLOSE = 1e-4
+_RANDOM = "random:"
+_DRAWING = threading.Lock()
 _ALL_INT8 = 1e6  # an error limit that nothing exceeds: no search
 
 _PRECISIONS = {
@@ -75,7 +79,35 @@ ENTRIES |= {
         *("--target", "openvino", "--precision", "int8"),
     ),
 }
-"""What is built, by name: the words of a command line; 64x64 unless they say otherwise."""
+# Of the other families there are no small trained networks: these are random, made for the build.
+_FAMILIES = {
+    "marigold-depth": ("random:v1-0", "--family", "marigold", "--task", "depth"),
+    "marigold-normal": ("random:v1-1", "--family", "marigold", "--task", "normal"),
+    "e2e-ft-depth": ("random:e2e", "--family", "diffusion-e2e-ft", "--task", "depth"),
+    "e2e-ft-normal": ("random:e2e", "--family", "diffusion-e2e-ft", "--task", "normal"),
+    "genpercept-matting": ("random:genpercept", "--family", "genpercept", "--task", "matting"),
+}
+ENTRIES |= {
+    **{f"{name}-fp32-onnxruntime": words for name, words in _FAMILIES.items()},
+    **{
+        f"{name}-{precision}-{target}": (
+            *_FAMILIES[name],
+            *("--target", target, "--precision", precision),
+        )
+        for name, precision, target in (
+            ("marigold-depth", "int8", "openvino"),
+            ("e2e-ft-normal", "bf16", "openvino"),
+            ("genpercept-matting", "fp16", "tensorrt"),
+        )
+    },
+    "joint-families": (
+        *("random:e2e", "random:e2e", "--task", "depth,normal"),
+        *("--family", "diffusion-e2e-ft,marigold"),
+    ),
+}
+"""What is built, by name: the words of a command line; 64x64 unless they say otherwise. "random:X"
+is a checkpoint of `random_checkpoints.save_family` with scheduler X.
+"""
 QUICK = ("disparity-d-fp32-onnxruntime", "normal-g-int8-tensorrt", "small-vae-int8")
 """The entries that run among the tests."""
 
@@ -114,10 +146,12 @@ def build(name: str) -> dict[str, Any]:
     if "--resolution" not in words:
         words += ["--resolution", "64x64"]
     if "int8" in words:
-        count = sum(word.startswith("tiny/") and word != "tiny/taesd" for word in words)
+        checkpoints = ("tiny/", _RANDOM)
+        count = sum(word.startswith(checkpoints) and word != "tiny/taesd" for word in words)
         words += ["--budget", ",".join([str(_ALL_INT8)] * count)]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
+        words = [_found(word, Path(folder)) for word in words]
         words += ["--calibration-images", "1", "--output", str(bundle)]
         # Without the vendor's package the engine is left to the device.
         code = (
@@ -135,6 +169,18 @@ def build(name: str) -> dict[str, Any]:
         if done.returncode:
             return {"error": done.stderr[-2000:]}
         return fingerprint(bundle)
+
+
+def _found(word: str, folder: Path) -> str:
+    """The word, or the path of the random checkpoint that it names, made in `folder`."""
+    if not word.startswith(_RANDOM):
+        return word
+    scheduler = word.removeprefix(_RANDOM)
+    made = folder / scheduler
+    with _DRAWING:  # all threads share PyTorch's generator
+        if not made.exists():
+            save_family(made, scheduler, channels=4 if scheduler == "genpercept" else 8)
+    return str(made)
 
 
 def read_list() -> tuple[dict[str, str], dict[str, Any]]:

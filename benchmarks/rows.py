@@ -78,9 +78,11 @@ def parse_arguments(
     return arguments
 
 
-def write_rows(name: str, rows: Sequence[dict[str, Any]], *, dirty: bool = False) -> Path:
+def write_rows(
+    name: str, rows: Sequence[dict[str, Any]], *, dirty: bool = False, unfinished: bool = False
+) -> Path:
     """Write `results/<name>.json`: the rows with their circumstances. An earlier file of that name
-    is replaced.
+    is replaced. `unfinished` says so in the file: more rows will follow.
 
     Where tracked files differ from the commit, `dirty` lets the rows be written all the same: their
     `commit` ends with "+changes" and they have a field `dirty`.
@@ -93,7 +95,8 @@ def write_rows(name: str, rows: Sequence[dict[str, Any]], *, dirty: bool = False
     folder = REFUSED if refused else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(describe(rows), indent=2) + "\n")
+    body = describe(rows) | ({"unfinished": True} if unfinished else {})
+    path.write_text(json.dumps(body, indent=2) + "\n")
     if refused:
         raise DirtyTreeError(f"{_refusal(changed)} What was measured is in {path}.")
     return path
@@ -102,7 +105,6 @@ def write_rows(name: str, rows: Sequence[dict[str, Any]], *, dirty: bool = False
 def describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The rows with their circumstances, as `write_rows` writes them."""
     changed = _changed_files()
-    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
     return {
         "command": shlex.join(
             [
@@ -113,12 +115,24 @@ def describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             ]
         ),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": commit + ("+changes" if changed else ""),
+        "commit": commit() + ("+changes" if changed else ""),
         **({"dirty": True} if changed else {}),
         "machine": machine(),
         "versions": tool_versions(_TOOLS),
         "rows": list(rows),
     }
+
+
+def commit() -> str:
+    """The one that is checked out, short."""
+    return _git("rev-parse", "--short", "HEAD") or "unknown"
+
+
+def same_code(commit: str) -> bool:
+    """Whether what is checked out differs from that commit in rows and text at most."""
+    if not _git("rev-parse", "--quiet", "--verify", f"{commit}^{{commit}}"):
+        return False
+    return not _git("diff", "--name-only", commit, "--", ".", *_UNMEASURED)
 
 
 def _changed_files() -> list[str]:

@@ -150,6 +150,36 @@ def precisions_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def contenders_table(bodies: list[Body]) -> list[str]:
+    """One line for each baseline, in style: the first metric by checkpoint, and its difference from
+    that of the first line. Below, one command of each commit.
+    """
+    table: dict[str, dict[str, float]] = {}
+    heads: dict[str, str] = {}
+    count = 0
+    for body in bodies:
+        group = next(row for row in body["rows"] if row["name"].startswith("in-style ("))
+        checkpoint = group["checkpoint"].removeprefix("tiny/")
+        metric = next(key for key in _FIRST if key in group["metrics"])
+        heads[checkpoint], count = f"{checkpoint}, {metric}", group["images"]
+        table.setdefault(group["meaning"], {})[checkpoint] = group["metrics"][metric]
+    lines = [
+        f"| in style, {count} images | {' | '.join(heads.values())} |",
+        "|---|" + "---|" * len(heads),
+    ]
+    exact = next(iter(table.values()))
+    for meaning, values in table.items():
+        cells = [
+            f"{values[name]:.4f}"
+            + ("" if values is exact else f" ({values[name] / exact[name] - 1:+.2%})")
+            if name in values
+            else ""
+            for name in heads
+        ]
+        lines.append(f"| {meaning} | {' | '.join(cells)} |")
+    return lines + made_on([*{body["commit"]: body for body in reversed(bodies)}.values()][::-1])
+
+
 def checkpoint_and_setting(body: Body) -> tuple[str, str]:
     """For example "depth-d" and "int8, openvino", from the bundle's name; the name alone where it
     has no size.
@@ -247,6 +277,7 @@ TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "accuracy": accuracy_table,
     "precisions": precisions_table,
+    "contenders": contenders_table,
     "forms": forms_table,
     "fuzz": fuzz_table,
     "together": together_table,

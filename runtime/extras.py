@@ -38,6 +38,7 @@ EXTRAS = {
     "video": ("av",),
     "ros": ("rosbags",),
     "views": ("open3d", "pycolmap", "libusb_package"),
+    "peers": ("nncf", "torchao"),
     "dev": ("yaml", "matplotlib", "jsonschema", "pytest"),
 }
 """The packages, by the names that they are imported by, of each extra in pyproject.toml."""

@@ -14,7 +14,8 @@ import pytest
 from conftest import write_null_bundle
 from PIL import Image
 
-from benchmarks import accuracy, datasets, rows
+from benchmarks import accuracy, datasets, rows, subjects
+from benchmarks.baselines import BASELINES, Baseline
 from benchmarks.datasets import DatasetError, open_folder, synthetic
 from runtime.tasks import TASKS
 
@@ -206,3 +207,38 @@ def test_missing_and_foreign_truth(folder: Path) -> None:
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(folder / "mask" / "0.png")
     with pytest.raises(DatasetError, match="its truth"):
         data.read("0")
+
+
+def test_a_baseline_is_measured_as_a_bundle_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bundle, opened both ways, has the same metrics to the last bit."""
+    bundle = write_null_bundle(tmp_path / "null", task="depth")
+    baseline = Baseline(meaning="the null backend", backend="null")
+    monkeypatch.setitem(BASELINES, "none", baseline)
+    monkeypatch.setattr(subjects, "built", lambda *_: [bundle])
+    monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
+    same = ["accuracy", "--dirty", "--data", str(folder), "--output", str(tmp_path / "out")]
+    baseline_words = ["--what", "none", "--checkpoint", "tiny/depth-d", "--resolution", "64x96"]
+    found = {}
+    for name, words in (
+        ("null", ["--bundle", str(bundle)]),
+        ("depth-d-64x96-none", baseline_words),
+    ):
+        monkeypatch.setattr(sys, "argv", [*same, *words])
+        assert accuracy.main() == 0
+        saved = json.loads((tmp_path / "results" / f"accuracy-{name}-data.json").read_text())
+        found[name] = saved["rows"]
+    first, second = ({row["name"]: row["metrics"] for row in each} for each in found.values())
+    assert first == second
+    monkeypatch.setattr(sys, "argv", [*same, *baseline_words, "--seed", "1"])
+    assert accuracy.main() == 1, "its noise cannot be chosen"
+    row = found["depth-d-64x96-none"][0]
+    assert (row["meaning"], row["checkpoint"]) == ("the null backend", "tiny/depth-d")
+
+
+def test_one_picture_of_a_group_is_enough(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_null_bundle(tmp_path / "null", task="depth")
+    assert run(monkeypatch, tmp_path, bundle, "--data", str(folder), "--count", "1") == 0
