@@ -53,7 +53,12 @@ def result_of(action: str, options: dict[str, Any]) -> Any:
         "latency": timed,
         "reference": timed | {"p50_s": 1.4, "stages_s": stages},
         "bound": {"measured": {"fused_ms": 100.0, "kernels_ms": 200.0}},
-        "stages": {"stages_s": stages},
+        "stages": {
+            "stages_s": stages,
+            "device_s": {"copy in": 0.002, "replayed": 0.02}
+            if options.get("backend") == "tensorrt"
+            else None,
+        },
         "rates": {"tflops": {"fp32": 0.1}, "bandwidth_gb_s": 10.0, "by": "torch on cpu"},
         "plumbing": {"checks": [{"check": "runs", "found": "fine"}], "failed": 0},
         "astray": {"checks": [{"check": "astray", "failed": "no error"}], "failed": 1},
@@ -204,6 +209,21 @@ def test_what_changes_a_result_measures_again(
         words = ("--seconds", "3")
     run(tmp_path, *words)
     assert {"latency", "reference", "folded"} <= set(steps.ran)
+
+
+def test_the_page_of_a_gpu(steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.facts = machine_with("tensorrt", nvidia=True)
+    monkeypatch.setattr(device, "not_installed", lambda: {"openvino": "no OpenVINO"})
+    monkeypatch.setattr(device, "packages", lambda: {"tensorrt": ["tensorrt"]})
+    assert run(tmp_path, "--only", "tensorrt-fp16", "onnxruntime-cuda-fp16") == 0
+    assert steps.ran[:6] == ["plumbing", "astray", "rates", "reference", "reference", "folded"]
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# lotus-edge on NVIDIA Jetson Orin Nano Developer Kit\n")
+    assert "**lotus-edge, TensorRT fp16: 700 ms**" in text
+    assert "lotus-edge, TensorRT fp16: copy in 2 ms, replayed 20 ms." in text
+    assert "Checks of the CUDA plumbing that failed: 1" in text
+    assert "- astray: **FAILED**: no error" in text
+    assert "| no backend 'onnxruntime-cuda' here |" in text
 
 
 def test_a_step_that_fails_is_a_line_and_the_others_go_on(steps: Steps, tmp_path: Path) -> None:

@@ -84,8 +84,11 @@ def render(body: Body, no_plot: str, *, kept: int = 0) -> str:
     device = by_name["device"]
     timed = [row for row in body["rows"] if "latency" in row]
     lines = [f"# lotus-edge on {device['device']}", "", _headline(timed, by_name), ""]
+    failed = sum(by_name.get(name, {}).get("failed", 0) for name in (PLUMBING, ASTRAY))
+    if failed:
+        lines += [f"**Checks of the CUDA plumbing that failed: {failed}**; see below.", ""]
     if timed:
-        lines += [*_latency_table(timed, by_name), ""]
+        lines += [*_latency_table(timed, by_name), "", *_device_times(timed)]
         lines += [no_plot or "![Milliseconds of one prediction, by stage](report.png)", ""]
     lines += ["## The machine", "", *_machine(device, by_name.get(RATES)), ""]
     if timed:
@@ -144,6 +147,15 @@ _LEGEND = (
     "if every operator is a kernel of its own; bounds, no measurements. *First* is opening and the "
     "first prediction."
 )
+
+
+def _device_times(timed: list[Row]) -> Iterator[str]:
+    """What CUDA events tell of an engine: a first, plain run, and those that replay its graph."""
+    for row in timed:
+        times = row.get("stages", {}).get("device_s")
+        if times:
+            words = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in times.items())
+            yield from (f"On the device, by CUDA events, {row['meaning']}: {words}.", "")
 
 
 def _bound(bound: Row) -> str:
