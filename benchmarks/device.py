@@ -132,7 +132,8 @@ class Run:
             manifest = Manifest.load(arguments.bundle[0])
             bucket, known = manifest.buckets[0], manifest.checkpoint.id
             resolution, task = f"{bucket.height}x{bucket.width}", task or manifest.tasks[0]
-            checkpoint = checkpoint or (known if known.startswith(_ALWAYS_HERE) else "")
+            one = known.startswith(_ALWAYS_HERE) and len(manifest.tasks) == 1
+            checkpoint = checkpoint or (known if one else "")
         else:
             checkpoint = checkpoint or "random/lotus-d"
         return Work(checkpoint=checkpoint, resolution=resolution, task=task)
@@ -150,7 +151,8 @@ class Run:
             name: self.outcomes.get(other, {}).get("result") for name, other in step.uses.items()
         }
         options = dict(step.options) | uses
-        identity = [
+        identity = [keeping.identity_of(Path(options["given"]))] if options.get("given") else []
+        identity += [
             self.outcomes[name]["result"].get("manifest")
             for name in step.after
             if "result" in self.outcomes[name]

@@ -335,6 +335,25 @@ def test_wrong_words_are_refused(tmp_path: Path, words: tuple[str, ...]) -> None
     assert not (tmp_path / "never").exists()
 
 
+def test_a_given_bundle_that_was_built_anew_is_measured_anew(
+    steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    write_null_bundle(bundle)
+    monkeypatch.setattr(device, "packages", lambda: {"": ["null"], "openvino": ["openvino"]})
+    steps.facts = machine_with("null")
+    words = ("--bundle", str(bundle))
+    monkeypatch.setattr(kept, "identity_of", lambda path: "gone")  # as the made up results say
+    run(tmp_path / "out", *words)
+    assert {"build", "latency"} <= set(steps.ran)
+    steps.ran.clear()
+    run(tmp_path / "out", *words)
+    assert steps.ran == []
+    monkeypatch.setattr(kept, "identity_of", lambda path: "anew" if path == bundle else "gone")
+    run(tmp_path / "out", *words)
+    assert {"build", "latency"} <= set(steps.ran)
+
+
 def test_a_bundle_that_is_none_is_one_line(
     steps: Steps, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

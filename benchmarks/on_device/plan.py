@@ -81,7 +81,9 @@ def _proofs(setting: Setting, nvidia: bool, has_torch: bool) -> Iterator[Step]:
     no_gpu = "" if nvidia else "there is no NVIDIA GPU"
     no_torch = "" if has_torch else "PyTorch is not installed"
     if not work.checkpoint:
-        no_torch = "the bundle's checkpoint is not here: name it with --checkpoint"
+        no_torch = (
+            "the bundle's checkpoint is not here, or it has several: name one with --checkpoint"
+        )
     same = {
         "checkpoint": work.checkpoint,
         "task": work.task,
