@@ -16,7 +16,7 @@ from conftest import write_null_bundle
 
 from benchmarks import device
 from benchmarks.baselines import Work
-from benchmarks.on_device import kept, running
+from benchmarks.on_device import kept, plot, running
 from benchmarks.on_device.contenders import NAMES, contenders, given_bundles, why_not
 from benchmarks.on_device.plan import Setting, build_name, plan
 from runtime.backends import BACKENDS
@@ -24,6 +24,7 @@ from runtime.errors import OutputError
 from runtime.manifest import Manifest
 
 WORK = Work(checkpoint="tiny/disparity-d", resolution="64x64")
+DRAW = plot.plot_device
 SETTING = Setting(work=WORK, image="room.png", seconds=1.0)
 
 
@@ -100,6 +101,8 @@ class Steps:
 def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     found = Steps(machine_with("openvino"))
     monkeypatch.setattr(device, "run_step", found)
+    # Half a second each time; one test draws it.
+    monkeypatch.setattr(plot, "plot_device", lambda body, path: path.write_bytes(b"plot"))
     return found
 
 
@@ -179,7 +182,9 @@ def test_the_second_run_does_nothing_again_and_reports_the_same(
     first = list(steps.ran)
     ours = ["build", "verify", "latency", "bound", "stages"]
     assert first == ["rates", *ours, "reference", "folded"]
-    assert (tmp_path / "report.png").stat().st_size > 5000
+    body = json.loads((tmp_path / "row.json").read_text())
+    DRAW(body, tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").stat().st_size > 5000
     text = (tmp_path / "report.md").read_text()
     assert "**lotus-edge, OpenVINO fp32: 700 ms**" in text
     assert "2.00 times as fast as PyTorch" in text

@@ -8,6 +8,7 @@ parent is gone, and so is this process.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -39,7 +40,11 @@ ACTIONS = {
 
 def main(words: list[str] | None = None) -> int:
     """Do one step. Status 0 also where it failed with an exception: the result says so."""
-    action, result = sys.argv[1:] if words is None else words
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("result", type=Path)
+    arguments = parser.parse_args(words)
+    action, result = arguments.action, arguments.result
     options = json.loads(sys.stdin.readline())
     threading.Thread(target=_follow_parent, daemon=True).start()
     answer: dict[str, Any]
@@ -55,7 +60,7 @@ def main(words: list[str] | None = None) -> int:
         traceback.print_exc()
     except SystemExit as error:
         answer = {"error": f"ended with status {error.code}"}
-    write_together({Path(result): json.dumps(answer).encode()})
+    write_together({result: json.dumps(answer).encode()})
     sys.stdout.flush()
     sys.stderr.flush()
     # Past the vendors' destructors: what they do after an error of the device is not our result.
