@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TOOLS := .venv-tools
 PHOTOS ?= tiny/samples
 
-.PHONY: demo test lint docs triton bench rows soak versions fuzz full-size lock audit clean
+.PHONY: demo test lint docs triton bench device rows soak versions fuzz full-size lock audit clean
 
 # On Windows, without make: `py -m tools.demo`.
 demo:
@@ -39,6 +39,10 @@ rows: $(READY)
 # Memory, descriptors and threads over 5,000 pictures with each CPU backend; half an hour.
 soak: $(READY)
 	$(BIN)/python -m benchmarks.soak
+
+# What this device does, as one page: ten minutes, `make device OPTIONS="--budget 60"` for more. See docs/device.md.
+device: $(READY)
+	$(BIN)/python -m benchmarks.device $(OPTIONS)
 
 # The contract with the oldest and newest supported versions of each library; a quarter of an hour.
 versions: $(READY)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from benchmarks.rows import parse_arguments, write_rows
@@ -24,8 +23,8 @@ from runtime.backends.onnxruntime import session_options
 from runtime.backends.openvino import hints
 from runtime.manifest import Bucket, Manifest
 
-_Feeds = dict[str, NDArray[np.float32]]
-_Times = Counter[tuple[str, str]]
+Feeds = dict[str, NDArray[np.float32]]
+Times = Counter[tuple[str, str]]
 """Seconds by (stage, operator)."""
 
 
@@ -33,17 +32,14 @@ def main() -> int:
     """Profile, print the operators that take the most, save all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--backend", choices=_PROFILERS, help="default: the bundle's target")
+    parser.add_argument("--backend", choices=PROFILERS, help="default: the bundle's target")
     parser.add_argument("--runs", type=int, default=2)
     arguments = parse_arguments(parser)
     manifest = Manifest.load(arguments.bundle)
     backend = arguments.backend or manifest.target
     bucket = manifest.buckets[0]
-    golden = np.load(arguments.bundle / manifest.golden.file)
-    feeds = {"image": manifest.preprocess.apply(golden[f"image_{bucket}"])}
-    if "noise" in manifest.input_shapes(bucket):
-        feeds["noise"] = golden[f"noise_{bucket}"]
-    times = _PROFILERS[backend](arguments.bundle, manifest, bucket, feeds, arguments.runs)
+    feeds = golden_feeds(arguments.bundle, manifest, bucket)
+    times = PROFILERS[backend](arguments.bundle, manifest, bucket, feeds, arguments.runs)
     name = manifest.name + ("" if manifest.folds else "-plain")
     rows = [
         {
@@ -69,9 +65,19 @@ def main() -> int:
     return 0
 
 
+def golden_feeds(folder: Path, manifest: Manifest, bucket: Bucket) -> Feeds:
+    """The golden's first image, and its noise in mode G, as the bucket's inputs."""
+    golden = np.load(folder / manifest.golden.file)
+    feeds = {"image": manifest.preprocess.apply(golden[f"image_{bucket}"])}
+    if "noise" in manifest.input_shapes(bucket):
+        feeds["noise"] = golden[f"noise_{bucket}"]
+    return feeds
+
+
 def _onnxruntime(
-    folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, runs: int
-) -> _Times:
+    folder: Path, manifest: Manifest, bucket: Bucket, feeds: Feeds, runs: int
+) -> Times:
+    import onnx
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as log_folder:
@@ -91,7 +97,7 @@ def _onnxruntime(
     # follow their stage.
     nodes = onnx.load(folder / bucket.graph, load_external_data=False).graph.node
     stages = {value: node.name.split("/")[0] for node in nodes for value in node.output}
-    times: _Times = Counter()
+    times: Times = Counter()
     stage = STAGES[0]
     for event in kernels:
         name = event["name"].removesuffix("_kernel_time")
@@ -104,7 +110,7 @@ def _onnxruntime(
     return times
 
 
-def _openvino(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, runs: int) -> _Times:
+def _openvino(folder: Path, manifest: Manifest, bucket: Bucket, feeds: Feeds, runs: int) -> Times:
     import openvino
 
     core = openvino.Core()
@@ -112,7 +118,7 @@ def _openvino(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, r
     request = core.compile_model(
         graph, "CPU", hints(graph, manifest.precision) | {"PERF_COUNT": "YES"}
     ).create_infer_request()
-    times: _Times = Counter()
+    times: Times = Counter()
     request.infer(feeds)
     for _ in range(runs):
         request.infer(feeds)
@@ -125,7 +131,7 @@ def _openvino(folder: Path, manifest: Manifest, bucket: Bucket, feeds: _Feeds, r
     return times
 
 
-_PROFILERS: dict[str, Callable[[Path, Manifest, Bucket, _Feeds, int], _Times]] = {
+PROFILERS: dict[str, Callable[[Path, Manifest, Bucket, Feeds, int], Times]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }

@@ -66,23 +66,44 @@ def main() -> int:
 
 def bounds(graph: Path, precisions: list[str]) -> list[dict[str, Any]]:
     """For each device and precision of a graph that is stored in fp32: milliseconds and GB."""
-    model = load_model(graph)
-    seen: set[str] = set()
-    nodes = [node_cost(node, seen) for node in model.graph]
-    peak = peaks(model.graph)["all"]
+    nodes, peak = _costs(graph)
     return [
-        {"device": device["name"], "precision": precision} | _bound(nodes, peak, device, precision)
-        for device in yaml.safe_load(DEVICES.read_text(encoding="utf-8"))
+        {"device": device["name"], "precision": precision}
+        | _bound(nodes, peak, device, precision, BYTES[precision] / BYTES["fp32"])
+        for device in known_devices()
         for precision in precisions
     ]
 
 
+def bound_as_stored(graph: Path, device: dict[str, Any], precision: str) -> dict[str, Any]:
+    """The bound of a graph with the types that are stored in it, on an entry like those of
+    devices.yaml: int8 layers at the device's rate of int8, all else at that of `precision`.
+    """
+    return _bound(*_costs(graph), device, precision, 1.0)
+
+
+def known_devices() -> list[dict[str, Any]]:
+    """The entries of devices.yaml."""
+    devices: list[dict[str, Any]] = yaml.safe_load(DEVICES.read_text(encoding="utf-8"))
+    return devices
+
+
+def _costs(graph: Path) -> tuple[list[NodeCost], int]:
+    """Of each operator, and the largest sum of live activations in bytes."""
+    model = load_model(graph)
+    seen: set[str] = set()
+    return [node_cost(node, seen) for node in model.graph], peaks(model.graph)["all"]
+
+
 def _bound(
-    nodes: list[NodeCost], peak: int, device: dict[str, Any], precision: str
+    nodes: list[NodeCost], peak: int, device: dict[str, Any], precision: str, share: float
 ) -> dict[str, Any]:
-    share = BYTES[precision] / BYTES["fp32"]
+    """`share`: bytes in this precision for each byte in the graph."""
     rate, bandwidth = device["tflops"][precision] * 1e12, device["bandwidth_gb_s"] * 1e9
-    operations = [2 * node.multiply_adds / rate for node in nodes]
+    int8_rate = device["tflops"].get("int8", rate / 1e12) * 1e12
+    operations = [
+        2 * ((node.multiply_adds - node.int8) / rate + node.int8 / int8_rate) for node in nodes
+    ]
     moved = [share * (node.weights + node.traffic) / bandwidth for node in nodes]
     weights = share * sum(node.weights for node in nodes)
     memory = (weights + share * peak) / 1e9

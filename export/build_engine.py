@@ -247,7 +247,10 @@ def without_folders(word: str) -> str:
     """A word of a command line with its paths cut down to their last part: bundles and rows travel,
     folders do not.
     """
-    option, equals, value = word.rpartition("=")
+    is_option = word.startswith("-")
+    option, equals, value = word.partition("=") if is_option else ("", "", word)
+    if not equals:
+        option, value = "", word
     path = Path(value)
     return option + equals + (path.name if path.is_absolute() or ".." in path.parts else value)
 

@@ -28,7 +28,7 @@ def describe_machine(backend: Backend) -> dict[str, str]:
         "cpu": _cpu(),
     }
     if backend.on_gpu:
-        facts["gpu"] = _gpu()
+        facts["gpu"] = describe_gpu()
     switches = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_SWITCHES)}
     return facts | ({"switches": str(switches)} if switches else {})
 
@@ -43,6 +43,26 @@ def has_bf16() -> bool:
     facts = _cpuinfo()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     return not facts or any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@functools.cache
+def describe_gpu() -> str:
+    """Driver and device 0, as the NVIDIA driver tells; "none" without a driver."""
+    try:
+        driver = nvidia_driver()
+    except OSError:
+        return "none"
+    version, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    driver.cuInit(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGetName(name, len(name), device)
+    build = ""
+    for path in ("/proc/driver/nvidia/version", "/etc/nv_tegra_release"):
+        if Path(path).is_file():
+            build = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+            break
+    return f"{name.value.decode(errors='replace')}, CUDA {version.value}, build {build}"
 
 
 @functools.cache
@@ -69,23 +89,3 @@ def _cpu() -> str:
     words = [facts[name] for name in names if facts.get(name)]
     flags = " ".join(sorted((facts.get("flags") or facts.get("Features") or "").split()))
     return f"{', '.join(words)}; flags {hashlib.sha256(flags.encode()).hexdigest()[:12]}"
-
-
-@functools.cache
-def _gpu() -> str:
-    """Driver and device 0, as the NVIDIA driver tells; "none" without a driver."""
-    try:
-        driver = nvidia_driver()
-    except OSError:
-        return "none"
-    version, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-    driver.cuInit(0)
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    driver.cuDeviceGet(ctypes.byref(device), 0)
-    driver.cuDeviceGetName(name, len(name), device)
-    build = ""
-    for path in ("/proc/driver/nvidia/version", "/etc/nv_tegra_release"):
-        if Path(path).is_file():
-            build = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
-            break
-    return f"{name.value.decode(errors='replace')}, CUDA {version.value}, build {build}"

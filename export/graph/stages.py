@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from export.errors import BuildError
+
+if TYPE_CHECKING:  # a device that measures needs the names alone
+    import onnx_ir as ir
 
 STAGES = ("encoder", "unet", "decoder")
 

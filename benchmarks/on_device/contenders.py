@@ -1,0 +1,172 @@
+"""Which ways to run the network are measured on a device, the most valuable first."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.baselines import BASELINES, Work
+from export.targets import TARGETS
+from runtime.backends import BACKENDS
+from runtime.manifest import Manifest
+
+PYTORCH = ("pytorch", "pytorch-fp16")
+"""The references. Ratios are to the first; the second is measured on GPUs alone."""
+
+_BF16 = ("avx512_bf16", "amx_bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One way to run the network.
+
+    `backend` and its `device` open `bundle`. Where the bundle is built here, `words` are what
+    `export/build_engine.py` gets; where a user brought it, `given` is that one, and `bundle` the
+    copy that gets an engine if it lacks one. `precision` is that of the bundle.
+    """
+
+    name: str
+    meaning: str
+    backend: str
+    bundle: str = ""
+    device: str | None = None
+    target: str = "onnxruntime"
+    precision: str = "fp32"
+    words: tuple[str, ...] = ()
+    given: str | None = None
+
+    @property
+    def place(self) -> str:
+        """What `backends` of the facts calls it: "openvino", or "openvino:GPU" for a device."""
+        return self.backend if self.device is None else f"{self.backend}:{self.device}"
+
+
+def _known(name: str) -> Contender:
+    """A baseline that is a bundle."""
+    baseline = BASELINES[name]
+    options = baseline.options
+    return Contender(
+        name=name,
+        meaning=baseline.meaning,
+        backend=str(baseline.backend),
+        target=options["target"],
+        precision=options.get("precision", "fp32"),
+        words=tuple(f"--{key}={value}" for key, value in options.items()),
+    )
+
+
+def _openvino_on(device: str) -> Contender:
+    return replace(
+        _known("openvino"),
+        name=f"openvino-{device.lower()}",
+        meaning=f"lotus-edge, OpenVINO fp32 bundle on its device {device}",
+        device=device,
+    )
+
+
+_BY_VALUE = (
+    _known("tensorrt-fp16"),
+    _known("tensorrt-int8"),
+    _known("tensorrt-rtx-fp16"),
+    Contender(
+        name="tensorrt-rtx-int8",
+        meaning="lotus-edge, TensorRT-RTX int8 weights (fp16 elsewhere)",
+        backend="tensorrt-rtx",
+        target="tensorrt-rtx",
+        precision="int8",
+        words=("--target=tensorrt-rtx", "--precision=int8"),
+    ),
+    # The same bundle as `tensorrt-fp16`: its graph needs no TensorRT.
+    replace(
+        _known("tensorrt-fp16"),
+        name="onnxruntime-cuda-fp16",
+        meaning="lotus-edge, ONNX Runtime CUDA on the fp16 graph for TensorRT",
+        backend="onnxruntime-cuda",
+    ),
+    _known("onnxruntime-cuda"),
+    _openvino_on("GPU"),
+    _openvino_on("NPU"),
+    _known("openvino"),
+    _known("onnxruntime"),
+    _known("openvino-bf16"),
+    _known("openvino-int8"),
+    _known("onnxruntime-int8"),
+    *(
+        replace(
+            _known("onnxruntime"),
+            name=name,
+            meaning=f"lotus-edge, ONNX Runtime fp32 with {BACKENDS[name].option}",
+            backend=name,
+        )
+        for name in (f"onnxruntime-{each}" for each in ("coreml", "directml", "qnn", "rtx"))
+    ),
+)
+
+NAMES = tuple(each.name for each in _BY_VALUE)
+"""Of all contenders, the most valuable first."""
+
+
+def contenders(work: Work, folder: Path, only: Sequence[str] = ()) -> list[Contender]:
+    """All that could be measured anywhere, or those named in `only`. Their bundles are built into
+    `folder`; those of the same target and precision share one.
+    """
+    checkpoints = [checkpoint for checkpoint, _ in work.checkpoints]
+    task = [f"--task={work.task}"] if work.task else []
+    return [
+        replace(
+            each,
+            bundle=str(folder / f"{work.name}-{each.target}-{each.precision}"),
+            words=(*checkpoints, *task, f"--resolution={work.resolution}", *each.words),
+        )
+        for each in _BY_VALUE
+        if not only or each.name in only
+    ]
+
+
+def given_bundles(bundles: Sequence[Path], folder: Path) -> Iterator[Contender]:
+    """Contenders for the bundles that a user brings: each by its own backend, and where that is
+    TensorRT its graph by ONNX Runtime too. One that lacks its engine gets it in a copy in `folder`.
+
+    Raises: BundleError.
+    """
+    seen: Counter[str] = Counter()
+    for bundle in bundles:
+        manifest, whole = Manifest.load(bundle), bundle.resolve()
+        name = re.sub(r"[^\w.+-]", "-", manifest.name)  # a file's name too
+        seen[name] += 1
+        name += f"-{seen[name]}" if seen[name] > 1 else ""
+        target = TARGETS.get(manifest.target)
+        makes_engine = target is not None and target.build is not None
+        finished = not makes_engine or all(bucket.engine for bucket in manifest.buckets)
+        own = Contender(
+            name=name,
+            meaning=f"{name} ({manifest.target})",
+            backend=manifest.target,
+            bundle=str(whole if finished else folder / f"{name}-finished"),
+            target=manifest.target,
+            precision=manifest.precision,
+            given=str(whole),
+        )
+        yield own
+        if makes_engine:
+            yield replace(
+                own,
+                name=f"{name}-by-onnxruntime-cuda",
+                meaning=f"{name}, its graph by ONNX Runtime CUDA",
+                backend="onnxruntime-cuda",
+                bundle=str(whole),
+            )
+
+
+def why_not(contender: Contender, facts: Mapping[str, Any]) -> str:
+    """Why it cannot be measured on a machine with these facts; "" where it can."""
+    reason: str = facts["backends"].get(contender.place, f"no backend {contender.place!r} here")
+    has_bf16 = set(_BF16) & set(facts["machine"].get("isa", "").split())
+    on_cpu = contender.backend in ("openvino", "onnxruntime") and contender.device is None
+    if not reason and contender.precision == "bf16" and on_cpu and not has_bf16:
+        return "the CPU has no instructions for bf16 (avx512_bf16, amx_bf16)"
+    return reason

@@ -1,0 +1,135 @@
+"""Clocks, temperature, power and memory of a machine while something runs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import statistics
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.on_device.facts import gpu_clocks
+
+Readings = dict[str, list[float]]
+"""Values by what they are and their unit."""
+
+_SMI = {
+    "clocks.sm": "GPU clock, MHz",
+    "clocks.mem": "GPU memory clock, MHz",
+    "temperature.gpu": "GPU temperature, C",
+    "power.draw": "GPU power, W",
+    "memory.used": "GPU memory in use, MB",
+}
+_EVERY = 0.5  # seconds
+
+
+@contextmanager
+def watched(root: Path = Path("/")) -> Iterator[dict[str, dict[str, float]]]:
+    """Read while the block runs. The dictionary is filled at its end: least, median and most of
+    each reading, by what it is and its unit; empty where the machine tells nothing.
+    """
+    summary: dict[str, dict[str, float]] = {}
+    readings: Readings = {}
+    stop = threading.Event()
+    sources = _sources(root)
+    threads = [
+        threading.Thread(target=_poll, args=(sources, readings, stop), daemon=True),
+        threading.Thread(target=_follow_smi, args=(readings, stop), daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield summary
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=5)
+        for name, values in sorted(readings.items()):
+            summary[name] = {
+                "least": min(values),
+                "median": statistics.median(values),
+                "most": max(values),
+            }
+
+
+def _sources(root: Path) -> dict[str, Callable[[], float]]:
+    """What can be read from files here."""
+    found: dict[str, Callable[[], float]] = {
+        "memory available, GB": lambda: _available(root),
+        "CPU clock, MHz": lambda: _cpu_clock(root),
+    }
+    for folder in gpu_clocks(root):
+        found["GPU clock, MHz"] = lambda folder=folder: _number(folder / "cur_freq") / 1e6
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        with contextlib.suppress(OSError):
+            kind = (zone / "type").read_text().strip()
+            if "gpu" in kind.lower() or "cpu" in kind.lower():
+                found[f"{kind}, C"] = lambda zone=zone: _number(zone / "temp") / 1e3
+    for label in sorted((root / "sys/class/hwmon").glob("hwmon*/in1_label")):
+        found["power of the board, W"] = lambda folder=label.parent: _watts(folder)
+    return found
+
+
+def _poll(sources: dict[str, Callable[[], float]], into: Readings, stop: threading.Event) -> None:
+    while True:
+        for name, read in sources.items():
+            with contextlib.suppress(OSError, ValueError, IndexError):  # not told here
+                value = read()
+                into.setdefault(name, []).append(value)
+        if stop.wait(_EVERY):
+            break
+
+
+def _follow_smi(into: Readings, stop: threading.Event) -> None:
+    """What nvidia-smi tells of the first GPU, until `stop`."""
+    if shutil.which("nvidia-smi") is None:
+        return
+    words = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(_SMI)}"]
+    words += ["--format=csv,noheader,nounits", f"--loop-ms={int(_EVERY * 1000)}"]
+    try:
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+    except OSError:
+        return
+    ends = threading.Thread(target=_end_at, args=(process, stop), daemon=True)
+    ends.start()
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            for name, value in zip(_SMI.values(), line.split(","), strict=False):
+                with contextlib.suppress(ValueError):  # [N/A]
+                    number = float(value)
+                    into.setdefault(name, []).append(number)
+
+
+def _end_at(process: subprocess.Popen[str], stop: threading.Event) -> None:
+    stop.wait()
+    process.kill()
+
+
+def _number(path: Path) -> float:
+    return float(path.read_text())
+
+
+def _available(root: Path) -> float:
+    text = (root / "proc/meminfo").read_text()
+    return int(re.findall(r"MemAvailable:\s+(\d+)", text)[0]) / 1e6
+
+
+def _cpu_clock(root: Path) -> float:
+    """The fastest core's, as Linux tells it."""
+    files = sorted((root / "sys/devices/system/cpu").glob("cpu*/cpufreq/scaling_cur_freq"))
+    if files:
+        return max(map(_number, files)) / 1e3
+    text = (root / "proc/cpuinfo").read_text(errors="replace")
+    return max(map(float, re.findall(r"cpu MHz\s*:\s*([\d.]+)", text)))
+
+
+def _watts(folder: Path) -> float:
+    """Of the first channel of a sensor: millivolts times milliamperes."""
+    return _number(folder / "in1_input") * _number(folder / "curr1_input") / 1e6

@@ -1,0 +1,251 @@
+"""Steps of `benchmarks.device`: the process that runs one, what a machine tells of itself, bounds,
+and the page.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, write_null_bundle
+
+from benchmarks import roofline
+from benchmarks.baselines import Work
+from benchmarks.on_device import facts as facts_of
+from benchmarks.on_device import page, plot, rates, running, worker
+from benchmarks.on_device.repeats import repeat
+from benchmarks.on_device.watch import watched
+from runtime.errors import LotusError
+
+
+def test_every_action_is_a_function_and_the_worker_says_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for action, module in worker.ACTIONS.items():
+        if module != "folded":  # which imports torch
+            found = importlib.import_module(f"benchmarks.on_device.{module}")
+            assert callable(getattr(found, action)), action
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"bundle": "nothing", "precision": "fp32"}\n'))
+    monkeypatch.setattr(worker, "_follow_parent", lambda: None)
+    worker.main(["bound", str(tmp_path / "result.json")])
+    assert ended == [0]
+    answer = json.loads((tmp_path / "result.json").read_text())
+    assert answer["error"].startswith("TypeError: bound() missing")
+
+
+def test_a_device_needs_neither_torch_nor_onnx_to_measure() -> None:
+    """A Jetson has NumPy, Pillow and TensorRT."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnx_ir', 'yaml', 'matplotlib', 'openvino', 'diffusers'):\n"
+        "    sys.modules[name] = None\n"
+        "import benchmarks.device, benchmarks.profile\n"
+        "from benchmarks.on_device import events, facts, plumbing, rates, speed, worker\n"
+        "print(rates.rates(seconds=0.01)['by'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "NumPy on cpu\n", done.stderr
+
+
+def test_reasons_travel_without_folders() -> None:
+    text = "cannot read /a/b-c/model.plan, C:\\Users\\x\\y.txt; see encoder/conv or export/x.py"
+    assert page._public({"not_measured": text}) == (
+        "cannot read .../model.plan, ...\\y.txt; see encoder/conv or export/x.py"
+    )
+
+
+def test_a_step_that_crashes_hangs_or_is_killed_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_program(text: str) -> None:
+        """The child runs this in place of the worker."""
+        program = tmp_path / "program.py"
+        program.write_text(f"import os, sys, time\noptions = sys.stdin.readline()\n{text}")
+        real = subprocess.Popen
+        monkeypatch.setattr(
+            running.subprocess,
+            "Popen",
+            lambda words, **rest: real([sys.executable, program, *words[3:]], **rest),
+        )
+
+    with_program("print('no such library')\nos.kill(os.getpid(), 11)")
+    with pytest.raises(running.StepFailed, match=r"SIGSEGV: no such library"):
+        running.run_step("x", {}, folder=tmp_path, seconds=30)
+    monkeypatch.undo()
+    with_program("os.kill(os.getpid(), 9)")
+    with pytest.raises(running.StepFailed, match=r"SIGKILL, as where memory ran out"):
+        running.run_step("x", {}, folder=tmp_path, seconds=30)
+    monkeypatch.undo()
+    with_program("time.sleep(60)")
+    start = time.monotonic()
+    with pytest.raises(running.TimeUp, match="stopped after"):
+        running.run_step("x", {}, folder=tmp_path, seconds=0.5)
+    assert time.monotonic() - start < 20
+    monkeypatch.undo()
+    with_program("open(sys.argv[2], 'w').write('{\"result\": ' + options + '}')")
+    assert running.run_step("x", {"a": 1}, folder=tmp_path, seconds=30) == {"a": 1}
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from benchmarks.on_device.running import run_step
+run_step("rates", {"seconds": 60.0}, folder=Path(sys.argv[1]), seconds=60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, tmp_path], cwd=ROOT)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    assert _soon(lambda: bool(children.read_text()))
+    child = Path("/proc") / children.read_text().split()[0]
+    assert _soon(lambda: b"worker" in (child / "cmdline").read_bytes())
+    parent.kill()
+    parent.wait()
+    assert _soon(lambda: not child.exists() or "Z" in (child / "stat").read_text().split()[2])
+
+
+def _soon(true: Any, seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_command_on_a_bundle_end_to_end(tmp_path: Path) -> None:
+    """Of the null backend, whose graph is no graph: what cannot be counted is a line."""
+    bundle = tmp_path / "bundle"
+    write_null_bundle(bundle)
+    words = [sys.executable, "-m", "benchmarks.device", "--bundle", bundle, "--seconds", "0.05"]
+    done = subprocess.run(
+        [*words, "--folder", tmp_path / "out"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "report.md")
+    body = json.loads((tmp_path / "out" / "row.json").read_text())
+    row = next(row for row in body["rows"] if "latency" in row)
+    assert row["latency"]["rounds"] >= 3
+    assert row["verify"]["largest"] == 0
+    assert row["build"]["bundle"] == "bundle"
+    assert str(tmp_path) not in (tmp_path / "out" / "row.json").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert str(tmp_path) not in text
+    assert (
+        "the bundle's checkpoint is not here, or it has several: name one with --checkpoint" in text
+    )
+    assert "roofline" in text
+
+
+def test_settings_and_readings_of_a_jetson(tmp_path: Path) -> None:
+    files = {
+        "sys/class/devfreq/17000000.gpu/cur_freq": "918000000",
+        "sys/class/devfreq/17000000.gpu/max_freq": "918000000",
+        "sys/class/devfreq/17000000.gpu/governor": "nvhost_podgov",
+        "sys/class/devfreq/other/cur_freq": "1",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1510400",
+        "sys/class/thermal/thermal_zone1/type": "gpu-thermal",
+        "sys/class/thermal/thermal_zone1/temp": "47500",
+        "sys/class/hwmon/hwmon1/in1_label": "VDD_IN",
+        "sys/class/hwmon/hwmon1/in1_input": "5000",
+        "sys/class/hwmon/hwmon1/curr1_input": "2000",
+        "proc/meminfo": "MemTotal: 7990000 kB\nMemAvailable:    5000000 kB\n",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = facts_of.settings(tmp_path)
+    assert found["GPU governor"] == "nvhost_podgov"
+    assert found["L4T"] == "R36 (release), REVISION: 4.3"
+    assert found["CPU governor"] == "schedutil"
+    with watched(tmp_path) as readings:
+        time.sleep(0.01)
+    medians = {name: each["median"] for name, each in readings.items()}
+    assert medians == pytest.approx(
+        {
+            "GPU clock, MHz": 918,
+            "CPU clock, MHz": 1510.4,
+            "gpu-thermal, C": 47.5,
+            "power of the board, W": 10,
+            "memory available, GB": 5,
+        }
+    )
+
+
+SMI = """#!/bin/sh
+case "$*" in
+*loop-ms*) while :; do echo "1755, 9501, 61, [N/A], 4096"; sleep 0.05; done;;
+*) echo "NVIDIA GeForce RTX 3060, 560.35, 12288 MiB, 8.6, [N/A], 2100 MHz, 7501 MHz, P0, Enabled";;
+esac
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_readings_and_names_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(SMI)
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with watched(tmp_path) as readings:
+        time.sleep(0.4)
+    assert readings["GPU clock, MHz"]["median"] == 1755
+    assert readings["GPU memory in use, MB"]["most"] == 4096
+    assert "GPU power, W" not in readings
+    (gpu,) = facts_of._nvidia_smi()
+    assert gpu["name"] == "NVIDIA GeForce RTX 3060"
+    assert "power.limit" not in gpu
+
+
+def test_repeats_are_bounded() -> None:
+    assert len(repeat(lambda: None, seconds=0, least=3)) == 3
+    assert len(repeat(lambda: None, seconds=60, most=7)) == 7
+
+
+def test_bounds_name_the_device_and_the_rates_that_they_are_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_null_bundle(tmp_path / "bundle")
+    monkeypatch.setattr(rates, "_multiply_adds", lambda graph: 1)
+    monkeypatch.setattr(roofline, "_costs", lambda graph: ([], 0))
+    options: dict[str, Any] = {"bundle": str(tmp_path / "bundle"), "precision": "int8"}
+    measured = {"tflops": {"fp32": 1.0}, "bandwidth_gb_s": 1.0, "by": "torch on cpu"}
+    nano = "NVIDIA Jetson Orin Nano Developer Kit"
+    found = rates.bound(**options, device=nano, on_gpu=True, measured=measured)
+    assert found["peak"]["device"].startswith("Jetson Orin Nano")
+    assert "measured" not in found, "the rates of a CPU bound no GPU"
+    options["precision"] = "fp32"
+    assert "measured" in rates.bound(**options, device="x", on_gpu=False, measured=measured)
+    with pytest.raises(LotusError, match="has no 'GeForce RTX 3060 Ti'"):
+        rates.bound(**options, device="GeForce RTX 3060 Ti", on_gpu=True, measured=None)
+
+
+def test_a_page_and_a_plot_of_nothing(tmp_path: Path) -> None:
+    facts = {
+        "device": "a CPU",
+        "gpu": "none",
+        "gpus": [],
+        "machine": {"arch": "x86_64", "cores": "2", "os": "Linux", "python": "3.11"},
+        "settings": {},
+        "versions": {},
+    }
+    work = Work(checkpoint="", resolution="64x64")
+    body = {"rows": page.rows(facts, [], [], {}, work), "commit": "c", "date": "d", "command": "x"}
+    text = page.render(body, "")
+    assert "This machine" not in text
+    assert "Nothing: every step was done." in text
+    plot.plot_device(body, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
