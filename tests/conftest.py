@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,53 +152,76 @@ def build_bundle(checkpoint: str | Path, output: Path, **settings: object) -> Pa
         return build(BuildSettings(checkpoint=str(checkpoint), output=output, **settings))
 
 
+Once = Callable[..., Path]
+
+
 @pytest.fixture(scope="session")
-def checkpoint_d(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once("name", make, *first, **more)`: the folder that `make(*first, folder, **more)` makes,
+    once for all processes of a run, and that no test may change.
+    """
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    (shared / "begun").mkdir(parents=True, exist_ok=True)
+
+    def made(name: str, make: Callable[..., object], *first: object, **more: object) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / name).exists():
+                make(*first, shared / "begun" / name, **more)
+                (shared / "begun" / name).rename(shared / name)
+        return shared / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def checkpoint_d(once: Once) -> Path:
     """Mode D, with a text encoder."""
-    return save_checkpoint(tmp_path_factory.mktemp("d") / "lotus-d", mode="d", text_encoder=True)
+    return once("lotus-d", save_checkpoint, mode="d", text_encoder=True)
 
 
 @pytest.fixture(scope="session")
-def checkpoint_g(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint_g(once: Once) -> Path:
     """Mode G, with a stored prompt tensor."""
-    return save_checkpoint(tmp_path_factory.mktemp("g") / "lotus-g", mode="g")
+    return once("lotus-g", save_checkpoint, mode="g")
+
+
+SMALL = {"task": "depth", "resolutions": ((BUCKET, BUCKET),)}
+TWO_SIZES = SMALL | {"resolutions": ((BUCKET, BUCKET), (64, 104))}
+BF16 = {"task": "depth", "resolutions": ((64, 64), (128, 128)), "precision": "bf16"}
+INT8 = SMALL | {"precision": "int8", "calibration_images": 2, "budget": (10.0,)}
 
 
 @pytest.fixture(scope="session")
-def bundle_d(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_d(checkpoint_d: Path, once: Once) -> Path:
     """Depth, two buckets, ONNX Runtime."""
-    return build_bundle(
-        checkpoint_d,
-        tmp_path_factory.mktemp("bundle") / "d",
-        task="depth",
-        resolutions=((BUCKET, BUCKET), (64, 104)),
-    )
+    return once("d", build_bundle, checkpoint_d, **TWO_SIZES)
 
 
 @pytest.fixture(scope="session")
-def bundle_g(checkpoint_g: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_openvino(checkpoint_d: Path, once: Once) -> Path:
+    """The same for OpenVINO."""
+    return once("openvino", build_bundle, checkpoint_d, target="openvino", **TWO_SIZES)
+
+
+@pytest.fixture(scope="session")
+def bundle_bf16(checkpoint_d: Path, once: Once) -> Path:
+    """Depth for OpenVINO in bf16, 64x64 and 128x128."""
+    return once("bf16", build_bundle, checkpoint_d, target="openvino", **BF16)
+
+
+@pytest.fixture(scope="session")
+def bundle_g(checkpoint_g: Path, once: Once) -> Path:
     """Normals, mode G, one bucket."""
-    return build_bundle(
-        checkpoint_g,
-        tmp_path_factory.mktemp("bundle") / "g",
-        task="normal",
-        resolutions=((BUCKET, BUCKET),),
-        seed=7,
-    )
+    return once("g", build_bundle, checkpoint_g, seed=7, **(SMALL | {"task": "normal"}))
 
 
 @pytest.fixture(scope="session")
-def bundle_int8(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_int8(checkpoint_d: Path, once: Once) -> Path:
     """Depth, one bucket, two calibration images, and every layer in int8."""
-    return build_bundle(
-        checkpoint_d,
-        tmp_path_factory.mktemp("int8") / "bundle",
-        task="depth",
-        resolutions=((BUCKET, BUCKET),),
-        precision="int8",
-        calibration_images=2,
-        budget=(10.0,),
-    )
+    return once("int8", build_bundle, checkpoint_d, **INT8)
 
 
 @pytest.fixture(scope="session")

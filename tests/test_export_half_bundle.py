@@ -14,6 +14,8 @@ from export import inspect_bundle
 from export.bundle.finalize import finish_on_device
 from export.errors import BuildError
 from export.inspect_bundle import count_layers
+from export.plan import make_plan
+from export.settings import BuildSettings
 from export.targets.tensorrt_builder import build_engine
 from runtime.manifest import Manifest
 
@@ -161,30 +163,20 @@ def test_inspect_shows_the_layers_of_the_network(
 
 @pytest.mark.slow
 def test_onnxruntime_gets_float32_and_openvino_refuses(checkpoint_d: Path, tmp_path: Path) -> None:
-    bundle = build_bundle(
-        checkpoint_d, tmp_path / "bundle", task="depth", resolutions=((64, 64),), precision="fp16"
-    )
-    manifest = Manifest.load(bundle)
-    assert manifest.precision == "fp32"
-    assert "-fp32-onnxruntime" in manifest.name
+    plan = make_plan(BuildSettings(checkpoint=str(checkpoint_d), precision="fp16", **SETTINGS))
+    assert (plan.precision, plan.target.name, plan.recipe.half) == ("fp32", "onnxruntime", None)
+    assert "-fp32-onnxruntime" in plan.name
     with pytest.raises(BuildError, match="'openvino' has no precision 'fp16'"):
         build_bundle(checkpoint_d, tmp_path / "no", target="openvino", precision="fp16", **SETTINGS)
 
 
 @pytest.mark.slow
-def test_a_bf16_bundle_for_openvino_is_no_bf16_graph(checkpoint_d: Path, tmp_path: Path) -> None:
+def test_a_bf16_bundle_for_openvino_is_no_bf16_graph(request: pytest.FixtureRequest) -> None:
     """OpenVINO's bf16 is a float32 graph with a hint; TensorRT would build a float32 engine and
     call it bf16.
     """
     pytest.importorskip("openvino")
-    bundle = build_bundle(
-        checkpoint_d,
-        tmp_path / "bundle",
-        task="depth",
-        resolutions=((64, 64),),
-        precision="bf16",
-        target="openvino",
-    )
+    bundle = request.getfixturevalue("bundle_bf16")
     with pytest.raises(
         BuildError, match="bf16 is another graph for tensorrt-rtx than for openvino"
     ):

@@ -90,12 +90,16 @@ def _built_for(name: str, request: pytest.FixtureRequest, folder: Path) -> Bundl
         Cuda(name)  # without a GPU there is nothing to build for
         # At 64x64 the lowest level of the UNet has one pixel; TensorRT-RTX 1.7.1 fails on it.
         square, wide = (128, 128), (128, 208)
-    d = build_bundle(
-        request.getfixturevalue("checkpoint_d"),
-        folder / "d",
-        task="depth",
-        resolutions=(square, wide),
-        target=name,
+    d = (
+        request.getfixturevalue("bundle_openvino")
+        if name == "openvino"
+        else build_bundle(
+            request.getfixturevalue("checkpoint_d"),
+            folder / "d",
+            task="depth",
+            resolutions=(square, wide),
+            target=name,
+        )
     )
     g = build_bundle(
         request.getfixturevalue("checkpoint_g"),
