@@ -137,7 +137,9 @@ def test_compiling_never_holds_the_weights_twice(tmp_path: Path) -> None:
 import re, sys
 from pathlib import Path
 import openvino
+from runtime.backends import pages
 from runtime.backends.pages import giving_back, map_files
+pages._EVERY = 0.01  # the whole takes a second, beside other work
 folder, core = Path(sys.argv[1]), openvino.Core()
 def peak():
     status = Path("/proc/self/status").read_text()
@@ -156,4 +158,4 @@ print(len(spans), peak() - before)
         maps, megabytes = done.stdout.split()
         assert maps == "1", "OpenVINO maps the weights no more: this module has lost its purpose"
         peaks[giving] = float(megabytes)
-    assert peaks[True] < 1.7 * 268 < peaks[False]
+    assert peaks[True] < 1.7 * 268 < peaks[False], peaks
