@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from runtime.files import File, check_presence, describe_file
 from runtime.manifest_json import parse
 from runtime.writing import private_folder
 
+FORMAT = 1
+"""Part of every key. It changes with what a backend writes, and with how it compiles."""
+
 OFF = "LOTUS_EDGE_COMPILED"
 SMALLEST = 256_000_000
 """Bytes of a bundle below which nothing is kept: it opens in a second or two."""
@@ -34,6 +38,7 @@ SMALLEST = 256_000_000
 _LARGEST = 24_000_000_000  # bytes of all entries
 _GROWTH = 2.2  # bytes of an entry, at most, for each of the bundle
 _RECORD = "record.json"
+_STALE = 86_400.0  # seconds after which a folder that a process was writing is nobody's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +50,22 @@ class Kept:
 
     def discard(self) -> None:
         """Remove it; another process may have been faster."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
 
 def find(key: Mapping[str, Any]) -> Kept | None:
     """The entry under exactly this key; None where there is none, or no whole one."""
     folder = _folder(key)
-    if folder is None or not (folder / _RECORD).is_file():
+    if folder is None:
         return None
-    kept = Kept(folder=folder, files=[])
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except OSError:  # none, or that of another user
+        return None
+    except (ValueError, RecursionError):
+        record = {}
+    kept = Kept(folder=folder, files=[])
+    try:
         kept = Kept(folder=folder, files=parse(list[File], record["files"], _RECORD))
         if record["key"] != dict(key) or {*os.listdir(folder)} != {
             _RECORD,
@@ -64,7 +74,8 @@ def find(key: Mapping[str, Any]) -> Kept | None:
             raise ValueError("another entry")
         for file in kept.files:
             check_presence(folder, file)
-        os.utime(folder / _RECORD)  # used now
+        with contextlib.suppress(OSError):  # on a disk that is read-only
+            os.utime(folder / _RECORD)  # used now
     except (OSError, ValueError, LookupError, TypeError, RecursionError, LotusError):
         kept.discard()
         return None
@@ -90,14 +101,34 @@ def make(key: Mapping[str, Any], size: int, write: Callable[[Path], None]) -> Ke
         files = [describe_file(partial, name) for name in sorted(os.listdir(partial))]
         record = {"key": dict(key), "files": [asdict(file) for file in files]}
         (partial / _RECORD).write_text(json.dumps(record, sort_keys=True), encoding="utf-8")
-        with contextlib.suppress(OSError):  # another process may have kept the same
+        try:
             partial.rename(folder)
+        except OSError:  # another process may have kept the same; else it is a rest of one
+            if find(key) is None:
+                _remove(folder)
+                partial.rename(folder)
     except OSError:
         return None
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     return find(key)
+
+
+def identity(folder: Path | None) -> str:
+    """What an entry holds, in short; "" without an entry. Raises: OSError."""
+    if folder is None:
+        return ""
+    return hashlib.sha256((folder / _RECORD).read_bytes()).hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    """Never half under its own name: a rest without a record would stay for ever."""
+    with contextlib.suppress(OSError):
+        gone = private_folder(folder.parent)
+        with contextlib.suppress(OSError):
+            folder.rename(gone / "entry")
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _folder(key: Mapping[str, Any]) -> Path | None:
@@ -110,14 +141,21 @@ def _folder(key: Mapping[str, Any]) -> Path | None:
 
 def _make_room(parent: Path, needed: int) -> bool:
     """Whether an entry of `needed` bytes fits, once old ones are gone."""
+    for partial in parent.glob(".lotus-edge-*"):  # of a container that is gone, say
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _STALE:
+                shutil.rmtree(partial, ignore_errors=True)
     entries = sorted(_entries(parent))
+    free = shutil.disk_usage(parent).free + sum(size for _, size, _ in entries)
+    if needed > _LARGEST or 2 * needed > free:  # nor without the others
+        return False
     while True:
         kept = sum(size for _, size, _ in entries)
         if kept + needed <= _LARGEST and 2 * needed <= shutil.disk_usage(parent).free:
             return True
         if not entries:
             return False
-        shutil.rmtree(entries.pop(0)[2], ignore_errors=True)
+        _remove(entries.pop(0)[2])
 
 
 def _entries(parent: Path) -> Iterator[tuple[float, int, Path]]:

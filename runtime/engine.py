@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from runtime.backends import find_backend
 from runtime.backends.session import Session, check_placement
 from runtime.call import Call, draw_noise
+from runtime.compiled import identity
 from runtime.errors import BackendError, ImageError, SchemaError
 from runtime.golden import Verification, check_tolerance, golden_error
 from runtime.hub import find_bundle
@@ -32,7 +33,6 @@ from runtime.image import (
     warn,
 )
 from runtime.manifest import Bucket, Manifest
-from runtime.memory import Room
 from runtime.opening import Opening
 from runtime.prediction import Prediction
 from runtime.proof import remember_proof
@@ -109,11 +109,12 @@ class LotusEngine:
             prove=prove,
             check=check,
             keep=keep,
+            make=deadline is None,  # it might never be long enough
             parallel=parallel,
             device=device,
             threads=threads,
         )
-        room = Room(manifest=self.manifest, backend=self.backend, most=max_open)
+        room = self._opening.room(max_open)
         self._sessions = Sessions(partial(self._open, self._opening), room)
 
     # A str is a Sequence too; the first match is the right one.
@@ -248,14 +249,13 @@ class LotusEngine:
         """
         self.manifest.check_contents(self.folder)
         self._sessions.release_idle()  # a session holds the weights: one at a time is enough
-        opening = dataclasses.replace(self._opening, check=False, prove=False)
-        errors, kept = {}, {}
+        opening = dataclasses.replace(self._opening, check=False, prove=False, make=False)
+        errors, kept = {}, dict[Bucket, str]()
         for bucket in self.manifest.buckets:
             with self._open(opening, bucket) as session:
-                kept[bucket] = session.compiled is not None
-                errors[str(bucket)] = within(
-                    self._deadline, f"the golden of {bucket}", partial(golden_error, session)
-                )
+                golden = partial(golden_error, session)
+                errors[str(bucket)] = within(self._deadline, f"the golden of {bucket}", golden)
+                kept[bucket] = identity(session.compiled)
         result = check_tolerance(errors, self.backend, self.manifest.golden)
         for bucket in self.manifest.buckets:
             backend = find_backend(self.backend)

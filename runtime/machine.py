@@ -38,6 +38,11 @@ def nvidia_driver() -> ctypes.CDLL:
     return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
 
 
+def knows_cpu() -> bool:
+    """Whether the system tells the CPU's instruction sets: what one packs is for no other."""
+    return bool(_cpuinfo().get("flags") or _cpuinfo().get("Features"))
+
+
 def has_bf16() -> bool:
     """Whether the CPU computes in bf16, as Linux tells; elsewhere it is taken for granted."""
     facts = _cpuinfo()

@@ -43,14 +43,15 @@ _USES = {
 }
 
 
-def estimate(manifest: Manifest, bucket: Bucket, backend: str) -> int | None:
-    """Bytes of resident memory, at its peak, of a process that opens this bucket and predicts; None
-    where the bundle does not say what it needs, or the backend was never measured.
+def estimate(manifest: Manifest, bucket: Bucket, backend: str, parallel: int = 1) -> int | None:
+    """Bytes of resident memory, at its peak, of a process that opens this bucket on the CPU and
+    makes so many predictions at once; None where the bundle does not say what it needs, or the
+    backend was never measured.
     """
     needs = manifest.memory
     if needs is None or str(bucket) not in needs.activations:
         return None
-    return estimate_needs(needs.weights, needs.activations[str(bucket)], backend)
+    return estimate_needs(needs.weights, parallel * needs.activations[str(bucket)], backend)
 
 
 def estimate_needs(weights: Mapping[str, int], activations: int, backend: str) -> int | None:
@@ -74,6 +75,8 @@ class Room:
     manifest: Manifest
     backend: str
     most: int | None = None
+    device: str | None = None
+    parallel: int = 1
 
     def __post_init__(self) -> None:
         if self.most is not None and (type(self.most) is not int or self.most < 1):
@@ -83,10 +86,14 @@ class Room:
         """Whether `bucket` fits beside the `kept` ones, once those `given_up` are closed."""
         if self.most is not None:
             return len(kept) < self.most
-        sizes = [estimate(self.manifest, each, self.backend) for each in (bucket, *given_up)]
+        sizes = [
+            estimate(self.manifest, each, self.backend, self.parallel)
+            for each in (bucket, *given_up)
+        ]
         needed, *freed = [size for size in sizes if size is not None] or [0]
         available = available_memory()
-        if None in sizes or available is None:
+        elsewhere = self.device not in (None, "CPU")
+        if None in sizes or available is None or elsewhere:
             return len(kept) < _FEW
         return needed <= (available + sum(freed)) / 2
 
@@ -111,4 +118,13 @@ def _of_cgroups(root: Path) -> Iterator[int]:
     for version, folder in cgroup_folders(root, "memory"):
         limit, used = (read_text(folder / name).strip() for name in names[version])
         if limit.isdecimal() and used.isdecimal():
-            yield max(int(limit) - int(used), 0)
+            yield max(int(limit) - int(used) + _cached(folder), 0)
+
+
+def _cached(folder: Path) -> int:
+    """Bytes of files that the system holds in memory for the group, and would give up."""
+    for line in read_text(folder / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file") and value.isdecimal():
+            return int(value)
+    return 0

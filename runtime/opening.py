@@ -14,11 +14,12 @@ from runtime.backends.session import Session
 from runtime.compiled import Kept
 from runtime.console import one_line, say
 from runtime.contents import ContentCheck
-from runtime.errors import BackendError, DamagedBundleError
+from runtime.errors import BackendError, DamagedBundleError, VerificationError
 from runtime.files import File
 from runtime.layout import plain_folder
-from runtime.machine import describe_machine
+from runtime.machine import describe_machine, knows_cpu
 from runtime.manifest import Bucket, Manifest
+from runtime.memory import Room
 from runtime.proof import prove
 
 UNCHECKED = "LOTUS_EDGE_CHECK"
@@ -34,13 +35,32 @@ class Opening:
     prove: bool = True
     check: bool = True
     keep: bool = True
+    make: bool = True
     parallel: int = 1
     device: str | None = None
     threads: int | None = None
 
+    def room(self, most: int | None) -> Room:
+        """How many buckets may be open at once. Raises: BackendError."""
+        return Room(
+            manifest=self.manifest,
+            backend=self.backend,
+            most=most,
+            device=self.device,
+            parallel=self.parallel,
+        )
+
     def __call__(self, bucket: Bucket) -> Session:
         """Raises: BundleError, BackendError, VerificationError."""
-        session = self._from_kept(bucket) or self._open(bucket)
+        if (kept := self._from_kept(bucket)) is not None:
+            session, entry = kept
+            try:
+                return self._proved(session)
+            except VerificationError:  # the bundle itself may be right
+                entry.discard()
+        return self._proved(self._open(bucket))
+
+    def _proved(self, session: Session) -> Session:
         try:
             if self.prove:
                 prove(session)
@@ -54,7 +74,8 @@ class Opening:
     ) -> Session:
         files = files_of(self.manifest, bucket)
         checks: list[ContentCheck] = []
-        if self.check and os.environ.get(UNCHECKED) != "0":
+        # What is kept answers for all that open this bundle later, also for those who check.
+        if keep_in is not None or (self.check and os.environ.get(UNCHECKED) != "0"):
             checks.append(ContentCheck(self.folder, files))
         if kept is not None:
             checks.append(ContentCheck(kept.folder, kept.files))
@@ -84,16 +105,17 @@ class Opening:
             raise
         return session
 
-    def _from_kept(self, bucket: Bucket) -> Session | None:
-        """The bucket, opened from what was compiled before; it is compiled and kept first where
-        that was not done yet. None where it is not worth it, or cannot be kept.
+    def _from_kept(self, bucket: Bucket) -> tuple[Session, Kept] | None:
+        """The bucket, opened from what was compiled before, with the entry; it is compiled and kept
+        first where that was not done yet. None where it is not worth it, or cannot be kept.
         """
         backend = find_backend(self.backend)
         size = sum(file.bytes for file in files_of(self.manifest, bucket))
         worth = self.manifest.precision in backend.keeps and size >= compiled.SMALLEST
-        if not (self.keep and worth and self.device in (None, "CPU")):
+        if not (self.keep and worth and self.device in (None, "CPU") and knows_cpu()):
             return None
         key = {
+            "format": compiled.FORMAT,
             "bundle": self.manifest.checksum,
             "bucket": str(bucket),
             "machine": describe_machine(backend),
@@ -103,8 +125,10 @@ class Opening:
         }
         kept = None
         try:
-            kept = compiled.find(key) or compiled.make(key, size, partial(self._keep, bucket))
-            return None if kept is None else self._open(bucket, kept)
+            kept = compiled.find(key)
+            if kept is None and self.make:
+                kept = compiled.make(key, size, partial(self._keep, bucket))
+            return None if kept is None else (self._open(bucket, kept), kept)
         except (BackendError, DamagedBundleError):
             # The entry is not what it was, or the disk was full: without it, then. If the bundle is
             # to blame it will say so.

@@ -12,6 +12,7 @@ from typing import Any
 
 from runtime.backends.session import Backend, Session
 from runtime.cache import recall, remember
+from runtime.compiled import identity
 from runtime.console import one_line, say
 from runtime.errors import VerificationError
 from runtime.golden import check_tolerance, golden_error
@@ -36,7 +37,7 @@ def prove(session: Session) -> None:
         session.bucket,
         session.backend,
         session.device,
-        kept=session.compiled is not None,
+        kept=identity(session.compiled),
     )
     if recall(_KIND, key):
         return
@@ -61,10 +62,10 @@ def remember_proof(
     backend: Backend,
     device: str | None = None,
     *,
-    kept: bool = False,
+    kept: str = "",
 ) -> None:
-    """Note that the golden of this bucket passed on this machine, on this device; `kept`: opened
-    from what was compiled before.
+    """Note that the golden of this bucket passed on this machine, on this device; `kept`: the
+    identity of the entry (runtime/compiled.py) that it was opened from.
 
     Raises: BackendMissingError.
     """
@@ -73,11 +74,11 @@ def remember_proof(
 
 
 def _key(
-    manifest: Manifest, bucket: Bucket, backend: Backend, device: str | None, *, kept: bool
+    manifest: Manifest, bucket: Bucket, backend: Backend, device: str | None, *, kept: str
 ) -> dict[str, Any]:
     return {
         "bundle": manifest.checksum,
         "bucket": str(bucket),
         "machine": describe_machine(backend) | ({} if device is None else {"device": device}),
-        **({"kept": True} if kept else {}),
+        **({"kept": kept} if kept else {}),
     }

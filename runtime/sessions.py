@@ -34,6 +34,7 @@ class Sessions:
         self._leases: list[tuple[Bucket, int]] = []  # with the thread that holds each
         self._changed = threading.Condition()
         self._opening = False
+        self._blocked = 0  # threads whose bucket does not fit beside those in use
         self._closed = False
         self._given_up: DeadlineError | None = None
         self._home = Home()
@@ -89,13 +90,22 @@ class Sessions:
                     raise BackendError("the engine is closed; open the bundle again")
                 if self._given_up is not None:  # its thread still runs: do not start another
                     raise self._given_up
-                if bucket in self._sessions:
+                if bucket in self._sessions and not (self._blocked and not self._holds_any()):
                     self._sessions.move_to_end(bucket)
                     self._leases.append((bucket, threading.get_ident()))
                     return self._sessions[bucket]
-                if not self._opening and (unwanted := self._unwanted(bucket)) is not None:
+                unwanted = None if self._opening else self._unwanted(bucket)
+                if bucket not in self._sessions and unwanted is not None:
                     break
-                self._changed.wait()
+                # Those that come later wait too: they would keep what is in the way in use.
+                blocked = bucket not in self._sessions and not self._opening
+                self._blocked += blocked
+                try:
+                    self._changed.wait()
+                finally:
+                    self._blocked -= blocked
+                    if blocked:
+                        self._changed.notify_all()
             self._opening = True
             surplus = [self._sessions.pop(old) for old in unwanted]
         session: Session | None = None
@@ -114,6 +124,9 @@ class Sessions:
                     self._leases.append((bucket, threading.get_ident()))
                 self._changed.notify_all()
         return session
+
+    def _holds_any(self) -> bool:
+        return any(thread == threading.get_ident() for _, thread in self._leases)
 
     def _unwanted(self, bucket: Bucket) -> list[Bucket] | None:
         """Which to close so that this one fits; None where others must end their work first."""

@@ -14,6 +14,7 @@ import pytest
 from runtime import LotusEngine, compiled, opening
 from runtime.backends import BACKENDS
 from runtime.backends.session import Session
+from runtime.errors import VerificationError
 
 KEY = {"bundle": "b", "bucket": "64x64"}
 PHOTO = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -102,6 +103,32 @@ def test_the_least_recently_used_makes_room(monkeypatch: pytest.MonkeyPatch) -> 
     assert compiled.make({"bucket": "large"}, 10**6, _write(b"")) is None, "no room at all"
 
 
+def test_what_never_fits_takes_no_others_place() -> None:
+    assert compiled.make(KEY, 1, _write(b"1")) is not None
+    assert compiled.make({"bucket": "huge"}, compiled._LARGEST, _write(b"")) is None
+    assert compiled.find(KEY) is not None
+
+
+def test_a_rest_without_a_record_is_replaced(own_cache: Path) -> None:
+    made = compiled.make(KEY, 1, _write(b"1"))
+    assert made is not None
+    (made.folder / "record.json").unlink()
+    assert compiled.find(KEY) is None
+    assert compiled.make(KEY, 1, _write(b"2")) is not None
+    assert [path.name for path in (own_cache / "compiled").iterdir()] == [made.folder.name]
+
+
+def test_an_entry_that_cannot_be_touched_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that is read-only, or another user's."""
+    made = compiled.make(KEY, 1, _write(b"1"))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert compiled.find(KEY) == made
+
+
 def test_a_disk_that_is_nearly_full_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=3)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -172,6 +199,61 @@ def test_a_damaged_entry_is_made_anew(
         with LotusEngine(bundle_d, backend) as engine:
             assert np.array_equal(engine(PHOTO).values, expected)
     assert opened == ["kept", "plain", "keeps", "kept"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_each_entry_proves_itself(
+    bundle_d: Path, opened: list[str], own_cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        with LotusEngine(bundle_d, "onnxruntime") as engine:
+            engine(PHOTO)
+        assert "running its golden sample" in capfd.readouterr().err
+        (entry,) = (own_cache / "compiled").iterdir()
+        shutil.rmtree(entry)
+    assert opened == ["keeps", "kept"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_an_entry_that_fails_its_golden_goes(
+    bundle_d: Path, opened: list[str], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = opening.prove
+
+    def prove(session: Session) -> None:
+        if session.compiled is not None:
+            raise VerificationError("another map")
+        real(session)
+
+    monkeypatch.setattr(opening, "prove", prove)
+    with LotusEngine(bundle_d, "onnxruntime") as engine:
+        engine(PHOTO)
+    assert opened == ["keeps", "kept", "plain"]
+    assert not [*(own_cache / "compiled").iterdir()]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_nothing_is_kept_of_a_damaged_bundle(
+    bundle_d: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    """Nor where the bundle is opened unchecked: others that check would take the entry."""
+    bundle = shutil.copytree(bundle_d, tmp_path / "damaged")
+    with (bundle / "model.onnx.data").open("r+b") as stream:
+        stream.write(b"\x42" * 64)
+    with LotusEngine(bundle, "onnxruntime", check=False, prove=False) as engine:
+        engine(PHOTO)
+    assert not [*(own_cache / "compiled").iterdir()]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_a_deadline_makes_no_entry(bundle_d: Path, opened: list[str]) -> None:
+    with LotusEngine(bundle_d, "onnxruntime", deadline=60) as engine:
+        engine(PHOTO)
+    assert opened == ["plain"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,9 @@ import dataclasses
 import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +80,37 @@ def test_as_many_stay_open_as_memory_holds(
     assert _open_after_all(four, monkeypatch, available) == counts
 
 
+@pytest.mark.usefixtures("measured")
+def test_a_bucket_is_served_while_another_is_always_in_use(
+    four: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions that follow each other without a gap do not keep the other out for ever."""
+    monkeypatch.setattr(memory, "available_memory", lambda: 0)
+    first, second = (np.zeros((8 * (8 + n), 64, 3), np.uint8) for n in range(2))
+    run = BackendSession._run
+
+    def slowly(*arguments: object) -> object:
+        time.sleep(0.02)
+        return run(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BackendSession, "_run", slowly)
+    done = threading.Event()
+
+    def busy() -> None:
+        while not done.is_set():
+            engine(first)
+
+    with LotusEngine(four, parallel=3) as engine, ThreadPoolExecutor(4) as pool:
+        try:
+            loops = [pool.submit(busy) for _ in range(3)]
+            time.sleep(0.1)
+            pool.submit(engine, second).result(timeout=10)
+        finally:
+            done.set()
+        for loop in loops:
+            loop.result()
+
+
 def test_where_nobody_knows_two_stay_open(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _open_after_all(four, monkeypatch, 0) == [1, 2, 2, 2]
 
@@ -119,6 +153,15 @@ def test_info_says_what_is_large(four: Path, capsys: pytest.CaptureFixture[str])
                 "sys/fs/cgroup/a/memory.current": "400\n",
             },
             600,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/\n",
+                "sys/fs/cgroup/memory.max": "1000\n",
+                "sys/fs/cgroup/memory.current": "900\n",
+                "sys/fs/cgroup/memory.stat": "anon 5\ninactive_file 700\n",
+            },
+            800,
         ),
         (
             {

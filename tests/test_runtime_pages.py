@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from runtime.backends.pages import giving_back, map_files
+from runtime.backends.pages import giving_back, holding, map_files
 
 SMAPS = Path("/proc/self/smaps")
 CONTENT = np.random.default_rng(0).bytes(1 << 22)
@@ -100,6 +100,11 @@ def test_two_that_read_at_once_do_not_take_each_others_maps(tmp_path: Path) -> N
     assert len({spans[0] for _, spans in found}) == 3
 
 
+def test_only_maps_that_hold_the_answer_are_its_own() -> None:
+    """Others map the files in ways of their own, and give them up at any moment."""
+    assert holding([(0, 10), (20, 30), (40, 50)], [3, 29, 50]) == [(0, 10), (20, 30)]
+
+
 def test_without_maps_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "Thread", None)
     with giving_back([]):
@@ -147,6 +152,8 @@ def peak():
 before = peak()
 read = lambda: core.read_model(str(folder / "model.onnx"))
 model, spans = map_files(read, [folder / "weights"])
+from runtime.backends.openvino import _addresses
+spans = pages.holding(spans, _addresses(model))
 with giving_back(spans if sys.argv[2] == "True" else []):
     core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 print(len(spans), peak() - before)

@@ -158,11 +158,11 @@ def _stored(value: ir.Value) -> ir.Value:
     comes from, and a weight as it is stored.
     """
     source = value.producer()
-    if source is None or not (source.op_type == "DequantizeLinear" or _is_constant(value)):
-        return value
-    stored = source.inputs[0]
-    assert stored is not None
-    return stored
+    while source is not None and source.inputs and source.inputs[0] is not None:
+        if not (source.op_type == "DequantizeLinear" or _is_constant(value)):
+            break
+        value, source = source.inputs[0], source.inputs[0].producer()
+    return value
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.backends.pages import giving_back, map_files
+from runtime.backends.pages import giving_back, holding, map_files
 from runtime.backends.session import Arrays, Session, Tensor, Tensors
 from runtime.errors import BackendError
 
@@ -82,6 +83,7 @@ class BackendSession(Session):
         _check_onnx(graph)
         files = [self.model_folder / file.path for file in self.manifest.files]
         model, spans = map_files(lambda: core.read_model(str(graph)), files)
+        spans = holding(spans, _addresses(model))
         found, device = core.available_devices, self.device or "CPU"
         if device not in {each.partition(".")[0] for each in found} | {*found}:
             raise BackendError(
@@ -155,6 +157,13 @@ def _check_onnx(path: Path) -> None:
                 f"{path} names weights by their address in memory, as no bundle does. Do not use "
                 "it."
             )
+
+
+def _addresses(model: Any) -> Iterator[int]:
+    """Where the weights of an openvino.Model lie."""
+    for op in model.get_ops():
+        if op.get_type_name() == "Constant":
+            yield op.data.ctypes.data
 
 
 def _tensor(port: Any) -> Tensor:

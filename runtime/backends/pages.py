@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,16 +28,23 @@ _reading = threading.Lock()
 
 
 def map_files(read: Callable[[], T], files: Iterable[Path]) -> tuple[T, list[Span]]:
-    """What `read` answers, and where it mapped these files; nowhere, where only Linux would tell.
+    """What `read` answers, and where these files were mapped meanwhile; nowhere, where only Linux
+    would tell.
 
-    The maps must live as long as the answer does. One thread reads at a time: a map that another
-    one makes, and may give up at any moment, must not be taken for that of this answer.
+    One thread reads at a time. Others that map these files in another way are not seen: of the maps
+    take those that the answer holds (`holding`).
     """
     paths = {str(file.resolve()) for file in files}
     with _reading:
         before = {*_spans(paths)}
         answer = read()
         return answer, [span for span in _spans(paths) if span not in before]
+
+
+def holding(spans: Iterable[Span], addresses: Iterable[int]) -> list[Span]:
+    """Those of the maps in which one of the addresses lies."""
+    held = [*addresses]
+    return [(start, end) for start, end in spans if any(start <= each < end for each in held)]
 
 
 @contextmanager
@@ -46,7 +54,7 @@ def giving_back(spans: Iterable[Span]) -> Iterator[None]:
     Whoever made the maps must hold them until then. The advice empties what lies at an address: of
     a map that only reads a file nothing is lost, but other memory in its place would be.
     """
-    held = [*spans]
+    held = [*spans] if sys.platform == "linux" else []
     if not held:
         yield
         return
