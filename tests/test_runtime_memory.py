@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, write_null_bundle
+from open_buckets import watch
 
 from runtime import LotusEngine, memory
 from runtime.__main__ import main
@@ -45,27 +46,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _open_after_all(four: Path, monkeypatch: pytest.MonkeyPatch, available: int) -> list[int]:
     """How many buckets were open after each of the four was used; each takes of the memory."""
-    alive: list[Bucket] = []
-    start, stop = BackendSession._open, BackendSession._close
-
-    def opened(session: BackendSession) -> object:
-        alive.append(session.bucket)
-        return start(session)
-
-    def closed(session: BackendSession) -> None:
-        if session.bucket in alive:
-            alive.remove(session.bucket)
-        stop(session)
-
-    monkeypatch.setattr(BackendSession, "_open", opened)
-    monkeypatch.setattr(BackendSession, "_close", closed)
-    left = lambda: available - len(alive) * 11 * GB // 10  # noqa: E731
+    buckets = watch(monkeypatch)
+    left = lambda: available - len(buckets.now) * 11 * GB // 10  # noqa: E731
     monkeypatch.setattr(memory, "available_memory", left)
     counts = []
     with LotusEngine(four) as engine:
         for n in range(4):
             engine(np.zeros((8 * (8 + n), 64, 3), np.uint8))
-            counts.append(len(alive))
+            counts.append(len(buckets.now))
     return counts
 
 
@@ -75,7 +63,10 @@ def _open_after_all(four: Path, monkeypatch: pytest.MonkeyPatch, available: int)
 )
 @pytest.mark.usefixtures("measured")
 def test_as_many_stay_open_as_memory_holds(
-    four: Path, monkeypatch: pytest.MonkeyPatch, available: int, counts: list[int]
+    four: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    available: int,
+    counts: list[int],
 ) -> None:
     assert _open_after_all(four, monkeypatch, available) == counts
 

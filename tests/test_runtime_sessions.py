@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_null_bundle
+from open_buckets import watch
 from PIL import Image
 
 from runtime import LotusEngine
@@ -39,22 +40,7 @@ def many(tmp_path: Path) -> Path:
 def test_no_more_than_max_open_buckets_are_open(
     many: Path, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive: list[Bucket] = []
-    seen: list[int] = []
-    start, stop = BackendSession._open, BackendSession._close
-
-    def opened(session: BackendSession) -> dict[str, tuple[int, ...]]:
-        alive.append(session.bucket)
-        seen.append(len(alive))
-        return start(session)
-
-    def closed(session: BackendSession) -> None:
-        if session.bucket in alive:
-            alive.remove(session.bucket)
-        stop(session)
-
-    monkeypatch.setattr(BackendSession, "_open", opened)
-    monkeypatch.setattr(BackendSession, "_close", closed)
+    buckets = watch(monkeypatch)
     images = sized(many, 5)
     with LotusEngine(many, max_open=most) as engine:
         wanted = [engine(image).values for image in images]
@@ -62,8 +48,8 @@ def test_no_more_than_max_open_buckets_are_open(
             found = list(pool.map(lambda n: engine(images[n % 5]).values, range(60)))
     for n, values in enumerate(found):
         assert np.array_equal(values, wanted[n % 5])
-    assert max(seen) == most
-    assert not alive
+    assert buckets.most == most
+    assert not buckets.now
 
 
 def test_the_least_recently_used_bucket_makes_room(many: Path) -> None:
