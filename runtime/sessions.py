@@ -62,7 +62,7 @@ class Sessions:
         if not self._home.is_here:  # what a fork copied is not ours to release
             return
         with self._changed:
-            if any(thread == threading.get_ident() for _, thread in self._leases):
+            if self._holds_any():
                 raise BackendError(
                     "the engine was asked to close by the thread that is predicting with it; close "
                     "it after the prediction"
@@ -90,22 +90,23 @@ class Sessions:
                     raise BackendError("the engine is closed; open the bundle again")
                 if self._given_up is not None:  # its thread still runs: do not start another
                     raise self._given_up
-                if bucket in self._sessions and not (self._blocked and not self._holds_any()):
+                is_open = bucket in self._sessions
+                if is_open and (not self._blocked or self._holds_any()):
                     self._sessions.move_to_end(bucket)
                     self._leases.append((bucket, threading.get_ident()))
                     return self._sessions[bucket]
-                unwanted = None if self._opening else self._unwanted(bucket)
-                if bucket not in self._sessions and unwanted is not None:
+                blocked = not is_open and not self._opening
+                if blocked and (unwanted := self._unwanted(bucket)) is not None:
                     break
                 # Those that come later wait too: they would keep what is in the way in use.
-                blocked = bucket not in self._sessions and not self._opening
                 self._blocked += blocked
                 try:
                     self._changed.wait()
+                except BaseException:  # an interruption: nobody need wait for this thread
+                    self._changed.notify_all()
+                    raise
                 finally:
                     self._blocked -= blocked
-                    if blocked:
-                        self._changed.notify_all()
             self._opening = True
             surplus = [self._sessions.pop(old) for old in unwanted]
         session: Session | None = None
@@ -126,6 +127,7 @@ class Sessions:
         return session
 
     def _holds_any(self) -> bool:
+        """Whether this thread is predicting."""
         return any(thread == threading.get_ident() for _, thread in self._leases)
 
     def _unwanted(self, bucket: Bucket) -> list[Bucket] | None:

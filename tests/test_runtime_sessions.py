@@ -10,6 +10,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from runtime.backends.null import BackendSession
 from runtime.backends.session import Arrays
 from runtime.errors import BackendError, DeadlineError, ImageError
 from runtime.manifest import Bucket
+from runtime.memory import Room
 
 
 def sized(bundle_folder: Path, count: int) -> list[np.ndarray]:
@@ -50,6 +52,34 @@ def test_no_more_than_max_open_buckets_are_open(
         assert np.array_equal(values, wanted[n % 5])
     assert buckets.most == most
     assert not buckets.now
+
+
+def test_those_who_wait_for_room_do_not_wake_each_other(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Any] = []
+    delays = [0.2, 0.6, 0.0, 0.0, 0.0]
+    real, run = Room.__call__, BackendSession._run
+
+    def look(room: Room, *buckets: Any) -> bool:
+        looks.append(buckets)
+        return real(room, *buckets)
+
+    def slowly(*arguments: Any) -> Arrays:
+        time.sleep(delays.pop(0))
+        return run(*arguments)
+
+    monkeypatch.setattr(Room, "__call__", look)
+    first, second, third = sized(many, 3)
+    with LotusEngine(many, max_open=1, parallel=2) as engine, ThreadPoolExecutor(4) as pool:
+        engine(first)
+        monkeypatch.setattr(BackendSession, "_run", slowly)
+        answers = [pool.submit(engine, image) for image in (first, first)]
+        time.sleep(0.1)  # both are under way, and one will be done long before the other
+        answers += [pool.submit(engine, image) for image in (second, third)]
+        for answer in answers:
+            answer.result(timeout=10)
+    assert len(looks) < 50
 
 
 def test_the_least_recently_used_bucket_makes_room(many: Path) -> None:
