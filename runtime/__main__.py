@@ -215,12 +215,14 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _parts_in_words(manifest: Manifest) -> dict[str, str]:
     """How much of the size is what."""
-    graphs = {bucket.graph for bucket in manifest.buckets}
-    engines = {bucket.engine for bucket in manifest.buckets}
+    names: dict[str | None, str] = {
+        **{bucket.engine: "engines" for bucket in manifest.buckets},
+        **{bucket.graph: "graphs" for bucket in manifest.buckets},
+        manifest.golden.file: "golden",
+    }
     parts: dict[str, int] = {}
     for file in manifest.files:
-        what = "graphs" if file.path in graphs else "engines" if file.path in engines else None
-        what = what or ("golden" if file.path == manifest.golden.file else "weights and others")
+        what = names.get(file.path, "weights and others")
         parts[what] = parts.get(what, 0) + file.bytes
     kinds = {} if manifest.memory is None else manifest.memory.weights
     rows = {what: f"{size / 1e6:.1f} MB" for what, size in sorted(parts.items())}

@@ -38,7 +38,7 @@ def cache_folder() -> Path | None:
 
 def recall(kind: str, key: Mapping[str, Any]) -> Any:
     """What was remembered under exactly this key; None where nothing was."""
-    path = _path(kind, key)
+    path = place_of(kind, key, ".json")
     if path is None:
         return None
     try:
@@ -51,7 +51,7 @@ def recall(kind: str, key: Mapping[str, Any]) -> Any:
 
 def remember(kind: str, key: Mapping[str, Any], value: Any) -> None:
     """Keep `value` (JSON) under `key` (JSON); a folder that cannot be written is left alone."""
-    path = _path(kind, key)
+    path = place_of(kind, key, ".json")
     if path is None:
         return
     text = json.dumps({"key": dict(key), "value": value}, sort_keys=True)
@@ -60,9 +60,10 @@ def remember(kind: str, key: Mapping[str, Any], value: Any) -> None:
         write_atomic(path, text.encode())
 
 
-def _path(kind: str, key: Mapping[str, Any]) -> Path | None:
+def place_of(kind: str, key: Mapping[str, Any], suffix: str = "") -> Path | None:
+    """Where what belongs to exactly this key (JSON) lies; None where there is no folder."""
     folder = cache_folder()
     if folder is None:
         return None
     digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-    return folder / kind / f"{digest}.json"
+    return folder / kind / f"{digest}{suffix}"

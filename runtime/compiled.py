@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.cache import cache_folder
+from runtime.cache import place_of
 from runtime.errors import LotusError
 from runtime.files import File, check_presence, describe_file
 from runtime.manifest_json import parse
@@ -64,22 +64,19 @@ def find(key: Mapping[str, Any]) -> Kept | None:
         return None
     except (ValueError, RecursionError):
         record = {}
-    kept = Kept(folder=folder, files=[])
     try:
-        kept = Kept(folder=folder, files=parse(list[File], record["files"], _RECORD))
-        if record["key"] != dict(key) or {*os.listdir(folder)} != {
-            _RECORD,
-            *(file.path for file in kept.files),
-        }:
+        files = parse(list[File], record["files"], _RECORD)
+        whole = {*os.listdir(folder)} == {_RECORD, *(file.path for file in files)}
+        if record["key"] != dict(key) or not whole:
             raise ValueError("another entry")
-        for file in kept.files:
+        for file in files:
             check_presence(folder, file)
         with contextlib.suppress(OSError):  # on a disk that is read-only
             os.utime(folder / _RECORD)  # used now
     except (OSError, ValueError, LookupError, TypeError, RecursionError, LotusError):
-        kept.discard()
+        _remove(folder)
         return None
-    return kept
+    return Kept(folder=folder, files=files)
 
 
 def make(key: Mapping[str, Any], size: int, write: Callable[[Path], None]) -> Kept | None:
@@ -132,11 +129,7 @@ def _remove(folder: Path) -> None:
 
 
 def _folder(key: Mapping[str, Any]) -> Path | None:
-    cache = cache_folder()
-    if cache is None or os.environ.get(OFF) == "0":
-        return None
-    digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-    return cache / "compiled" / digest
+    return None if os.environ.get(OFF) == "0" else place_of("compiled", key)
 
 
 def _make_room(parent: Path, needed: int) -> bool:

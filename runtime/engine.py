@@ -88,12 +88,8 @@ class LotusEngine:
     ) -> None:
         if not isinstance(bundle, str | os.PathLike):
             raise SchemaError(f"expected the path of a bundle, found {type(bundle).__name__}")
-        for name, count in (
-            ("max_open", 1 if max_open is None else max_open),
-            ("parallel", parallel),
-        ):
-            if type(count) is not int or count < 1:
-                raise BackendError(f"{name} is a number from 1 on, found {count!r}")
+        if type(parallel) is not int or parallel < 1:
+            raise BackendError(f"parallel is a number from 1 on, found {parallel!r}")
         real = isinstance(deadline, int | float) and not isinstance(deadline, bool)
         if deadline is not None and not (real and 0 < deadline < math.inf):
             raise BackendError(f"deadline is a number of seconds, found {deadline!r}")

@@ -40,14 +40,12 @@ def nvidia_driver() -> ctypes.CDLL:
 
 def knows_cpu() -> bool:
     """Whether the system tells the CPU's instruction sets: what one packs is for no other."""
-    return bool(_cpuinfo().get("flags") or _cpuinfo().get("Features"))
+    return bool(_flags())
 
 
 def has_bf16() -> bool:
     """Whether the CPU computes in bf16, as Linux tells; elsewhere it is taken for granted."""
-    facts = _cpuinfo()
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
-    return not facts or any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    return not _cpuinfo() or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_flags())
 
 
 @functools.cache
@@ -84,6 +82,12 @@ def _cpuinfo() -> dict[str, str]:
     return facts
 
 
+def _flags() -> list[str]:
+    """The instruction sets, as Linux names them on x86 or on ARM."""
+    facts = _cpuinfo()
+    return (facts.get("flags") or facts.get("Features") or "").split()
+
+
 @functools.cache
 def _cpu() -> str:
     """Model and instruction sets: a virtual machine may hide some of a model's."""
@@ -92,5 +96,5 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
     names = ("model name", "Model", "Hardware", "CPU implementer", "CPU part", "stepping")
     words = [facts[name] for name in names if facts.get(name)]
-    flags = " ".join(sorted((facts.get("flags") or facts.get("Features") or "").split()))
+    flags = " ".join(sorted(_flags()))
     return f"{', '.join(words)}; flags {hashlib.sha256(flags.encode()).hexdigest()[:12]}"

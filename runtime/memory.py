@@ -2,7 +2,7 @@
 
 What decides it is known when a bundle is built: the bytes of its weights by type, and the bytes of
 activations that are alive at once. What a backend makes of them was measured (docs/benchmarks.md,
-"Memory before anything is opened").
+"Opening").
 """
 
 from __future__ import annotations
