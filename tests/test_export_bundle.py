@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT, build_bundle, write_null_bundle
 
@@ -260,12 +259,3 @@ def test_manifest_records_how_the_bundle_was_made(bundle_g: Path, checkpoint_g: 
         "model-64x64.onnx",
         "model.onnx.data",
     }
-
-
-@pytest.mark.slow
-def test_a_bundle_that_was_built_here_needs_no_second_proof(
-    bundle_d: Path, photo: np.ndarray, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with LotusEngine(bundle_d) as engine:
-        engine(photo)
-    assert "first use" not in capsys.readouterr().err

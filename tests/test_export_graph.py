@@ -43,6 +43,15 @@ def bundle_plain(checkpoint_d: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
 
 
+def test_a_bundle_that_was_built_here_needs_no_second_proof(
+    bundle_opset20: Path, photo: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first test of this file, for the next engine on this bundle would leave the proof too."""
+    with LotusEngine(bundle_opset20) as engine:
+        engine(photo)
+    assert "first use" not in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_opset_23_keeps_attention_and_group_normalization(
     bundle_openvino: Path, bundle_plain: Path
