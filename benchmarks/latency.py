@@ -145,6 +145,9 @@ class _Runner:
     def __init__(self, name: str, arguments: argparse.Namespace, folder: Path) -> None:
         self.name, self.seconds = name, list[float]()
         built(name, _work(arguments), arguments.bundles)
+        self._bundles = bundle_paths(name, _work(arguments), arguments.bundles)
+        # Before the rounds: a graph that cannot be counted is told at once. NNCF's is not ONNX.
+        self._counted = {} if BASELINES[name].nncf else _work_of([*self._bundles])
         command = latency_worker.command_line(
             name,
             _work(arguments),
@@ -181,11 +184,11 @@ class _Runner:
         row |= {"per_second": arguments.batch / p50}
         work = _work(arguments)
         row |= {"task": work.task} if work.task else {}
-        bundles = bundle_paths(self.name, work, arguments.bundles)
-        if bundles:
-            row |= {"bundle_gb": sum(_bytes(bundle) for bundle in bundles) / 1e9}
-        if bundles and not BASELINES[self.name].nncf:  # its graph is no longer ONNX
-            row |= _work_of([*bundles], p50 / arguments.batch)
+        if self._bundles:
+            row |= {"bundle_gb": sum(_bytes(bundle) for bundle in self._bundles) / 1e9}
+        if self._counted:
+            rate = 2 * self._counted["multiply_adds"] / (p50 / arguments.batch) / 1e9
+            row |= {**self._counted, "gflops": rate}
         return row | self.start | end
 
     def _ask(self, word: str) -> dict[str, Any]:
@@ -208,10 +211,8 @@ class _Runner:
         return message
 
 
-def _work_of(bundles: list[Path], seconds: float) -> dict[str, Any]:
-    """Multiply-adds of the graphs, for one image, and the rate at which they were done in these
-    seconds.
-    """
+def _work_of(bundles: list[Path]) -> dict[str, Any]:
+    """Multiply-adds of the bundles' graphs, for one image, and their folds; nothing of none."""
     from export.bundle.costs import read_costs
     from runtime.manifest import Manifest
 
@@ -221,8 +222,7 @@ def _work_of(bundles: list[Path], seconds: float) -> dict[str, Any]:
         manifest = Manifest.load(bundle)
         bucket, folds = manifest.buckets[0], manifest.folds
         count += read_costs(bundle / bucket.graph)["all"].multiply_adds // bucket.batch
-    rate = 2 * count / seconds / 1e9
-    return {"multiply_adds": count, "gflops": rate, "folds": folds}
+    return {"multiply_adds": count, "folds": folds} if bundles else {}
 
 
 def _bytes(bundle: Path) -> int:
