@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.rows import parse_arguments, write_rows
 from export.graph.stages import STAGES
-from runtime.backends.onnxruntime import session_options
+from runtime.backends.onnxruntime import may_saturate, session_options
 from runtime.backends.openvino import hints
 from runtime.manifest import Bucket, Manifest
 
@@ -81,7 +81,7 @@ def _onnxruntime(
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as log_folder:
-        options = session_options(ort, own_graph=manifest.target == "onnxruntime")
+        options = session_options(ort, saturates=may_saturate(manifest, "onnxruntime"))
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(log_folder) / "profile")
         session = ort.InferenceSession(

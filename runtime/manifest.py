@@ -192,6 +192,8 @@ class Quantisation:
     the pixels of the calibration images, and `images` their number. `error` is what was measured
     on them, `max_error` the limit that was asked for, both in `unit` (the task's `error_unit`).
     `multiply_adds` run in int8. `error` is that of the first task; `beside` has the others'.
+    `fits_16_bits`: two neighbouring weights are together at most 128, so that no kernel that adds
+    products in 16 bits saturates.
     """
 
     policy: str
@@ -202,6 +204,7 @@ class Quantisation:
     unit: str
     multiply_adds: int
     beside: dict[str, Spent] = field(default_factory=dict)
+    fits_16_bits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

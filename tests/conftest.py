@@ -29,14 +29,6 @@ PHOTOS = ROOT.parent / "shared" / "photos"
 BUCKET = 64  # pixels; four levels of the VAE and four of the UNet still have a pixel
 
 
-def has_vnni() -> bool:
-    """Whether the CPU multiplies int8 into 32 bits, as Linux tells; elsewhere it is assumed."""
-    cpu = Path("/proc/cpuinfo")
-    return not cpu.exists() or any(
-        word in cpu.read_text() for word in ("vnni", "amx_int8", "i8mm", "asimddp")
-    )
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tests' own cache folder, and the null backend; for subprocesses too."""

@@ -1,6 +1,13 @@
 """Weights as int8: symmetric, one scale for each output channel.
 
 w[c] ~ s[c] q[c]    s[c] = max |w[c]| / 127    q[c] = round(w[c] / s[c]), from -127 to 127
+
+Beside int8 activations the scale is a little larger. x86 CPUs without VNNI multiply an activation,
+shifted to 0 to 255, by a weight and add the next such product in 16 bits, which saturate from
+32,768 on. Two neighbours that are together at most 128 stay below: 255 * 128 = 32,640. Those of
+different signs do not add up, and rounding adds at most 1 to a pair:
+
+s[c] = max (w[c,2i]+ + w[c,2i+1]+, w[c,2i]- + w[c,2i+1]-) / 127    w+ = max(w, 0)   w- = max(-w, 0)
 """
 
 from __future__ import annotations
@@ -37,8 +44,22 @@ def channel_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32
     zeros has scale 1.
     """
     others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
-    peaks = np.abs(weight).max(others)
-    return np.maximum(np.where(peaks > 0, peaks, LARGEST) / LARGEST, _SMALLEST).astype(np.float32)
+    return _steps(np.abs(weight).max(others))
+
+
+def safe_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Those of `channel_scales` [channels], so large that no pair of neighbours saturates 16 bits.
+    Pairs are of input channels, which kernels put side by side.
+
+    `axis` is 0 or 1; the other one of the two counts input channels.
+    """
+    inputs = np.moveaxis(weight, (axis, 1 - axis), (0, 1))
+    peaks = np.zeros(len(inputs), np.float32)
+    for one_sign in (np.maximum(inputs, 0), np.maximum(-inputs, 0)):
+        even, odd = one_sign[:, ::2], one_sign[:, 1::2]
+        even[:, : odd.shape[1]] += odd
+        peaks = np.maximum(peaks, even.reshape(len(inputs), -1).max(1))
+    return _steps(peaks)
 
 
 def to_int8(weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
@@ -48,3 +69,7 @@ def to_int8(weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int) 
         np.rint(weight / scale.reshape(shape)), -LARGEST, LARGEST
     ).astype(np.int8)
     return rounded
+
+
+def _steps(peaks: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.maximum(np.where(peaks > 0, peaks, LARGEST) / LARGEST, _SMALLEST).astype(np.float32)

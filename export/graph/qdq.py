@@ -25,7 +25,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.errors import BuildError
-from export.graph.int8_weights import channel_scales, output_axis, to_int8
+from export.graph.int8_weights import output_axis, safe_scales, to_int8
 from export.graph.node_writer import name_output
 from export.graph.shapes import static_shape
 from export.graph.stages import layer_of
@@ -179,7 +179,7 @@ def _store_weight(graph: ir.Graph, node: ir.Node, divisor: NDArray[np.float32]) 
     weight = value.const_value.numpy()
     axis = output_axis(node)
     assert axis is not None
-    scale = channel_scales(weight, axis)
+    scale = safe_scales(weight, axis)
     constants = [
         _constant(graph, f"{node.name}/weight_int8", to_int8(weight, scale, axis)),
         _constant(graph, f"{node.name}/weight_scale", scale / divisor),

@@ -182,4 +182,5 @@ def _describe(policy: Policy) -> Quantisation:
         unit=first.unit,
         multiply_adds=policy.multiply_adds,
         beside=dict(zip(list(policy.max_errors)[1:], others, strict=True)),
+        fits_16_bits=True,
     )

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from export.graph.int8_weights import FEWEST_CHANNELS, LARGEST, channel_scales
+from export.graph.int8_weights import FEWEST_CHANNELS, LARGEST, safe_scales
 from export.network.single_pass import SinglePass
 
 OUTPUT_AXIS = {F.conv2d: 0, F.linear: 0, F.conv_transpose2d: 1}
@@ -195,7 +195,7 @@ def round_weight(kernel: Kernel, args: tuple[Any, ...]) -> tuple[Any, ...]:
     if kernel not in OUTPUT_AXIS:
         return args[1:]
     axis = OUTPUT_AXIS[kernel]
-    scales = torch.from_numpy(channel_scales(args[1].detach().numpy(), axis))
+    scales = torch.from_numpy(safe_scales(args[1].detach().numpy(), axis))
     return _round_slices(args[1], scales, axis), *args[2:]
 
 

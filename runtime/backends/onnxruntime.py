@@ -12,6 +12,7 @@ import numpy as np
 from runtime.backends.session import Arrays, Session, Tensor, Tensors
 from runtime.errors import BackendError
 from runtime.extras import how_to_install
+from runtime.manifest import Manifest
 
 _FATAL_ONLY = 4  # log severity: an error is raised, with the same words
 _MOST_FOLDED = "1000000"  # bytes
@@ -31,10 +32,10 @@ _KEEP = {
 }
 
 
-def session_options(ort: Any, *, own_graph: bool = False, threads: int | None = None) -> Any:
+def session_options(ort: Any, *, saturates: bool = False, threads: int | None = None) -> Any:
     """What a session is opened with, as onnxruntime.SessionOptions.
 
-    `own_graph`: the bundle was built for this backend, so that its int8 layers have kernels here.
+    `saturates`: the int8 layers need kernels that add in more than 16 bits; see `may_saturate`.
     `threads`: of an operator; None is one for each physical core.
     """
     options = ort.SessionOptions()
@@ -49,13 +50,20 @@ def session_options(ort: Any, *, own_graph: bool = False, threads: int | None = 
     options.add_session_config_entry(
         "optimization.constant_folding_max_output_size_in_bytes", _MOST_FOLDED
     )
-    if own_graph:
-        # On x86 CPUs without VNNI its int8 kernels add products in 16 bits, which saturate: the map
-        # is 4 times as far off. The entry asks for kernels that do not; elsewhere it changes
-        # nothing. Int8 weights of another target fail with it (ONNX Runtime 1.31: a zero point of
-        # the wrong shape).
+    if saturates:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def may_saturate(manifest: Manifest, backend: str) -> bool:
+    """Whether int8 layers are of a bundle from before `fits_16_bits`. On x86 CPUs without VNNI the
+    kernels add products in 16 bits, which saturate then: the map is 4 times as far off.
+
+    A bundle of another target has no int8 kernels here, and fails with the slower ones (ONNX
+    Runtime 1.31: a zero point of the wrong shape).
+    """
+    int8 = manifest.quantisation
+    return manifest.target == backend and int8 is not None and not int8.fits_16_bits
 
 
 # What ONNX Runtime calls the types of ours.
@@ -83,7 +91,9 @@ class BackendSession(Session):
             ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any
         path = self.model_folder / self.bucket.graph
         options = session_options(
-            ort, own_graph=self.manifest.target == self.backend.name, threads=self.threads
+            ort,
+            saturates=may_saturate(self.manifest, self.backend.name),
+            threads=self.threads,
         )
         if self.keep_in is not None:
             options.optimized_model_filepath = str(self.keep_in / _KEPT)
