@@ -34,7 +34,7 @@ _EVERY = ("onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openv
 _CONTENDERS = (
     *("pytorch-authors", "pytorch-bf16", "pytorch-compile", "pytorch-compile-bf16"),
     *("pytorch-torchao-weights", "pytorch-torchao-dynamic", "plain-onnxruntime", "plain-openvino"),
-    *("nncf", "nncf-best", *_EVERY, "openvino-bf16-taesd", "openvino-int8-taesd"),
+    *("nncf", "nncf-best", "nncf-half", *_EVERY, "openvino-bf16-taesd", "openvino-int8-taesd"),
 )
 _TINY = tuple(f"{task}-{mode}" for task in ("disparity", "depth", "normal") for mode in "dg")
 _BUILT = (
@@ -45,7 +45,7 @@ _BUILT = (
 )
 _EMULATED = (("fp16", "tensorrt-rtx"), ("int8", "tensorrt"))
 _COMPARED = (
-    *("onnxruntime", "openvino-int8", "nncf", "nncf-best"),
+    *("onnxruntime", "openvino-int8", "nncf", "nncf-best", "nncf-half"),
     *("pytorch-torchao-weights", "pytorch-torchao-dynamic"),
 )
 _FOLDER = "{folder}"  # of the step, in its words

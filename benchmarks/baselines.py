@@ -145,6 +145,12 @@ BASELINES = {
         options=_PLAIN_OPENVINO,
         nncf="best",
     ),
+    "nncf-half": Baseline(
+        meaning="plain ONNX export, NNCF int8 (the same, half of the range for weights), OpenVINO",
+        backend="openvino",
+        options=_PLAIN_OPENVINO,
+        nncf="half",
+    ),
     "onnxruntime": Baseline(
         meaning="lotus-edge, ONNX Runtime fp32",
         backend="onnxruntime",
