@@ -48,6 +48,14 @@ def has_bf16() -> bool:
     return not _cpuinfo() or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_flags())
 
 
+def has_wide_int8() -> bool:
+    """Whether the CPU adds products of int8 in 32 bits, as Linux tells; elsewhere it is taken for
+    granted.
+    """
+    words = {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp"}
+    return not _cpuinfo() or not words.isdisjoint(_flags())
+
+
 @functools.cache
 def describe_gpu() -> str:
     """Driver and device 0, as the NVIDIA driver tells; "none" without a driver."""

@@ -16,6 +16,7 @@ from export.graph.int8_weights import LARGEST, channel_scales, safe_scales, to_i
 from export.graph.qdq import quantize
 from export.quantize.layers import Range
 from runtime.backends.onnxruntime import may_saturate, session_options
+from runtime.backends.openvino import say_if_cut_off
 from runtime.manifest import Manifest
 
 LAYERS = {
@@ -121,3 +122,18 @@ def test_fast_kernels_of_onnxruntime_answer_as_wide_ones(
         for saturates in (False, True)
     )
     assert np.array_equal(fast, wide)
+
+
+@pytest.mark.slow
+def test_openvino_says_where_sums_are_cut_off(
+    bundle_int8: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Manifest.load(bundle_int8)
+    assert manifest.quantisation is not None
+    for fits, wide in ((False, False), (True, False), (False, True)):
+        monkeypatch.setattr("runtime.backends.openvino.has_wide_int8", lambda wide=wide: wide)
+        quantisation = dataclasses.replace(manifest.quantisation, fits_16_bits=fits)
+        say_if_cut_off(dataclasses.replace(manifest, quantisation=quantisation))
+        assert ("cut off" in capsys.readouterr().err) == (not fits and not wide)
+    say_if_cut_off(dataclasses.replace(manifest, quantisation=None))
+    assert not capsys.readouterr().err

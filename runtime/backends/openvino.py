@@ -12,7 +12,10 @@ import numpy as np
 
 from runtime.backends.pages import giving_back, holding, map_files
 from runtime.backends.session import Arrays, Session, Tensor, Tensors
+from runtime.console import say
 from runtime.errors import BackendError
+from runtime.machine import has_wide_int8
+from runtime.manifest import Manifest
 
 # Without a hint OpenVINO computes fp32 graphs in bf16 on CPUs that have it, and the golden would
 # fail. With the hint bf16, a CPU that lacks it computes in fp32. In int8 bundles it holds for what
@@ -62,6 +65,16 @@ def hints(
     }
 
 
+def say_if_cut_off(manifest: Manifest) -> None:
+    """Say so where this CPU's int8 kernels saturate with the weights of a bundle."""
+    int8 = manifest.quantisation
+    if int8 is not None and not int8.fits_16_bits and not has_wide_int8():
+        say(
+            f"lotus-edge: {manifest.name} is from before int8 weights were made for CPUs without "
+            "VNNI, as this one is: sums are cut off, and maps are less exact. Build it again."
+        )
+
+
 class BackendSession(Session):
     """Compiles `bucket.graph` for the device with the precision that the manifest names."""
 
@@ -75,6 +88,7 @@ class BackendSession(Session):
                 f"{self.manifest.precision}"
             )
         vendor = self._import()
+        say_if_cut_off(self.manifest)
         core = vendor.Core()
         if self.compiled is not None:
             self._compiled = self._import_kept(vendor, core, self.compiled)
