@@ -122,7 +122,7 @@ def test_the_table_has_every_package_that_the_code_imports() -> None:
 def test_the_table_agrees_with_the_project_file() -> None:
     tomllib = pytest.importorskip("tomllib", reason="in Python since 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    called = {"yaml": "pyyaml", "cuda": "cuda-bindings", "onnx_ir": "onnx-ir"}
+    called = {"yaml": "pyyaml", "cuda": "cuda-bindings", "onnx_ir": "onnx-ir", "cv2": "opencv-python-headless"}
     for extra, names in EXTRAS.items():
         listed = {
             re.split(r"[\[>=;]", line)[0].replace("-gpu", "")
