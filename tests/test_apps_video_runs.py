@@ -38,24 +38,32 @@ def run(bundle: Path, given: object, output: Path, *options: object) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("steady", ["causal", "clip"])
-def test_killed_and_resumed_is_the_same(steady: str, bundle: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_the_same(
+    steady: str, smooth: bool, bundle: Path, tmp_path: Path
+) -> None:
+    """Killed in the first chunk or soon after it, and in the pass that writes the film."""
+    if smooth:
+        pytest.importorskip("cv2", reason="extra `flow`")
     path = write_film(tmp_path / "a.mkv", pictures(150, HEIGHT, WIDTH), sound=True)
     whole, killed = tmp_path / "whole.mp4", tmp_path / "killed.mp4"
-    options = ("--form", "beside", "--steady", steady)
+    options = ["--form", "beside", "--steady", steady, *["--smooth"] * smooth]
     assert run(bundle, path, whole, *options) == 0
     command = [sys.executable, "-m", "apps", "video", str(bundle), str(path), "--output"]
     command += [str(killed), *options, "--resume"]
     work = tmp_path / ".killed.mp4.lotus-video"
-    for chunks in (1, 4):
+    for pattern, chunks in (("*-??????.npz", 1), ("done-??????.npz", 3)):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(work.glob("*-??????.npz"))) < chunks:
+        while process.poll() is None and len(list(work.glob(pattern))) < chunks:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not killed.exists()
     assert run(bundle, path, killed, *options) == 1  # an unfinished run lies there
-    assert run(bundle, path, killed, *options, "--resume", "--max-size", 50) == 1  # of another job
+    for other in (["--max-size", 50], ["--steady", "off"], [] if smooth else ["--smooth"]):
+        own = [option for option in options if other or option != "--smooth"]
+        assert run(bundle, path, killed, *own, "--resume", *other) == 1  # of another job
     assert run(bundle, path, killed, *options, "--resume") == 0
     assert killed.read_bytes() == whole.read_bytes()
     told, expected = (
