@@ -3,7 +3,7 @@
 What a frame shows was shown by the frame before, a few pixels farther on. There the map of the
 frame before is brought to this one and mixed in, so that noise of single frames averages out.
 Without the motion the same mean would blur all that moves. It is taken only where both ways of the
-flow agree and both maps do: what was hidden before is never mixed with what hid it.
+flow agree, and so do both pictures and both maps: what was hidden is never mixed with what hid it.
 
 The flow is DIS, preset "fast" (Kroeger, Timofte, Dai and Van Gool 2016).
 """
@@ -22,6 +22,7 @@ from runtime.tasks import TASKS
 
 _PAST = 0.8  # of a pixel is what came before it
 _AGREE = 1.0  # pixels: both ways of the flow lead back to within so much
+_SAME = 20.0  # levels of 255, in the mean of 3 x 3 pixels: what changed more is something else
 _NEAR = 8.0  # times the usual difference of two maps: what differs more is something else
 _LEAST = 0.05  # of a map's spread: as the usual difference may be 0
 # OpenCV 5.0 reads beyond the pictures' memory where one is wide and less than 32 pixels high.
@@ -62,6 +63,9 @@ def find_motion(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> Motion:
     back = cv2.remap(back, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     off = there + back
     known = (off * off).sum(-1) < _AGREE * _AGREE
+    # Where a thing appears both ways may agree that nothing moves: the flow of it is a guess.
+    shown = cv2.remap(before.astype(np.float32), x, y, cv2.INTER_LINEAR)
+    known &= np.abs(cv2.blur(shown - now, (3, 3))) < _SAME
     known &= (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     return Motion(x=x, y=y, known=known)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from conftest import write_null_bundle
 from films import pictures, write_film
 
 from apps.__main__ import main
+from apps.video.frames import NO_STEP, Answer
+from apps.video.smooth import Smoothing
 from apps.video.source import Choice, Film
 from runtime.motion import Smoother, to_grey
 
@@ -70,6 +73,25 @@ def test_what_is_steady_is_smoothed(steady: str, bundle: Path, film: Path, tmp_p
     assert (told["job"]["smooth"], plain["job"]["smooth"]) == (True, False)
     assert told["steps"] == plain["steps"]
     assert told["first_frames_of_shots"]["disparity"] == [0, CUT]
+
+
+def test_a_cut_that_only_the_maps_tell_begins_anew() -> None:
+    random = np.random.default_rng(0)
+    smoothing = Smoothing()
+    for number, cut in enumerate((True, False, True)):
+        values = random.random((HEIGHT, WIDTH), np.float32)
+        answer = Answer(
+            number=number,
+            time=number / 30,
+            pts=number,
+            size=(HEIGHT, WIDTH),
+            maps={"disparity": values},
+            steps={"disparity": replace(NO_STEP, cut=cut)},
+            thumb=np.zeros((8, 12, 3), np.uint8),
+            grey=np.zeros((HEIGHT, WIDTH), np.uint8),
+        )
+        same = smoothing(answer).smoothed["disparity"] == values
+        assert same.all() if cut else same.mean() < 0.1
 
 
 @pytest.mark.parametrize("steady", ["causal", "clip"])

@@ -84,13 +84,20 @@ def test_what_was_hidden_is_not_mixed_with_what_hid_it() -> None:
     greys, exact, noisy = moving()
     result = smoothed(greys, noisy)
     for number in range(1, COUNT):
-        left = (
-            20 + STEP * number
-        )  # the square's; STEP columns before it are seen for the first time
+        left = 20 + STEP * number  # of the square; what lies before it is seen for the first time
         uncovered = np.s_[number, 35:65, left - STEP : left]
         assert np.abs(result[uncovered] - exact[uncovered]).max() < 5 * NOISE
         off = np.abs(result[number] - exact[number])
         assert off.max() < 5.5 * NOISE  # no ghost anywhere
+
+
+def test_what_appears_is_not_mixed_in_although_its_values_are_near() -> None:
+    grey, maps = texture(2), np.random.default_rng(0).random((2, HEIGHT, WIDTH), np.float32)
+    other = grey.copy()
+    other[30:70, 50:90] = texture(9, 40, 40)
+    same = smoothed([grey, other], maps)[1] == maps[1]
+    assert same[35:65, 55:85].mean() > 0.7
+    assert same[:25].mean() < 0.02
 
 
 def test_the_weights_are_those_of_the_formula() -> None:

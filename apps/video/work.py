@@ -59,7 +59,7 @@ class Work:
                 )
         else:
             write_together({path: json.dumps(job, indent=2).encode()})
-        for partial in [*folder.glob("*.partial"), *folder.glob(".*.partial")]:
+        for partial in folder.glob("*.partial"):  # also those that begin with a dot
             partial.unlink()
 
     def path(self, kind: str, chunk: int) -> Path:
