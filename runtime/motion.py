@@ -24,6 +24,7 @@ _PAST = 0.8  # of a pixel is what came before it
 _AGREE = 1.0  # pixels: both ways of the flow lead back to within so much
 _SAME = 20.0  # levels of 255, in the mean of 3 x 3 pixels: what changed more is something else
 _NEAR = 8.0  # times the usual difference of two maps: what differs more is something else
+_SEAM = 5  # pixels over which the past fades out
 _LEAST = 0.05  # of a map's spread: as the usual difference may be 0
 # OpenCV 5.0 reads beyond the pictures' memory where one is wide and less than 32 pixels high.
 _SMALLEST = 64
@@ -32,12 +33,12 @@ _SMALLEST = 64
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Motion:
     """For each pixel of a frame where it was in the frame before: `x` (columns) and `y` (rows),
-    float32 [H,W]; and `known` bool [H,W], whether it could be seen there.
+    float32 [H,W]; and `trust` float32 [H,W], from 0, where it was not seen there, to 1.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.float32]
-    known: NDArray[np.bool_]
+    trust: NDArray[np.float32]
 
     def bring(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values [H,W] or [H,W,C] of the frame before, moved to where they are now. Bicubic: a mean
@@ -67,7 +68,7 @@ def find_motion(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> Motion:
     shown = cv2.remap(before.astype(np.float32), x, y, cv2.INTER_LINEAR)
     known &= np.abs(cv2.blur(shown - now, (3, 3))) < _SAME
     known &= (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    return Motion(x=x, y=y, known=known)
+    return Motion(x=x, y=y, trust=_fading(known))
 
 
 def to_grey(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -136,17 +137,28 @@ def _mixed(
     """The map `now`, with the smoothed one `before` where that shows the same."""
     change = motion.bring(before) - now
     far = np.abs(change) if change.ndim == 2 else np.sqrt((change * change).sum(-1))
-    agreeing = far[motion.known]
+    agreeing = far[motion.trust > 0]
     if not agreeing.size:
         return now
     spread = float(np.sqrt(now.var((0, 1), dtype=np.float64).sum()))
     limit = max(_NEAR * float(np.median(agreeing)), _LEAST * spread, 1e-9)
     # All of it up to half the limit, none from the limit on.
-    weight = np.clip(2 - far * np.float32(2 / limit), 0, 1) * np.float32(_PAST)
-    weight[~motion.known] = 0
+    weight = np.clip(2 - far * np.float32(2 / limit), 0, 1) * motion.trust * np.float32(_PAST)
     if now.ndim == 3:
         weight = weight[..., None]
     mean = now + weight * change
     planes = mean[None] if now.ndim == 2 else mean.transpose(2, 0, 1)
     decoded = TASKS[task].decode(np.ascontiguousarray(planes))  # vectors: of unit length again
     return np.where(weight > 0, decoded, now)
+
+
+def _fading(known: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """0 where nothing is known, and slowly 1 from there: else the end of the past would be seen as
+    a line.
+    """
+    import cv2
+
+    inner = cv2.erode(known.astype(np.float32), np.ones((_SEAM, _SEAM), np.uint8))
+    fading: NDArray[np.float32] = cv2.blur(inner, (_SEAM, _SEAM))
+    fading[~known] = 0
+    return fading

@@ -30,11 +30,11 @@ def moving(noise: float = NOISE) -> tuple[list[np.ndarray], np.ndarray, np.ndarr
     maps [T,H,W] (the square is 0.8, all else 0.2) and noisy ones.
     """
     random = np.random.default_rng(1)
-    background, square = texture(2), texture(3, 40, 40)
+    background, square = texture(2), texture(3, 60, 60)
     greys, exact = [], []
     for number in range(COUNT):
         grey, values = background.copy(), np.full((HEIGHT, WIDTH), 0.2, np.float32)
-        place = slice(30, 70), slice(20 + STEP * number, 60 + STEP * number)
+        place = slice(25, 85), slice(20 + STEP * number, 80 + STEP * number)
         grey[place], values[place] = square, 0.8
         greys.append(grey)
         exact.append(values)
@@ -57,8 +57,8 @@ def test_the_motion_of_a_picture_is_found() -> None:
     rows = motion.y - np.arange(HEIGHT)[:, None]
     assert columns[inside].mean() == pytest.approx(-3, abs=0.3)
     assert np.abs(rows[inside]).mean() < 0.1
-    assert motion.known[inside].mean() > 0.95
-    assert not motion.known[:, 0].any()  # it came from outside
+    assert motion.trust[inside].mean() > 0.9
+    assert not motion.trust[:, 0].any()  # it came from outside
     values = np.random.default_rng(0).random((HEIGHT, WIDTH, 3)).astype(np.float32)
     motion.x[:], motion.y[:] = np.arange(WIDTH) - 3, np.arange(HEIGHT)[:, None]
     np.testing.assert_allclose(motion.bring(values)[:, 3:], values[:, :-3], atol=1e-6)
@@ -68,10 +68,10 @@ def test_noise_goes_and_moving_edges_stay() -> None:
     greys, exact, noisy = moving()
     result = smoothed(greys, noisy)
     np.testing.assert_array_equal(result[0], noisy[0])
-    still = np.s_[-1, 5:25, 20:-20]
+    still = np.s_[-1, 2:16, 20:-20]
     # An exponential mean with 0.8 of the past leaves sqrt(0.2 / 1.8) = 0.33 of independent noise.
     assert result[still].std() < 0.5 * NOISE
-    square = np.s_[-1, 40:60, 30 + STEP * 11 : 50 + STEP * 11]
+    square = np.s_[-1, 40:70, 35 + STEP * 11 : 65 + STEP * 11]
     assert result[square].std() < 0.75 * NOISE  # it moved by 33 pixels
     assert result[square].mean() == pytest.approx(0.8, abs=0.01)
     # Without noise nothing changes at all: the edges neither blur nor lag.
@@ -107,15 +107,30 @@ def test_the_weights_are_those_of_the_formula() -> None:
     grey = texture(4)
     before = np.zeros((HEIGHT, WIDTH), np.float32)
     now = np.full_like(before, 0.01)  # the usual difference
-    now[10, 10], now[20, 20], now[30, 30], now[40, 40] = 0.04, 0.06, 0.0801, 1
+    for row, value in ((5, 0.04), (25, 0.06), (45, 0.0801), (65, 1)):
+        now[row : row + 15, 5:20] = value
     smoother = Smoother()
     smoother(grey, {"disparity": before}, cut=True)
     result = smoother(grey, {"disparity": now}, cut=False)["disparity"]
-    wanted = {(50, 50): 0.002, (10, 10): 0.008, (20, 20): 0.06 - 0.8 * 0.5 * 0.06}
+    wanted = {(50, 80): 0.002, (12, 12): 0.008, (32, 12): 0.06 - 0.8 * 0.5 * 0.06}
     for place, value in wanted.items():
         assert result[place] == pytest.approx(value, abs=1e-5)
-    for place in ((30, 30), (40, 40)):
-        assert result[place] == now[place]
+    for row in (45, 65):
+        np.testing.assert_array_equal(result[row : row + 15, 5:20], now[row : row + 15, 5:20])
+
+
+def test_the_past_fades_out_where_it_ends() -> None:
+    """Else one would see a line there."""
+    grey = texture(2)
+    other = grey.copy()
+    other[30:70, 50:90] = 255 - grey[30:70, 50:90]
+    trust = find_motion(grey, other).trust
+    assert not trust[34:66, 54:86].any()
+    assert (trust[:20] > 0.99).mean() > 0.9
+    assert trust.max() <= 1.0001
+    row = trust[50, :50]
+    assert row[:20].mean() > 0.9
+    assert np.abs(np.diff(row[10:])).max() < 0.35
 
 
 def test_vectors_keep_unit_length() -> None:
