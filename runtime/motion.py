@@ -160,5 +160,5 @@ def _fading(known: NDArray[np.bool_]) -> NDArray[np.float32]:
 
     inner = cv2.erode(known.astype(np.float32), np.ones((_SEAM, _SEAM), np.uint8))
     fading: NDArray[np.float32] = cv2.blur(inner, (_SEAM, _SEAM))
-    fading[~known] = 0
+    fading[~known] = 0  # and not what rounding leaves
     return fading

@@ -119,6 +119,18 @@ def test_the_weights_are_those_of_the_formula() -> None:
         np.testing.assert_array_equal(result[row : row + 15, 5:20], now[row : row + 15, 5:20])
 
 
+def test_both_ways_of_the_flow_must_agree() -> None:
+    """A faint square moves by 10 pixels: what it uncovers differs by few levels, so that only the
+    flow tells. Without the flow back all of it would count as seen before.
+    """
+    faint = [(texture(2) // 12 + 120).astype(np.uint8) for _ in range(2)]
+    for number, grey in enumerate(faint):
+        grey[20:80, 20 + 10 * number : 80 + 10 * number] = texture(3, 60, 60) // 12 + 120
+    trust = find_motion(*faint).trust
+    assert (trust[26:74, 20:30] == 0).mean() > 0.3
+    assert (trust[:15] > 0).mean() > 0.9
+
+
 def test_the_past_fades_out_where_it_ends() -> None:
     """Else one would see a line there."""
     grey = texture(2)
