@@ -147,8 +147,11 @@ def _mixed(
     if now.ndim == 3:
         weight = weight[..., None]
     mean = now + weight * change
+    each = TASKS[task]
+    if each.space is None:  # bicubic goes beyond; what is affine has no range any more
+        np.clip(mean, each.low, each.high, out=mean)
     planes = mean[None] if now.ndim == 2 else mean.transpose(2, 0, 1)
-    decoded = TASKS[task].decode(np.ascontiguousarray(planes))  # vectors: of unit length again
+    decoded = each.decode(np.ascontiguousarray(planes))  # vectors: of unit length again
     return np.where(weight > 0, decoded, now)
 
 

@@ -162,6 +162,19 @@ def test_vectors_keep_unit_length() -> None:
     assert same[35:65, 20 + STEP * 10 : 20 + STEP * 11].any()
 
 
+def test_shares_stay_shares() -> None:
+    """Bicubic interpolation alone goes beyond 1 beside an edge."""
+    wide, masks = texture(0, HEIGHT, WIDTH + 8), []
+    greys = [wide[:, 4 : WIDTH + 4], wide[:, 3 : WIDTH + 3], wide[:, 2 : WIDTH + 2]]
+    for number in range(3):
+        soft = np.linspace(-3, 4, WIDTH) - number * 7 / WIDTH
+        masks.append(np.tile(soft, (HEIGHT, 1)).clip(0, 1).astype(np.float32))
+    result = smoothed(greys, np.stack(masks), "matting")
+    assert (result[1:] != np.stack(masks)[1:]).any()
+    assert result.min() == 0
+    assert result.max() == 1
+
+
 def test_tasks_share_one_motion() -> None:
     greys, _, noisy = moving()
     both = Smoother()
