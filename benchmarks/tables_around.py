@@ -211,7 +211,9 @@ def _flicker_table(rows: list[Body]) -> list[str]:
     head = "toy network | off | causal | clip | AbsRel of a frame | with a cut: off | causal | clip"
     lines = [f"| {head} |", "|---|" + "---|" * 7]
     for bundle in dict.fromkeys(row["bundle"] for row in rows):
-        own = {row["steady"]: row for row in rows if row["bundle"] == bundle}
+        own = {
+            row["steady"]: row for row in rows if row["bundle"] == bundle and not row.get("smooth")
+        }
         cells = []
         for key in ("flicker", "cut_clip_flicker"):
             off = own["off"][key]
@@ -221,6 +223,26 @@ def _flicker_table(rows: list[Body]) -> list[str]:
                 cells[-1].append(f"{own[mode][key]:.1%}{ratio}")
         error = own["off"]["per_frame_abs_rel"]
         lines.append(f"| {' | '.join([bundle, *cells[0], f'{error:.4f}', *cells[1]])} |")
+    return lines + _smoothing_table(rows)
+
+
+def _smoothing_table(rows: list[Body]) -> list[str]:
+    """What is smoothed along motion beside what is not."""
+    if not any(row.get("smooth") for row in rows):
+        return []
+    lines = [
+        "",
+        "| toy network | way | change along the motion | beyond exact maps | flicker | "
+        "AbsRel of a frame | ms of a core |",
+        "|---|---|" + "---|" * 5,
+    ]
+    for row in rows:
+        now, exact = row["change_along_motion"], row["change_of_exact_maps"]
+        way = f"{row['steady']}, smooth" if row["smooth"] else row["steady"]
+        lines.append(
+            f"| {row['bundle']} | {way} | {now:.2%} | {now - exact:.2%} | {row['flicker']:.1%} | "
+            f"{row['per_frame_abs_rel']:.4f} | {row['cpu_ms_per_frame']:.1f} |"
+        )
     return lines
 
 

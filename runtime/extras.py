@@ -36,6 +36,7 @@ EXTRAS = {
     ),
     "web": ("gradio",),
     "video": ("av",),
+    "flow": ("cv2",),
     "ros": ("rosbags",),
     "views": ("open3d", "pycolmap", "libusb_package"),
     "peers": ("nncf", "torchao"),

@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 
 from runtime.thumbnails import Floats, Thumbnail, Tie, color_distance, shrink, tie
 
-__all__ = ["Causal", "Step", "Thumbnail", "plan_clip", "shrink", "solve_chain"]
+__all__ = [
+    "Causal",
+    "Step",
+    "Thumbnail",
+    "is_other_scene",
+    "plan_clip",
+    "shrink",
+    "solve_chain",
+]
 
 _SCALES = (0.5, 2.0)  # a change of scale beyond these is no fit
 _PULL = 0.02  # of the way back to what the network said, at each frame
@@ -246,6 +254,11 @@ def _solve_banded(bands: Floats, right: Floats) -> Floats:
     for i in range(count - 1, -1, -1):
         x[i] = (x[i] - upper[i, 1:] @ x[i + 1 : i + width]) / upper[i, 0]
     return x[:count]
+
+
+def is_other_scene(before: Thumbnail, after: Thumbnail) -> bool:
+    """Whether the colours alone tell that a cut lies between two frames."""
+    return color_distance(before, after) > _CUT
 
 
 def _is_cut(before: Thumbnail, after: Thumbnail, found: Tie, residuals: Sequence[float]) -> bool:

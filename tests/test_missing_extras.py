@@ -123,6 +123,7 @@ def test_the_table_agrees_with_the_project_file() -> None:
     tomllib = pytest.importorskip("tomllib", reason="in Python since 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     called = {"yaml": "pyyaml", "cuda": "cuda-bindings", "onnx_ir": "onnx-ir"}
+    called["cv2"] = "opencv-python-headless"
     for extra, names in EXTRAS.items():
         listed = {
             re.split(r"[\[>=;]", line)[0].replace("-gpu", "")
@@ -166,6 +167,21 @@ def test_a_command_without_pillow(entry: Path, tmp_path: Path) -> None:
     done = run(entry, "--help", env=without(tmp_path, "PIL"))
     assert done.returncode == 1
     assert done.stderr == "error: this needs the package 'PIL': `pip install pillow`\n"
+
+
+def test_smoothing_without_its_extra(null_bundle: Path, tmp_path: Path) -> None:
+    """Without `--smooth` a film needs no more than the extra video."""
+    pytest.importorskip("av", reason="extra `video`")
+    words = ["video", str(null_bundle), "no.mp4", "--output", str(tmp_path / "out.mp4")]
+    env = without(tmp_path, "cv2")
+    done = run(Path("apps/__main__.py"), *words, "--smooth", env=env)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: this needs the extra `flow` (there is no package 'cv2'): "
+        '`pip install -e ".[flow]"` in the clone\n',
+    )
+    done = run(Path("apps/__main__.py"), *words, env=env)
+    assert "cannot open no.mp4 as a video" in done.stderr
 
 
 def test_another_missing_package_is_a_traceback(tmp_path: Path) -> None:

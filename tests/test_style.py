@@ -42,6 +42,7 @@ VENDORS = {
     "tensorrt_rtx": "runtime/backends/tensorrt.py",
     "cuda": "runtime/backends/tensorrt.py",
     "open3d": "apps/views/fuse.py",
+    "cv2": "runtime/motion.py",
     "pycolmap": "apps/views/colmap.py",
 }
 DATA = {

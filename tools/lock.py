@@ -17,8 +17,8 @@ TOOLS = ROOT / "locks" / "tools.txt"
 TRITON = ROOT / "locks" / "triton.txt"
 CONSTRAINTS = ROOT / "constraints.txt"
 EXTRAS = (
-    *("cpu", "openvino", "rtx", "export", "scene", "fast", "views", "video", "ros"),
-    *("serve", "web", "cluster", "dev", "docs"),
+    *("cpu", "openvino", "rtx", "export", "scene", "fast", "views", "video", "flow"),
+    *("ros", "serve", "web", "cluster", "dev", "docs"),
 )
 TORCH = re.compile(r"torch|triton|cuda-toolkit|nvidia-")
 """PyTorch and what only its CUDA builds need: see tools/install.py for why they have no hash."""

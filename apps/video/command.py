@@ -43,6 +43,13 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "default: clip, for cameras causal",
         },
     ),
+    (
+        "--smooth",
+        {
+            "action": "store_true",
+            "help": "after that, smooth the maps along motion, by the frames before (extra flow)",
+        },
+    ),
     ("--seed", {"type": int, "help": "noise of mode G, the same in each frame"}),
     ("--backend", {"help": "default: the bundle's target"}),
     ("--every", {"type": int, "default": 1, "metavar": "N", "help": "use every N-th frame (1)"}),
@@ -97,7 +104,7 @@ def add_video(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _video(arguments: argparse.Namespace) -> int:
-    require("av")
+    require("av", *(["cv2"] if arguments.smooth else []))
     _check(arguments)
     form = _form(arguments)
     choice = Choice(
@@ -123,12 +130,9 @@ def _video(arguments: argparse.Namespace) -> int:
             if arguments.preview is not None:
                 preview = stack.enter_context(Preview(arguments.preview))
                 say(f"preview: {preview.url}")
-            work = Work(
-                _work_folder(arguments.output, form),
-                job,
-                resume=arguments.resume,
-                anew=arguments.overwrite or source.live,
-            )
+            anew = arguments.overwrite or source.live
+            folder = _work_folder(arguments.output, form)
+            work = Work(folder, job, resume=arguments.resume, anew=anew)
             run = Run(
                 source=source,
                 choice=choice,
@@ -138,12 +142,14 @@ def _video(arguments: argparse.Namespace) -> int:
                 output=arguments.output,
                 work=work,
                 job=job,
+                smooth=arguments.smooth,
             )
             predictor = Predictor(
                 engine,
                 tasks,
                 mode,
                 seed=arguments.seed,
+                smooth=arguments.smooth,
                 show=preview.show if preview else None,
             )
             try:
@@ -231,6 +237,7 @@ def _job(
         "tasks": list(tasks),
         "form": form.name,
         "steady": mode,
+        "smooth": arguments.smooth,
         "seed": arguments.seed,
         "every": arguments.every,
         "start": arguments.start,

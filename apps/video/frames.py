@@ -20,10 +20,11 @@ NO_STEP = Step(scale=1.0, shift=0.0, low=0.0, high=1.0, cut=False)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
     """The maps of one frame: `maps` by task, values float32 [h,w] or [h,w,C] at the size that the
-    network gives, not made steady; what makes them so is in `steps`. `size` is the frame's own
-    height and width. `picture` is the frame, as one of a film, where it is needed, `thumb` uint8
-    [h,w,3] a small one where a later pass needs it. `state` is what the steps remember after this
-    frame, by task and name.
+    network gives, not made steady; what makes them so is in `steps`. `smoothed`: what they are then
+    along motion, where that is asked for. `size` is the frame's own height and width. `picture` is
+    the frame, as one of a film, where it is needed, `thumb` uint8 [h,w,3] a small one where a later
+    pass needs it, `grey` uint8 [h,w] one of the maps' size where they are smoothed. `state` is what
+    the steps and the smoothing remember after this frame, by task (or "smooth") and name.
     """
 
     number: int
@@ -34,16 +35,24 @@ class Answer:
     steps: dict[str, Step]
     picture: Any = None
     thumb: NDArray[np.uint8] | None = None
+    grey: NDArray[np.uint8] | None = None
+    smoothed: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     state: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def steady(self, task: str) -> NDArray[np.float32]:
+        """The steady values at the network's size, smoothed where that was asked for."""
+        if task in self.smoothed:
+            return self.smoothed[task]
+        return self.steps.get(task, NO_STEP)(self.maps[task])
 
     def colors(self, task: str) -> NDArray[np.uint8]:
         """RGB uint8 [h,w,3] at the network's size, in the step's range."""
         step = self.steps.get(task, NO_STEP)
-        return TASKS[task].colorize(step(self.maps[task]), (step.low, step.high))
+        return TASKS[task].colorize(self.steady(task), (step.low, step.high))
 
     def values(self, task: str) -> NDArray[np.float32]:
         """The steady values at the frame's size."""
-        return at_size(task, self.steps.get(task, NO_STEP)(self.maps[task]), *self.size)
+        return at_size(task, self.steady(task), *self.size)
 
     def deep(self, task: str, steady: bool) -> NDArray[np.uint16]:
         """The steady values at the frame's size as uint16, over `deep_range`."""

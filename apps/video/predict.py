@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.video.frames import Answer
+from apps.video.smooth import STATE, Smoothing
 from apps.video.source import Frame
 from runtime.engine import LotusEngine
 from runtime.image import choose_bucket, fit_of
+from runtime.motion import to_grey
 from runtime.steady import Causal, Step, plan_clip, shrink
 from runtime.tasks import TASKS
 
@@ -24,7 +26,8 @@ class Predictor:
     """Answers frames one after the other. Mode G gets the same noise for each of them.
 
     `mode` "off" leaves maps as they are, "causal" makes them steady, "clip" keeps what a later pass
-    needs. `show` is given the colours of each frame.
+    needs. `smooth`: the maps are smoothed along motion, with "clip" by the later pass. `show` is
+    given the colours of each frame.
     """
 
     def __init__(
@@ -34,10 +37,13 @@ class Predictor:
         mode: Mode,
         *,
         seed: int | None = None,
+        smooth: bool = False,
         show: Show | None = None,
     ) -> None:
         self._engine, self._tasks, self._seed = engine, tasks, seed
-        self._show, self._keeps_thumb = show, mode == "clip"
+        self._show = show
+        self._keeps_thumb, self._keeps_grey = smooth or mode == "clip", smooth
+        self._smoothing = Smoothing() if smooth and mode != "clip" else None
         self.causal = {
             task: Causal(fit=mode == "causal") for task in tasks if TASKS[task].space is not None
         }
@@ -62,12 +68,15 @@ class Predictor:
             steps=steps,
             picture=frame.picture,
             thumb=thumb if self._keeps_thumb else None,
+            grey=to_grey(frame.rgb, *plane.shape) if self._keeps_grey else None,
             state={
                 f"{task}/{name}": array
                 for task, causal in self.causal.items()
                 for name, array in causal.state().items()
             },
         )
+        if self._smoothing is not None:
+            answer = self._smoothing(answer)
         if self._show is not None:
             self._show(answer.colors(self._tasks[0]))
         return answer
@@ -83,6 +92,8 @@ class Predictor:
         for task, arrays in state.items():
             if task in self.causal:
                 self.causal[task].restore(arrays)
+        if self._smoothing is not None:
+            self._smoothing.restore(state.get(STATE, {}))
 
 
 def plan(answers: Callable[[], Iterable[Answer]], tasks: tuple[str, ...]) -> dict[str, list[Step]]:

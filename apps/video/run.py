@@ -15,6 +15,7 @@ from apps.video.forms import Form, Settings
 from apps.video.frames import Answer, deep_range
 from apps.video.join import join
 from apps.video.predict import Mode, Predictor, plan, with_steps
+from apps.video.smooth import STATE, Smoothing
 from apps.video.source import Choice, Source
 from apps.video.stages import run_stages
 from apps.video.work import Chunks, Records, SpoolChunk, Work, spooled
@@ -39,6 +40,7 @@ class Run:
     output: Path
     work: Work
     job: dict[str, Any]
+    smooth: bool = False
 
     def __call__(self, predictor: Predictor) -> dict[str, Any]:
         """Do what is not done yet. Returns what is written beside the result."""
@@ -80,7 +82,15 @@ class Run:
         pictures = self.source.frames(done, view) if self.form.picture else None
         answers = with_steps(spooled(self.work, done), steps, pictures)
         chunks = Chunks(self.work, "done", open_chunk)
-        return self._pass("2 of 2: write", answers, lambda answer: answer, chunks, done)
+        return self._pass("2 of 2: write", answers, self._last_step(), chunks, done)
+
+    def _last_step(self) -> Callable[[Answer], Answer]:
+        """What is done to steady answers of a whole clip."""
+        if not self.smooth:
+            return lambda answer: answer
+        smoothing = Smoothing()
+        smoothing.restore(self.work.state("done").get(STATE, {}))
+        return smoothing
 
     def _pass(
         self,
@@ -122,7 +132,7 @@ class Run:
             "job": self.job,
             "frames": len(records.numbers),
             "meaning": {task: TASKS[task].meaning for task in self.tasks},
-            "steady": _MEANINGS[self.mode],
+            "steady": _MEANINGS[self.mode] + (_SMOOTHED if self.smooth else ""),
             "values_of_0_and_65535": ranges,
             "first_frames_of_shots": shots,
             "sound_tracks": sound,
@@ -144,6 +154,8 @@ _MEANINGS: dict[Mode, str] = {
     "follows slowly",
     "clip": "maps are scale * predicted + shift, from the whole clip; colours in one range a shot",
 }
+
+_SMOOTHED = "; then smoothed along motion, from the frames before"
 
 
 @dataclass(kw_only=True)

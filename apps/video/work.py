@@ -59,7 +59,7 @@ class Work:
                 )
         else:
             write_together({path: json.dumps(job, indent=2).encode()})
-        for partial in [*folder.glob("*.partial"), *folder.glob(".*.partial")]:
+        for partial in folder.glob("*.partial"):  # also those that begin with a dot
             partial.unlink()
 
     def path(self, kind: str, chunk: int) -> Path:
@@ -95,11 +95,16 @@ class Work:
         """What was remembered after the last frame that is done, by task."""
         last = self.chunks(kind) - 1
         states: dict[str, dict[str, NDArray[Any]]] = {}
-        for name, array in (_read(self.path(kind, last)) if last >= 0 else {}).items():
-            if name.startswith("state/"):
-                _, task, what = name.split("/")
-                states.setdefault(task, {})[what] = array
+        for name, array in (_read(self.state_path(kind, last)) if last >= 0 else {}).items():
+            task, what = name.split("/")
+            states.setdefault(task, {})[what] = array
         return states
+
+    def state_path(self, kind: str, chunk: int) -> Path:
+        """What was remembered after a chunk. Only that of the last one is kept: it may be as large
+        as a frame.
+        """
+        return self.path(f"state-{kind}", chunk)
 
     def remove(self) -> None:
         """All of it."""
@@ -113,6 +118,7 @@ class Chunks:
         self._work, self._kind, self._open = work, kind, open_chunk
         self._number = work.chunks(kind)
         self._answers: list[_Noted] = []
+        self._state: dict[str, NDArray[Any]] = {}
         self._writer: ChunkWriter | None = None
         self.count = 0
 
@@ -121,6 +127,7 @@ class Chunks:
             self._writer = self._open(self._number)
         self._writer.add(answer)
         self._answers.append(_Noted.of(answer))
+        self._state = answer.state
         self.count += 1
         if len(self._answers) >= _length(answer):
             self.finish()
@@ -130,7 +137,10 @@ class Chunks:
         if self._writer is None:
             return
         self._writer.close()
+        # The state before the record: a chunk with a record is done.
+        save_arrays(self._work.state_path(self._kind, self._number), self._state)
         save_arrays(self._work.path(self._kind, self._number), _record(self._answers))
+        self._work.state_path(self._kind, self._number - 1).unlink(missing_ok=True)
         self._number, self._answers, self._writer = self._number + 1, [], None
 
     def abandon(self) -> None:
@@ -142,13 +152,12 @@ class Chunks:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Noted:
-    """Of an answer all but its maps."""
+    """Of an answer all but what is large."""
 
     number: int
     pts: int
     time: float
     steps: dict[str, Step]
-    state: dict[str, NDArray[Any]]
 
     @classmethod
     def of(cls, answer: Answer) -> _Noted:
@@ -157,7 +166,6 @@ class _Noted:
             pts=answer.pts,
             time=answer.time,
             steps=answer.steps,
-            state=answer.state,
         )
 
 
@@ -170,7 +178,7 @@ def _record(answers: list[_Noted]) -> dict[str, NDArray[Any]]:
     for task in answers[0].steps:
         rows = [astuple(answer.steps[task]) for answer in answers]
         arrays[f"steps/{task}"] = np.array(rows, np.float64)
-    return arrays | {f"state/{name}": array for name, array in answers[-1].state.items()}
+    return arrays
 
 
 def _length(answer: Answer) -> int:
@@ -209,6 +217,9 @@ class SpoolChunk:
             "sizes": np.array([answer.size for answer in answers], np.int64),
             "thumb": np.stack([answer.thumb for answer in answers if answer.thumb is not None]),
         }
+        greys = [answer.grey for answer in answers if answer.grey is not None]
+        if greys:
+            arrays["grey"] = np.stack(greys)
         for task in answers[0].maps:
             arrays[f"maps/{task}"] = np.stack([answer.maps[task] for answer in answers])
         save_arrays(self._path, arrays)
@@ -234,6 +245,7 @@ def spooled(work: Work, skip: int = 0) -> Iterator[Answer]:
                 maps={task: values[index] for task, values in maps.items()},
                 steps={},
                 thumb=arrays["thumb"][index],
+                grey=arrays["grey"][index] if "grey" in arrays else None,
             )
 
 
