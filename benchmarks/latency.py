@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import latency_worker
-from benchmarks.baselines import BASELINES, REFERENCE, Work, built, bundle_paths
+from benchmarks.baselines import BASELINES, REFERENCE, Work, built
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from export.errors import BuildError
 
@@ -144,10 +144,9 @@ class _Runner:
 
     def __init__(self, name: str, arguments: argparse.Namespace, folder: Path) -> None:
         self.name, self.seconds = name, list[float]()
-        built(name, _work(arguments), arguments.bundles)
-        self._bundles = bundle_paths(name, _work(arguments), arguments.bundles)
+        self._bundles = built(name, _work(arguments), arguments.bundles)
         # Before the rounds: a graph that cannot be counted is told at once. NNCF's is not ONNX.
-        self._counted = {} if BASELINES[name].nncf else _work_of([*self._bundles])
+        self._counted = {} if BASELINES[name].nncf else _work_of(self._bundles)
         command = latency_worker.command_line(
             name,
             _work(arguments),

@@ -49,11 +49,11 @@ def has_bf16() -> bool:
 
 
 def has_wide_int8() -> bool:
-    """Whether the CPU adds products of int8 in 32 bits, as Linux tells; elsewhere it is taken for
-    granted.
+    """Whether the CPU adds products of int8 in 32 bits: what is no x86 does, and x86 with VNNI, as
+    Linux tells; elsewhere it is taken for granted.
     """
-    words = {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp"}
-    return not _cpuinfo() or not words.isdisjoint(_flags())
+    flags = set(_flags())
+    return "sse2" not in flags or not flags.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 @functools.cache

@@ -262,6 +262,11 @@ class Manifest:
     memory: Memory | None = None
 
     @property
+    def may_saturate(self) -> bool:
+        """Whether it has int8 layers that are not known to fit kernels which add in 16 bits."""
+        return self.quantisation is not None and not self.quantisation.fits_16_bits
+
+    @property
     def sources(self) -> dict[str, Source]:
         """Where the network of each task came from, in the order of `tasks`."""
         first = Source(checkpoint=self.checkpoint, family=self.family, licence=self.licence)

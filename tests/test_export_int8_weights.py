@@ -17,6 +17,7 @@ from export.graph.qdq import quantize
 from export.quantize.layers import Range
 from runtime.backends.onnxruntime import may_saturate, session_options
 from runtime.backends.openvino import say_if_cut_off
+from runtime.machine import has_wide_int8
 from runtime.manifest import Manifest
 
 LAYERS = {
@@ -66,7 +67,7 @@ def test_a_pair_of_two_signs_does_not_add_up() -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_openvino_computes_what_is_written(name: str) -> None:
     """The worst case: weights of one size and one sign, activations at the end of their range.
-    Kernels that saturate give half of the sum.
+    Kernels that saturate give a tenth of the sum or less.
     """
     openvino = pytest.importorskip("openvino")
     graph, values = _one_layer(*LAYERS[name])
@@ -137,3 +138,21 @@ def test_openvino_says_where_sums_are_cut_off(
         assert ("cut off" in capsys.readouterr().err) == (not fits and not wide)
     say_if_cut_off(dataclasses.replace(manifest, quantisation=None))
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "wide"),
+    [
+        ("sse2 avx2", False),
+        ("sse2 avx2 avx512f", False),
+        ("sse2 avx2 avx512_vnni", True),
+        ("sse2 avx2 avx_vnni", True),
+        ("fp asimd", True),  # an ARM that multiplies in another way
+        ("", True),  # not told
+    ],
+)
+def test_only_x86_without_vnni_adds_in_16_bits(
+    flags: str, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.machine._flags", flags.split)
+    assert has_wide_int8() == wide

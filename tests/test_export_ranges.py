@@ -12,9 +12,10 @@ from conftest import image_inputs
 from torch.nn import functional as F
 
 from export.folds.flatten_tokens import LeanBlock
-from export.graph.int8_weights import safe_scales, to_int8
+from export.graph.int8_weights import channel_scales, safe_scales, to_int8
 from export.network.single_pass import SinglePass
 from export.quantize.layers import (
+    LARGEST,
     FakeQuant,
     Range,
     find_layers,
@@ -41,6 +42,10 @@ def test_rounding_agrees_with_the_definition() -> None:
     weight = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
     weight[:, 2] = 0
     for axis in (0, 1):
+        peaks = weight.abs().transpose(0, axis).flatten(1).amax(dim=1)
+        stored = channel_scales(weight.numpy(), axis)
+        assert np.allclose(stored, torch.where(peaks > 0, peaks / 127, 1), rtol=1e-6)
+        assert np.abs(to_int8(weight.numpy(), stored, axis)).max() == LARGEST
         stored = safe_scales(weight.numpy(), axis)
         whole = to_int8(weight.numpy(), stored, axis)
         shape = [-1 if place == axis else 1 for place in range(4)]

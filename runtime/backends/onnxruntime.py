@@ -62,8 +62,7 @@ def may_saturate(manifest: Manifest, backend: str) -> bool:
     A bundle of another target has no int8 kernels here, and fails with the slower ones (ONNX
     Runtime 1.31: a zero point of the wrong shape).
     """
-    int8 = manifest.quantisation
-    return manifest.target == backend and int8 is not None and not int8.fits_16_bits
+    return manifest.target == backend and manifest.may_saturate
 
 
 # What ONNX Runtime calls the types of ours.

@@ -67,8 +67,7 @@ def hints(
 
 def say_if_cut_off(manifest: Manifest) -> None:
     """Say so where this CPU's int8 kernels saturate with the weights of a bundle."""
-    int8 = manifest.quantisation
-    if int8 is not None and not int8.fits_16_bits and not has_wide_int8():
+    if manifest.may_saturate and not has_wide_int8():
         say(
             f"lotus-edge: {manifest.name} is from before int8 weights were made for CPUs without "
             "VNNI, as this one is: sums are cut off, and maps are less exact. Build it again."
@@ -88,7 +87,8 @@ class BackendSession(Session):
                 f"{self.manifest.precision}"
             )
         vendor = self._import()
-        say_if_cut_off(self.manifest)
+        if self.device in (None, "CPU"):
+            say_if_cut_off(self.manifest)
         core = vendor.Core()
         if self.compiled is not None:
             self._compiled = self._import_kept(vendor, core, self.compiled)
