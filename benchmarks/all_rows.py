@@ -8,6 +8,8 @@ meanwhile.
 
 Each step builds its bundles anew, in a folder of its own under `--work`, which is removed once its
 rows are there. Without the extra `peers` its contenders are lines that say so.
+
+With `--label avx2` rows of seconds lie beside those of another machine and do not replace them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ from benchmarks.rows import ROOT, parse_arguments
 
 SIZES = ("256x256", "384x384", "512x512", "576x768", "768x768", "1024x1024")
 """Heights and widths in pixels; 576x768 is what the published code makes of a 4:3 photograph."""
-_CONTENDED = "512x512"  # where all contenders run
 _EVERY = ("onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openvino-int8")
 _CONTENDERS = (
     *("pytorch-authors", "pytorch-bf16", "pytorch-compile", "pytorch-compile-bf16"),
@@ -67,12 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="random/lotus-d", help="of latency")
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="HxW", help="of latency")
+    parser.add_argument("--contended", default="512x512", metavar="HxW", help="for all contenders")
     parser.add_argument("--rounds", type=int, default=3, help="of latency")
+    parser.add_argument("--label", default="", help="added to the names of latency's rows")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="of names of rows")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "all-rows", help="for bundles")
     parser.add_argument("--dry-run", action="store_true", help="say what is there and what is not")
     arguments = parse_arguments(parser, argv, wanted=lambda arguments: not arguments.dry_run)
-    every = steps(arguments.checkpoint, arguments.sizes, arguments.rounds)
+    every = steps(
+        arguments.checkpoint,
+        arguments.sizes,
+        arguments.rounds,
+        contended=arguments.contended,
+        label=arguments.label,
+    )
     chosen = [step for step in every if fnmatch.fnmatch(step.name, arguments.only)]
     missing = [step for step in chosen if not is_there(step.name)]
     print(f"{len(chosen) - len(missing)} of {len(chosen)} rows are there, of this code")
@@ -86,10 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def steps(checkpoint: str, sizes: Sequence[str], rounds: int) -> list[Step]:
+def steps(
+    checkpoint: str,
+    sizes: Sequence[str],
+    rounds: int,
+    *,
+    contended: str = "512x512",
+    label: str = "",
+) -> list[Step]:
     """All of them, the short ones first within each kind."""
     return [
-        *_latencies(checkpoint, sizes, rounds),
+        *_latencies(checkpoint, sizes, rounds, contended=contended, label=label),
         *(_accuracy(name, *setting) for name in _TINY for setting in _BUILT),
         *(_emulated(name, *setting) for name in _TINY for setting in _EMULATED),
         *(_compared(name, what) for name in ("disparity-d", "depth-d") for what in _COMPARED),
@@ -98,10 +114,14 @@ def steps(checkpoint: str, sizes: Sequence[str], rounds: int) -> list[Step]:
     ]
 
 
-def _latencies(checkpoint: str, sizes: Sequence[str], rounds: int) -> Iterator[Step]:
+def _latencies(
+    checkpoint: str, sizes: Sequence[str], rounds: int, *, contended: str, label: str
+) -> Iterator[Step]:
     """Each size in every precision, all contenders at one; then two tasks, batches, mode G."""
 
     def step(name: str, size: str, *words: str, bundles: int) -> Step:
+        name = f"{name}-{label}" if label else name
+        words = (*words, "--name", name)
         own = ("--resolution", size, "--rounds", str(rounds), "--together", "1", *words)
         height, width = map(int, size.split("x"))
         seconds = 35 * (height * width) / 512**2 * (rounds + 2) * 2 * bundles
@@ -113,7 +133,7 @@ def _latencies(checkpoint: str, sizes: Sequence[str], rounds: int) -> Iterator[S
 
     one = ("--checkpoint", checkpoint)
     for size in sizes:
-        what = _CONTENDERS if size == _CONTENDED else _EVERY
+        what = _CONTENDERS if size == contended else _EVERY
         words = (*one, "--what", "pytorch", *what)
         yield step(name_of(checkpoint, size), size, *words, bundles=len(what))
     two = ("--checkpoint", f"{checkpoint},{checkpoint}", "--task", "disparity,normal")
@@ -122,7 +142,7 @@ def _latencies(checkpoint: str, sizes: Sequence[str], rounds: int) -> Iterator[S
     for precision in ("", "-bf16"):
         what = ("--reference", f"openvino{precision}-apart", "--what", f"openvino{precision}")
         name = f"together-joint-{sizes[0]}{precision}"
-        yield step(name, sizes[0], *two, *what, "--name", name, bundles=4)
+        yield step(name, sizes[0], *two, *what, bundles=4)
     backends = ("onnxruntime", "openvino", "openvino-bf16")
     for what, words in (
         ("batch", (*one, "--batch", "4")),
@@ -130,7 +150,7 @@ def _latencies(checkpoint: str, sizes: Sequence[str], rounds: int) -> Iterator[S
     ):
         for backend in backends:
             name = f"together-{backend}-{what}"
-            pair = ("--reference", backend, "--what", f"{backend}-{what}", "--name", name)
+            pair = ("--reference", backend, "--what", f"{backend}-{what}")
             yield step(name, sizes[0], *words, *pair, bundles=4)
     other = checkpoint.replace("-d", "-g")
     if other != checkpoint:

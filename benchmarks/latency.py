@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,9 @@ import numpy as np
 
 from benchmarks import latency_worker
 from benchmarks.baselines import BASELINES, REFERENCE, Work, built
+from benchmarks.ceilings import product_rates
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from export.errors import BuildError
-
-_CEILING_EDGE, _SLOW_GFLOPS = 3072, 5.0
 
 
 def main() -> int:
@@ -66,7 +63,7 @@ def main() -> int:
         others[at : at + arguments.together] for at in range(0, len(others), arguments.together)
     ] or [[]]
     title = f"latency-{_work(arguments).name}"
-    rows = [{"what": "ceiling", "gflops": _ceiling()}]
+    rows = [{"what": "ceiling", "gflops": product_rates()}]
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(groups):
             rows += [
@@ -226,31 +223,6 @@ def _work_of(bundles: list[Path]) -> dict[str, Any]:
 
 def _bytes(bundle: Path) -> int:
     return sum(path.stat().st_size for path in bundle.iterdir() if path.is_file())
-
-
-def _ceiling() -> dict[str, float]:
-    """GFLOP/s of one large matrix product on this machine now, by type: the median of five; of a
-    smaller one where the machine has no instructions for the type, which takes minutes.
-    """
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def rate(dtype: torch.dtype, edge: int, times: int) -> float:
-        left, right = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
-        seconds = []
-        for _ in range(times + 1):
-            start = time.perf_counter()
-            float((left @ right)[0, 0])  # reading a value waits for a GPU
-            seconds.append(time.perf_counter() - start)
-        return 2 * edge**3 / statistics.median(seconds[1:]) / 1e9
-
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        small = rate(dtype, _CEILING_EDGE // 8, 1)
-        slow = small < _SLOW_GFLOPS
-        rates[str(dtype).removeprefix("torch.")] = small if slow else rate(dtype, _CEILING_EDGE, 5)
-    return rates
 
 
 def _say(line: str) -> None:

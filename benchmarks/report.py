@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,8 @@ def _plot() -> None:
         rows = measured_rows(bodies)
         if len(rows) > _FEW:
             print(plot_latency({"rows": rows}, path.with_suffix(".png")))
-    if len(latencies) > 1:
-        print(plot_scaling(list(latencies.values()), RESULTS / "scaling.png"))
+    for name, bodies in _by_machine(latencies.values()).items():
+        print(plot_scaling(bodies, RESULTS / f"scaling-{name}.png"))
     plots = {"profile": ("stages", plot_stages), "sensitivity": ("sensitivity", plot_policies)}
     for kind, (name, plot) in plots.items():
         bodies = [_read(path) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
@@ -98,15 +99,34 @@ def _plot() -> None:
 
 
 def _by_setting(latencies: dict[Path, Body]) -> dict[Path, list[Body]]:
-    """Bodies of the same checkpoint, resolution and batch together, by the path of the first."""
+    """Bodies of the same machine, checkpoint, resolution and batch together, by the path of the
+    first.
+    """
     first: dict[tuple[Any, ...], Path] = {}
     groups: dict[Path, list[Body]] = {}
     for path, body in latencies.items():
         row = next((row for row in body["rows"] if "p50_s" in row), None)
         if row is not None:
-            path = first.setdefault((row["checkpoint"], row["resolution"], row["batch"]), path)
-            groups.setdefault(path, []).append(body)
+            setting = (_machine(body), row["checkpoint"], row["resolution"], row["batch"])
+            groups.setdefault(first.setdefault(setting, path), []).append(body)
     return groups
+
+
+def _by_machine(bodies: Iterable[Body]) -> dict[str, list[Body]]:
+    """Those of machines with several sizes or batches, by the machine's kind."""
+    groups: dict[str, list[Body]] = {}
+    for body in bodies:
+        groups.setdefault(_machine(body), []).append(body)
+    return {
+        name: own
+        for name, own in groups.items()
+        if len({(row["resolution"], row["batch"]) for row in measured_rows(own)}) > 1
+    }
+
+
+def _machine(body: Body) -> str:
+    """The last of the instruction sets that count here, for example "avx2"."""
+    return (body["machine"].get("isa") or body["machine"]["arch"]).split()[-1]
 
 
 def _read(path: Path) -> Body:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.baselines import REFERENCE
 from benchmarks.ground_truth import GROUND_TRUTHS
-from benchmarks.tables_around import AROUND, Body, made_by, made_on
+from benchmarks.tables_around import AROUND, Body, machine_of, made_by, made_on
 
 _SHOWN = ("abs_rel", "delta1", "mean", "median", "below_11.25", "rmse")
 """Metrics in a table of accuracy, where a body has them."""
@@ -42,11 +42,10 @@ def latency_table(bodies: list[Body]) -> list[str]:
             f"{row['peak_gb']:.1f} GB | {rate} | {row['max_abs_error']:.1e} |"
         )
     for body in bodies:
-        ceiling, machine = body["rows"][0]["gflops"], body["machine"]
-        where = (
-            f"{machine['cores']} cores ({machine['cpu']}), commit {body['commit']}, {body['date']}"
-        )
+        ceiling = body["rows"][0]["gflops"]
         rates = f"{ceiling['float32']:.0f} GFLOP/s in fp32, {ceiling['bfloat16']:.0f} in bf16"
+        rates += f", {ceiling['int8']:.0f} in int8" if "int8" in ceiling else ""
+        where = f"{machine_of(body)}, commit {body['commit']}, {body['date']}"
         lines += ["", f"{where}; one large product ran at {rates}. `{body['command']}`"]
     return lines
 

@@ -15,10 +15,14 @@ def made_by(bodies: list[Body]) -> list[str]:
 
 def made_on(bodies: list[Body]) -> list[str]:
     """The same, with the machine."""
-    return _below(
-        bodies,
-        lambda body: f"{body['machine']['cores']} cores ({body['machine']['cpu']}), commit",
-    )
+    return _below(bodies, lambda body: f"{machine_of(body)}, commit")
+
+
+def machine_of(body: Body) -> str:
+    """For example "2 cores (AMD EPYC: avx2, avx512f)"."""
+    machine = body["machine"]
+    sets = ", ".join(machine.get("isa", "").split())
+    return f"{machine['cores']} cores ({machine['cpu']}{f': {sets}' if sets else ''})"
 
 
 def _below(bodies: list[Body], begin: Callable[[Body], str]) -> list[str]:

@@ -64,7 +64,7 @@ def test_what_failed_is_tried_again_and_goes_on_where_it_was(
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(all_rows, "subprocess", SimpleNamespace(run=run))
-    monkeypatch.setattr(all_rows, "steps", lambda *_: steps)
+    monkeypatch.setattr(all_rows, "steps", lambda *_, **__: steps)
     words = ["--work", str(tmp_path / "work"), "--dirty"]
     broken = "b"
     assert all_rows.main(words) == 1
@@ -100,7 +100,22 @@ def test_each_step_writes_other_rows_with_a_command_that_is_there() -> None:
         assert step.minutes > 0
 
 
-def test_the_names_of_latency_are_those_that_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_of_another_machine_replace_none() -> None:
+    plain, labelled = (
+        all_rows.steps("random/lotus-d", SIZES, 3, contended="256x256", label=label)
+        for label in ("", "avx2")
+    )
+    for one, other in zip(plain, labelled, strict=True):
+        timed = one.commands[0][1] == "benchmarks.latency"
+        assert other.name == one.name + ("-avx2" if timed else "")
+        contended = timed and "nncf" in one.commands[0]
+        assert contended == (one.name == "latency-lotus-d-256x256")
+
+
+@pytest.mark.parametrize("label", ["", "avx2"])
+def test_the_names_of_latency_are_those_that_it_writes(
+    monkeypatch: pytest.MonkeyPatch, label: str
+) -> None:
     """And every precision of the two CPU backends is among them at each size."""
     raced: dict[str, list[str]] = {}
     written: list[str] = []
@@ -114,10 +129,10 @@ def test_the_names_of_latency_are_those_that_it_writes(monkeypatch: pytest.Monke
         return Path(name)
 
     monkeypatch.setattr(latency, "_race", race)
-    monkeypatch.setattr(latency, "_ceiling", lambda: {})
+    monkeypatch.setattr(latency, "product_rates", lambda: {})
     monkeypatch.setattr(latency, "write_rows", write)
     every = {"onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openvino-int8"}
-    for step in all_rows.steps("random/lotus-d", SIZES, 3):
+    for step in all_rows.steps("random/lotus-d", SIZES, 3, label=label):
         if "benchmarks.latency" in step.commands[0]:
             (command,) = step.commands
             monkeypatch.setattr(sys, "argv", ["latency", *command[2:], "--dirty"])
@@ -125,7 +140,7 @@ def test_the_names_of_latency_are_those_that_it_writes(monkeypatch: pytest.Monke
             assert set(written) == {step.name}
             written.clear()
     for size in SIZES:
-        assert every <= set(raced[f"latency-lotus-d-{size}"])
+        assert every <= set(raced[f"latency-lotus-d-{size}{label and '-'}{label}"])
 
 
 def test_int8_of_trained_weights_keeps_its_limit(tmp_path: Path) -> None:

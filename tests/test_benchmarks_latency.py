@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, bucket, pictures, write_null_bundle
 from PIL import Image
 
-from benchmarks import latency, parity, plots, report, rows, tables
+from benchmarks import ceilings, latency, parity, plots, report, rows, tables
 from benchmarks.baselines import BASELINES, Baseline, Work, bundle_paths, opened
 
 
@@ -28,10 +28,11 @@ def test_baselines_race_and_absent_ones_say_why(
     words += " --batch 2 --together 3"
     words += " --what pytorch onnxruntime plain-onnxruntime onnxruntime-cuda --bundles"
     monkeypatch.setattr(sys, "argv", [*words.split(), str(tmp_path / "engines")])
-    monkeypatch.setattr(latency, "_CEILING_EDGE", 256)
+    monkeypatch.setattr(ceilings, "EDGE", 256)
     assert latency.main() == 0
     saved = json.loads((tmp_path / "latency-disparity-d-128x128-batch-2.json").read_text())["rows"]
-    assert saved[0]["gflops"]["float32"] > 0
+    assert set(saved[0]["gflops"]) == {"float32", "bfloat16", "int8"}
+    assert all(rate > 0 for rate in saved[0]["gflops"].values())
     by_name = {row["what"]: row for row in saved[1:]}
     assert "not_measured" in by_name["onnxruntime-cuda"]
     for name in ("pytorch", "onnxruntime", "plain-onnxruntime"):
@@ -162,6 +163,46 @@ def test_one_table_of_several_latencies_names_their_sizes() -> None:
     assert lines[2].startswith("| a, 128x128 | 1.00 s |")
     assert lines[3].startswith("| a, 256x256, 4 images | 1.00 s |")
     assert tables.latency_table(bodies[:1])[2].startswith("| a | 1.00 s | 2.00x of 2.0 s |")
+
+
+def test_machines_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A table says which instructions the machine has, and plots mix no two machines."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    drawn: dict[str, int] = {}
+
+    def draw(bodies: object, path: Path) -> Path:
+        assert isinstance(bodies, (list, dict))
+        drawn[path.name] = len(bodies["rows"] if isinstance(bodies, dict) else bodies)
+        return path
+
+    monkeypatch.setattr(report, "plot_latency", draw)
+    monkeypatch.setattr(report, "plot_scaling", draw)
+    about = {"commit": "c", "date": "d", "command": "run"}
+    rates = {"float32": 1.0, "bfloat16": 2.0, "int8": 3.0}
+    for isa, label, sizes in (
+        ("avx2 avx512_vnni", "", ("128x128", "256x256")),
+        ("avx2", "-avx2", ("256x256",)),
+    ):
+        machine = {"cores": "2", "cpu": "x", "isa": isa, "arch": "x86_64"}
+        for size in sizes:
+            measured = [
+                _row(what, resolution=size, first_s=2.0, peak_gb=1.0)
+                for what in ("pytorch", "a", "b", "c")
+            ]
+            body = about | {"machine": machine}
+            body |= {"rows": [{"what": "ceiling", "gflops": rates}, *measured]}
+            (tmp_path / f"latency-x-{size}{label}.json").write_text(json.dumps(body))
+    report._plot()
+    assert drawn == {
+        "latency-x-128x128.png": 4,
+        "latency-x-256x256.png": 4,
+        "latency-x-256x256-avx2.png": 4,
+        "scaling-avx512_vnni.png": 2,
+    }
+    assert tables.latency_table([body])[-1] == (
+        "2 cores (x: avx2), commit c, d; one large product ran at 1 GFLOP/s in fp32, 2 in bf16, "
+        "3 in int8. `run`"
+    )
 
 
 def test_of_a_baseline_in_two_files_the_last_row_counts() -> None:
