@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 EDGE = 3072
-_SLOW_GFLOPS = 5.0
+SLOW_GFLOPS = 5.0
+"""Below this rate a machine has no instructions for the type."""
 
 
 def product_rates() -> dict[str, float]:
@@ -31,7 +32,7 @@ def product_rates() -> dict[str, float]:
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         small = _rate(product_of(dtype, EDGE // 8), EDGE // 8, times=1)
-        slow = small < _SLOW_GFLOPS
+        slow = small < SLOW_GFLOPS
         rates[str(dtype).removeprefix("torch.")] = (
             small if slow else _rate(product_of(dtype, EDGE), EDGE)
         )

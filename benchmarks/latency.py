@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks import latency_worker
 from benchmarks.baselines import BASELINES, REFERENCE, Work, built
-from benchmarks.ceilings import product_rates
+from benchmarks.ceilings import SLOW_GFLOPS, product_rates
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from export.errors import BuildError
 
@@ -63,12 +63,13 @@ def main() -> int:
         others[at : at + arguments.together] for at in range(0, len(others), arguments.together)
     ] or [[]]
     title = f"latency-{_work(arguments).name}"
-    rows = [{"what": "ceiling", "gflops": product_rates()}]
+    rates = product_rates()
+    rows = [{"what": "ceiling", "gflops": rates}]
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(groups):
             rows += [
                 {"group": number} | row
-                for row in _race([arguments.reference, *group], arguments, Path(folder))
+                for row in _race([arguments.reference, *group], arguments, Path(folder), rates)
             ]
             # After each group: a run of an hour that is stopped keeps what it has.
             saved = write_rows(
@@ -90,12 +91,19 @@ def _work(arguments: argparse.Namespace) -> Work:
     )
 
 
-def _race(names: list[str], arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Load the group one after the other, run the rounds in turn, and describe each."""
+def _race(
+    names: list[str], arguments: argparse.Namespace, folder: Path, rates: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Load the group one after the other, run the rounds in turn, and describe each. `rates` are
+    of `product_rates`: PyTorch in a type without instructions would take a quarter of an hour.
+    """
     runners: dict[str, _Runner] = {}
     rows: list[dict[str, Any]] = []
     for name in names:
+        dtype = BASELINES[name].options.get("dtype", "float32")
         try:
+            if rates.get(dtype, SLOW_GFLOPS) < SLOW_GFLOPS:
+                raise _WorkerError(f"this CPU has no instructions for {dtype}")
             runners[name] = _Runner(name, arguments, folder)
         except (_WorkerError, BuildError) as error:
             rows.append(

@@ -120,7 +120,7 @@ def test_the_names_of_latency_are_those_that_it_writes(
     raced: dict[str, list[str]] = {}
     written: list[str] = []
 
-    def race(names: list[str], arguments: object, folder: Path) -> list[dict[str, object]]:
+    def race(names: list[str], *_: object) -> list[dict[str, object]]:
         raced.setdefault(step.name, []).extend(names)
         return [{"p50_s": 1.0}]
 

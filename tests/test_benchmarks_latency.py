@@ -4,6 +4,7 @@ rows.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -53,6 +54,17 @@ def test_baselines_race_and_absent_ones_say_why(
         < 0.95 * by_name["plain-onnxruntime"]["multiply_adds"]
     )
     assert "rows: latency-disparity-d-128x128-batch-2.json" in capsys.readouterr().out
+
+
+def test_pytorch_is_not_waited_for_in_a_type_that_the_cpu_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = {"float32": 100.0, "bfloat16": 2.0}
+    names = ["pytorch-bf16", "pytorch-compile-bf16"]
+    raced = latency._race(names, argparse.Namespace(rounds=2), tmp_path, rates)
+    reasons = {row["what"]: row["not_measured"] for row in raced}
+    assert reasons == dict.fromkeys(names, "this CPU has no instructions for bfloat16")
+    assert "pytorch-bf16" in capsys.readouterr().err
 
 
 @pytest.mark.slow
