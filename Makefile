@@ -32,7 +32,7 @@ bench: demo
 	$(BIN)/python -m benchmarks.cold_start
 	$(BIN)/python -m benchmarks.group_norm
 
-# Every row of docs/benchmarks.md and docs/precision.md from this commit: a day at full size. Stop it and go on as you like.
+# Rows of latency, accuracy, tiles and host from this commit: a day at full size. Stop it and go on as you like.
 rows: $(READY)
 	$(BIN)/python -m benchmarks.all_rows
 

@@ -145,7 +145,7 @@ def build(name: str) -> dict[str, Any]:
     words = list(ENTRIES[name])
     if "--resolution" not in words:
         words += ["--resolution", "64x64"]
-    if "int8" in words:
+    if "int8" in words and "tensorrt-rtx" not in words:  # which has int8 weights alone
         checkpoints = ("tiny/", _RANDOM)
         count = sum(word.startswith(checkpoints) and word != "tiny/taesd" for word in words)
         words += ["--budget", ",".join([str(_ALL_INT8)] * count)]

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("name a CHECKPOINT, or --from-bundle BUNDLE")
     command = " ".join(("python export/build_engine.py", shlex.join(map(without_folders, words))))
     if arguments.from_bundle:
-        _refuse_build_options(parser, arguments)
+        _refuse_build_options(parser, words)
     try:
         with Progress(sys.stderr):
             act = _finish if arguments.from_bundle else _build
@@ -190,7 +190,12 @@ def _add_precision_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _refuse_build_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+def _refuse_build_options(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    # What is there already keeps its value where a word does not set it, defaults included.
+    untouched = object()
+    given = parser.parse_args(
+        words, argparse.Namespace(**{action.dest: untouched for action in parser._actions})
+    )
     options = {
         action.dest: action.option_strings[-1]
         for action in parser._actions
@@ -200,8 +205,10 @@ def _refuse_build_options(parser: argparse.ArgumentParser, arguments: argparse.N
         options[field.name]
         for field in dataclasses.fields(BuildSettings)
         if field.name not in _ON_DEVICE
-        and getattr(arguments, field.name) != parser.get_default(field.name)
+        and getattr(given, field.name) is not untouched
     ]
+    if given.dry_run is not untouched:
+        parser.error("--dry-run shows no plan with --from-bundle: leave it out")
     if changed:
         parser.error(
             f"{', '.join(changed)} cannot be changed with --from-bundle: the graph in the bundle "

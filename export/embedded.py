@@ -1,7 +1,6 @@
 """What the package `tiny` brings: toy checkpoints, and rendered scenes to calibrate with.
 
-It lies beside this one in a clone. Installed it is the package lotus-edge-tiny, which may be
-missing.
+It lies beside this one in a clone. Installed it is a package of its own, which may be missing.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def embedded_checkpoints() -> Path:
     except ModuleNotFoundError as error:
         raise CheckpointError(
             "the toy networks and rendered scenes are a package of their own, which is not "
-            "installed: `pip install lotus-edge-tiny`, or from a clone `pip install ./tiny`"
+            "installed: `pip install ./tiny` in a clone of the project"
         ) from error
     return Path(tiny.__path__[0]) / "checkpoints"
 

@@ -74,7 +74,7 @@ class Build:
         checkpoints = load_together(
             plan.checkpoints, plan.encoder, plan.decoder, seed=plan.noise_seed
         )
-        needed = plan.copies * _weight_bytes(checkpoints)
+        needed = plan.disk_need(_weight_bytes(checkpoints))
         with staged(plan.output, overwrite=plan.overwrite, needed_bytes=needed) as stage:
             sources = self._identify(checkpoints)
             write_golden(checkpoints, plan, stage)

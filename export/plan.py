@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +11,12 @@ from export.errors import BuildError
 from export.families import Family
 from export.network.autoencoder import SmallVaeDescription, describe_small_vae
 from export.network.checkpoint import Description, describe
+from export.network.parts import is_whole
+from export.plan_checks import buckets_of, check_int8, check_unused, limits_of, size_words
 from export.quantize.calibration import Calibration
-from export.quantize.policy import Policy
 from export.settings import BuildSettings
 from export.targets import TARGETS, Recipe, Target
 from runtime.manifest import Bucket, Latent, Preprocess, Shape, input_shapes, noise_shape
-from runtime.manifest_check import LARGEST_BATCH
 from runtime.memory import estimate_needs
 from runtime.tasks import Task
 
@@ -111,7 +109,7 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """What the bundle takes at most, in the types of its graph; int8 may take less."""
-        return round(self._typed_bytes * self.copies)
+        return self.disk_need(self.weight_bytes)
 
     @property
     def memory_bytes(self) -> int:
@@ -132,9 +130,18 @@ class Plan:
         activations = _FULL_MAPS * pixels * channels * 4
         return estimate_needs({kind: self.weight_bytes // 4 * size}, activations, self.target.name)
 
+    def disk_need(self, weight_bytes: int) -> int:
+        """What a bundle takes at most of weights of so many bytes in fp32."""
+        return round(weight_bytes * self._share * self.copies)
+
     @property
     def _typed_bytes(self) -> float:
-        return self.weight_bytes * (0.5 if self.recipe.half else 1.0)
+        return self.weight_bytes * self._share
+
+    @property
+    def _share(self) -> float:
+        """Bytes of the weights as they are stored, by those of fp32; int8 may take less."""
+        return 0.5 if self.recipe.half or self.recipe.stored else 1.0
 
     def input_shapes(self, bucket: Bucket) -> dict[str, Shape]:
         """Shapes of the graph's float32 inputs."""
@@ -215,13 +222,21 @@ def make_plan(settings: BuildSettings) -> Plan:
 
     Raises: BuildError, CheckpointError.
     """
+    try:
+        return _decide(settings)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise BuildError(f"a file or folder of this build cannot be used: {error}") from error
+
+
+def _decide(settings: BuildSettings) -> Plan:
+    """Raises: BuildError, CheckpointError, OSError."""
     if settings.target not in TARGETS:
         raise BuildError(f"unknown target {settings.target!r}; known: {sorted(TARGETS)}")
     target = TARGETS[settings.target]
     precision = target.fallback_precision.get(settings.precision, settings.precision)
     recipe = target.recipe(precision)
     calibration = Calibration(count=settings.calibration_images, folder=settings.calibration)
-    _check_int8(settings)
+    check_int8(settings)
     if settings.output is not None:  # before a download of gigabytes
         check_destination(settings.output, overwrite=settings.overwrite)
     checkpoints = _describe(settings)
@@ -237,16 +252,19 @@ def make_plan(settings: BuildSettings) -> Plan:
         None if name is None else describe_small_vae(name, checkpoint)
         for name in (settings.vae_encoder or settings.vae, settings.vae_decoder or settings.vae)
     )
-    buckets = _buckets(settings, checkpoint)
+    buckets = buckets_of(settings, checkpoint)
     words = [
         *(Path(each.public_id).name for each in checkpoints),
-        *(*_vae_words(encoder, decoder), *map(str, buckets), precision, target.name),
+        *(*_vae_words(encoder, decoder), *size_words(buckets), precision, target.name),
     ]
     name = "-".join(words)
     opset = settings.opset or target.opset
     largest, mean = recipe.tolerance
     output = settings.output or Path("engines") / name
+    output = output if output.name not in ("", "..") else output.resolve()
     check_destination(output, overwrite=settings.overwrite)
+    budgets = limits_of(settings, checkpoints)
+    check_unused(settings, recipe)
     return Plan(
         checkpoints=checkpoints,
         encoder=encoder,
@@ -261,7 +279,7 @@ def make_plan(settings: BuildSettings) -> Plan:
         fixed_noise=settings.fixed_noise,
         folds=settings.folds,
         calibration=calibration,
-        budgets=_budgets(settings, checkpoints),
+        budgets=budgets,
         policy=settings.policy,
         name=name,
         output=output,
@@ -293,7 +311,13 @@ def _describe(settings: BuildSettings) -> tuple[Description, ...]:
         )
     families = families * len(names) if len(families) == 1 else families
     checkpoints = tuple(
-        describe(name, task=task, family=family, base=settings.base)
+        describe(
+            name,
+            task=task,
+            family=family,
+            # One that is whole needs none of it; alone it is refused with a base.
+            base=None if len(names) > 1 and is_whole(name) else settings.base,
+        )
         for name, task, family in zip(names, tasks, families, strict=True)
     )
     predicted = [checkpoint.task.name for checkpoint in checkpoints]
@@ -310,68 +334,6 @@ def _describe(settings: BuildSettings) -> tuple[Description, ...]:
                 f"latents differ ({first.latent}, {other.latent}). Build a bundle of each"
             )
     return checkpoints
-
-
-def _budgets(settings: BuildSettings, checkpoints: Sequence[Description]) -> dict[str, float]:
-    """The limit of each task. Raises: BuildError."""
-    tasks = [checkpoint.task for checkpoint in checkpoints]
-    limits = settings.budget or [task.max_error for task in tasks]
-    if len(limits) != len(tasks):
-        raise BuildError(
-            f"the budget has {len(limits)} numbers for {len(tasks)} tasks: name one for each "
-            f"({', '.join(f'{task.name} in {task.error_unit}' for task in tasks)})"
-        )
-    return {task.name: limit for task, limit in zip(tasks, limits, strict=True)}
-
-
-def _check_int8(settings: BuildSettings) -> None:
-    for limit in settings.budget or ():
-        if not 0 < limit < math.inf:
-            raise BuildError(f"a budget must be a positive number, found {limit}")
-    if settings.policy is None:
-        return
-    if not settings.policy.is_file():
-        raise BuildError(
-            f"no policy {settings.policy}; a bundle of --precision int8 holds one (policy.json)"
-        )
-    Policy.read(settings.policy)  # a file that cannot be read is refused before calibration
-
-
-def _buckets(settings: BuildSettings, checkpoint: Description) -> tuple[Bucket, ...]:
-    sizes = settings.resolutions
-    if not sizes:
-        if checkpoint.trained_size is None:
-            raise BuildError(
-                f"the config of {checkpoint.id!r} names no size of training; pass --resolution"
-            )
-        sizes = (checkpoint.trained_size,)
-    buckets = tuple(
-        _bucket(*size, checkpoint.latent.downscale, batch=batch)
-        for size in sizes
-        for batch in settings.batches
-    )
-    if settings.ensemble != 1:
-        buckets += tuple(
-            _bucket(*size, checkpoint.latent.downscale, noises=settings.ensemble) for size in sizes
-        )
-    if len(set(buckets)) < len(buckets):
-        raise BuildError(f"a size is named twice: {', '.join(map(str, buckets))}")
-    return buckets
-
-
-def _bucket(height: int, width: int, multiple: int, *, batch: int = 1, noises: int = 1) -> Bucket:
-    if height < multiple or width < multiple or height % multiple or width % multiple:
-        near = (max(multiple, round(edge / multiple) * multiple) for edge in (height, width))
-        raise BuildError(
-            f"{height}x{width} is not a multiple of {multiple} pixels in both directions; the "
-            f"nearest is {'x'.join(map(str, near))}"
-        )
-    if not 1 <= batch <= LARGEST_BATCH:
-        raise BuildError(f"a batch has 1 to {LARGEST_BATCH} pictures, found {batch}")
-    if not 1 <= noises <= LARGEST_BATCH:
-        raise BuildError(f"an ensemble has 1 to {LARGEST_BATCH} noises, found {noises}")
-    bucket = Bucket(height=height, width=width, batch=batch, noises=noises, graph="")
-    return dataclasses.replace(bucket, graph=f"model-{bucket}.onnx")
 
 
 def _vae_words(

@@ -17,6 +17,7 @@ from diffusers.models.resnet import ResnetBlock2D
 
 from export.bundle.costs import read_costs
 from export.folds.flatten_tokens import LeanBlock
+from export.graph.stages import layer_of
 from export.network.single_pass import SinglePass
 from export.quantize.layers import (
     LARGEST,
@@ -47,6 +48,33 @@ def test_layers_are_the_nodes_of_the_graph(folded: SinglePass, bundle_int8: Path
     assert sum(layer.multiply_adds for layer in layers) == costs.int8
     assert 0.7 < costs.int8 / costs.multiply_adds < 1
     assert not any(layer.name.endswith(("conv_in", "decoder/network.conv_out")) for layer in layers)
+
+
+def test_each_size_has_the_same_layers(folded: SinglePass) -> None:
+    """Where the edge of a latent is no multiple of the UNet's levels, the plain form of an
+    upsampling runs; ranges and policy are of one size, and for all.
+    """
+    square, narrow = (
+        [layer.name for layer in find_layers(folded, (torch.zeros(1, 3, BUCKET, width),))]
+        for width in (BUCKET, 104)
+    )
+    assert square == narrow
+
+
+@pytest.mark.slow
+def test_graphs_of_each_size_have_the_same_layers(bundle_d: Path) -> None:
+    square, narrow = (
+        sorted(
+            {
+                layer_of(node)
+                for node in ir.load(bundle_d / f"model-{size}.onnx").graph
+                if "upsamplers" in str(node.name) and node.op_type in ("Conv", "ConvTranspose")
+            }
+        )
+        for size in ("64x64", "64x104")
+    )
+    assert square == narrow
+    assert len(square) == 6
 
 
 def test_residuals_are_those_of_blocks_and_transformers(folded: SinglePass) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import ROOT, new_tiny_vae
+from conftest import ROOT, new_tiny_vae, picture, write_null_bundle
 from diffusers.models.upsampling import Upsample2D
 
 from export import pipeline
@@ -27,7 +28,7 @@ from export.network.checkpoint import load_checkpoint
 from export.network.single_pass import SinglePass
 from export.plan import Plan, make_plan
 from export.quantize.layers import OUTPUT, RESIDUAL
-from export.quantize.policy import VERSION
+from export.quantize.policy import VERSION, Policy
 from export.settings import BuildSettings
 from export.targets import TARGETS, Recipe, Target
 from export.targets.target import PRECISIONS
@@ -135,6 +136,29 @@ def test_a_dry_run_says_what_is_built_instead(tmp_path: Path) -> None:
         ({"vae": "cut"}, r"needs diffusion_pytorch_model\.safetensors"),
         ({"resolutions": ((64, 65),)}, "nearest is 64x64"),
         ({"resolutions": ((64, 64), (64, 64))}, "named twice"),
+        ({"resolutions": ((64, 64 * 257),)}, "64x16448 is too large"),
+        ({"resolutions": ((8192, 8192),), "batches": (2,)}, "2x8192x8192 is too large"),
+        ({"resolutions": ((64, 64),), "batches": tuple(range(1, 66))}, "1 to 64 pictures"),
+        (
+            {"resolutions": ((64, 64), (64, 128)), "batches": tuple(range(1, 34))},
+            "at most 64 buckets, found 66",
+        ),
+        ({"base": "tiny/disparity-d"}, "'tiny/disparity-d' is a whole checkpoint"),
+        ({"checkpoint": "sizeless", "task": "depth", "base": "tiny/disparity-d"}, "is a whole"),
+        (
+            {"checkpoint": "random/lotus-d", "task": "depth", "base": "tiny/disparity-d"},
+            "'random/lotus-d' is a whole checkpoint",
+        ),
+        ({"checkpoint": "odd-size", "task": "depth"}, "sample_size of the UNet is '64'"),
+        ({"checkpoint": "odd-vae", "task": "depth"}, "'odd-vae' cannot be understood"),
+        ({"budget": (0.01,)}, "--budget would change nothing: fp32 for onnxruntime"),
+        ({"policy": Path("good.json"), "precision": "bf16"}, "--policy would change nothing"),
+        (
+            {"budget": (0.01,), "target": "tensorrt-rtx", "precision": "int8"},
+            "--budget would change nothing: int8 for tensorrt-rtx",
+        ),
+        ({"calibration": Path("photos")}, "--calibration would change nothing"),
+        ({"output": Path("x" * 300)}, "cannot be used: .*too long"),
     ],
 )
 def test_every_refusal_comes_before_a_weight_is_loaded(
@@ -161,17 +185,25 @@ def test_every_refusal_comes_before_a_weight_is_loaded(
 
 def write_what_is_refused(folder: Path, checkpoint: Path) -> None:
     """Files and folders that a request may name, and that do not do."""
-    for name in ("empty", "full", "sdxl", "sizeless", "cut"):
+    names = ("empty", "full", "sdxl", "sizeless", "odd-size", "odd-vae", "cut", "photos")
+    for name in names:
         (folder / name).mkdir()
+    picture(folder / "photos" / "a.png")
+    Policy(high_precision=[], layers=[]).write(folder / "good.json")
     (folder / "full" / "letter.txt").write_text("mine")
     (folder / "newer.json").write_text(json.dumps({"version": VERSION + 1, "high_precision": []}))
     (folder / "broken.json").write_text("{")
-    for name, change in (("sdxl", {"in_channels": 9}), ("sizeless", {"sample_size": None})):
+    for name, changed, change in (
+        ("sdxl", "unet", {"in_channels": 9}),
+        ("sizeless", "unet", {"sample_size": None}),
+        ("odd-size", "unet", {"sample_size": "64"}),
+        ("odd-vae", "vae", {"block_out_channels": 512}),
+    ):
         for part in ("unet", "vae"):
             (folder / name / part).mkdir()
             for source in (checkpoint / part).iterdir():
                 (folder / name / part / source.name).symlink_to(source)
-        config = folder / name / "unet" / "config.json"
+        config = folder / name / changed / "config.json"
         body = json.loads(config.read_text())
         config.unlink()
         config.write_text(json.dumps(body | change))
@@ -195,6 +227,51 @@ def test_a_plan_and_what_it_holds_are_frozen(plan: Plan) -> None:
         for field in dataclasses.fields(value):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(value, field.name, None)
+
+
+def test_a_place_without_a_name_is_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--output . --overwrite`, in the folder of an old bundle."""
+    old = write_null_bundle(tmp_path / "old")
+    monkeypatch.chdir(old)
+    settings = BuildSettings(checkpoint="tiny/disparity-d", output=Path(), overwrite=True)
+    planned = make_plan(settings)
+    assert planned.output == old
+    assert planned.search_cache == tmp_path / ".old.search"
+
+
+def test_the_name_of_a_bundle_of_many_sizes_has_an_end() -> None:
+    sizes = tuple((64, 64 + 8 * number) for number in range(40))
+    planned = make_plan(BuildSettings(checkpoint="tiny/disparity-d", resolutions=sizes))
+    assert planned.name.endswith("-64x104-and-34-more-fp32-onnxruntime")
+
+
+def test_one_whole_checkpoint_of_several_needs_no_base(tmp_path: Path, checkpoint_d: Path) -> None:
+    """The other one is a UNet alone, which takes the rest from the base."""
+    alone = tmp_path / "alone"
+    shutil.copytree(checkpoint_d / "unet", alone / "unet")
+    planned = make_plan(
+        BuildSettings(
+            checkpoint=str(checkpoint_d),
+            beside=(str(alone),),
+            task="depth,normal",
+            family="lotus-d",
+            base=str(checkpoint_d),
+        )
+    )
+    assert [each.base for each in planned.checkpoints] == [None, str(checkpoint_d)]
+
+
+def test_weights_in_bf16_need_half_of_the_disk() -> None:
+    plans = [
+        make_plan(
+            BuildSettings(checkpoint="tiny/disparity-d", target="openvino", precision=precision)
+        )
+        for precision in ("fp32", "bf16")
+    ]
+    assert plans[0].disk_need(1000) == 1000
+    assert plans[1].disk_need(1000) == 500
 
 
 def test_what_a_request_leaves_open_is_decided(plan: Plan) -> None:

@@ -146,7 +146,7 @@ def test_the_golden_lies_within_the_ranges(checkpoint_d: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_policy_of_another_bundle_is_taken_over(
-    bundle_int8: Path, checkpoint_d: Path, tmp_path: Path
+    bundle_int8: Path, checkpoint_d: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     policy = Policy.read(bundle_int8 / "policy.json")
     kept = [policy.layers[3].group]
@@ -160,6 +160,7 @@ def test_policy_of_another_bundle_is_taken_over(
     bundle = build_bundle(
         checkpoint_d, tmp_path / "bundle", policy=tmp_path / "policy.json", **settings
     )
+    assert "the policy was taken as it is: depth beyond the limit" in capsys.readouterr().err
     written = json.loads((bundle / "policy.json").read_text())
     assert written["version"] == VERSION
     assert written["high_precision"] == kept

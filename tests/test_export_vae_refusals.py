@@ -106,3 +106,15 @@ def test_command_refuses_a_wrong_one_and_a_change_of_a_finished_graph(
     with pytest.raises(SystemExit):
         main(["--from-bundle", "x", "--vae-encoder", "tiny/taesd"])
     assert "--vae-encoder cannot be changed with --from-bundle" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # the default's value too
+        main(["--from-bundle", "x", "--precision", "fp32"])
+    assert "--precision cannot be changed with --from-bundle" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_a_finished_graph_is_refused(
+    null_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would build, and with --overwrite replace."""
+    with pytest.raises(SystemExit):
+        main(["--from-bundle", str(null_bundle), "--target", "tensorrt", "--dry-run"])
+    assert "--dry-run" in capsys.readouterr().err

@@ -217,7 +217,7 @@ def test_build_says_what_it_needs(installed: Installed, crowded: Path) -> None:
     )
     done = installed.run("lotus-edge-build", "tiny/disparity-d", "--dry-run", cwd=crowded)
     assert done.returncode == 1
-    assert "pip install lotus-edge-tiny" in done.stderr
+    assert "pip install ./tiny" in done.stderr
     done = installed.run("python", "-m", "lotus_edge.export.inspect_bundle", "bundle", cwd=crowded)
     assert done.returncode == 1
     assert 'pip install "lotus-edge[export]"' in done.stderr

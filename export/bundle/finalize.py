@@ -74,8 +74,10 @@ def finish_on_device(
     manifest.check_contents(source)
     engines = {bucket.engine for bucket in manifest.buckets}
     carried = [file for file in manifest.files if file.path not in engines]
-    # Each engine holds the weights again.
-    needed = sum(file.bytes for file in carried) * len(manifest.buckets)
+    # Each engine holds the weights again; and on another disk they cannot be linked.
+    parent = next(folder for folder in destination.resolve().parents if folder.is_dir())
+    copies = len(manifest.buckets) + (parent.stat().st_dev != source.stat().st_dev)
+    needed = sum(file.bytes for file in carried) * copies
     with staged(destination, overwrite=overwrite or in_place, needed_bytes=needed) as stage:
         for file in carried:
             _link_or_copy(source / file.path, stage / file.path)

@@ -130,7 +130,9 @@ def _predicted(kind: str, alpha: float) -> tuple[tuple[float, float], tuple[floa
 
 def _cumulative_alphas(config: Mapping[str, Any]) -> NDArray[np.float64]:
     """The share of signal at each timestep, float64 [num_train_timesteps]."""
-    count = int(config.get("num_train_timesteps", 1000))
+    count = config.get("num_train_timesteps", 1000)
+    if not isinstance(count, int) or count < 1:
+        raise _refused(f"has num_train_timesteps {count!r}, which must be a positive number")
     start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
     schedule = config.get("beta_schedule", "linear")
     if config["_class_name"] == "LCMScheduler":  # whose defaults are those of Stable Diffusion

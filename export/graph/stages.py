@@ -25,4 +25,11 @@ def stage_of(node: ir.Node) -> str:
 
 def layer_of(node: ir.Node) -> str:
     """The layer that a node computes: its name without the operator (export/quantize/layers.py)."""
-    return str(node.name).rsplit("/", 1)[0]
+    return layer_name(str(node.name).rsplit("/", 1)[0])
+
+
+def layer_name(module: str) -> str:
+    """The layer of a module, as `unet/network.conv_in`. An upsampling is one layer, whether it is
+    folded or, for sizes that do not allow it, in its plain form (export/folds/subpixel.py).
+    """
+    return module.removesuffix(".plain.conv")

@@ -106,6 +106,8 @@ class Description:
         if size is None:
             return None
         height, width = (size, size) if isinstance(size, int) else size
+        if not isinstance(height, int) or not isinstance(width, int):
+            raise ValueError(f"the sample_size of the UNet is {size!r}")
         return height * self.latent.downscale, width * self.latent.downscale
 
     @property
@@ -145,6 +147,8 @@ def describe(
         refuse_by_id(bare)
     check_base(bare, named_family(bare, family), base)
     if bare in RANDOM_UNETS:
+        if base is not None:
+            raise CheckpointError(f"{bare!r} is a whole checkpoint, which needs no --base")
         _unet_seed(bare, revision)
         configs = Configs(unet=RANDOM_UNETS[bare], vae=_VAE_CONFIG)
         folder, parameters, vae_parameters = None, _RANDOM_PARAMETERS, _RANDOM_VAE
@@ -155,7 +159,7 @@ def describe(
         vae_parameters = count_parameters(parts.vae)
         parameters = count_parameters(parts.unet) + vae_parameters
     found = find_family(bare, configs, family)
-    return Description(
+    description = Description(
         id=name,
         family=found,
         task=resolve_task(bare, task, found),
@@ -167,6 +171,11 @@ def describe(
         scheduler=configs.scheduler,
         base=base,
     )
+    try:
+        _ = description.latent, description.vae_channels, description.trained_size
+    except (TypeError, ValueError, LookupError) as error:
+        raise CheckpointError(f"the configs of {name!r} cannot be understood: {error}") from error
+    return description
 
 
 def _unet_seed(name: str, revision: str | None) -> int | None:

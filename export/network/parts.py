@@ -110,6 +110,15 @@ def find_parts(name: str, base: str | None, *, configs_only: bool = False) -> Pa
     return Parts(root=root, unet=unet, shape=unet, vae=vae, rest=root, local=local)
 
 
+def is_whole(name: str) -> bool:
+    """Whether this is known to have an autoencoder of its own: `tiny/...`, `random/...`, and local
+    folders with one. Of what has still to be downloaded nothing is known.
+    """
+    if Path(name).is_dir():
+        return (Path(name) / "vae").is_dir()
+    return name.startswith(("tiny/", "random/"))
+
+
 def check_base(name: str, family: Family | None, base: str | None) -> None:
     """Refuse a known UNet alone without the rest, before anything is downloaded.
 
@@ -134,11 +143,13 @@ def check_folder(folder: Path) -> None:
 
 
 def _unet_and_base(name: str, base: str, *, configs_only: bool) -> Parts:
+    if is_whole(name):
+        raise CheckpointError(
+            f"{name!r} is a whole checkpoint, which needs no --base: its own autoencoder would be "
+            "left out"
+        )
     root = Path(name)
     if not root.is_dir():
-        bare, _ = split_revision(name)
-        if find_folder(bare, _UNET) is not None:  # tiny/...: whole checkpoints
-            raise CheckpointError(f"{name!r} is a whole checkpoint, which needs no --base")
         root = download(name, _UNET, configs_only=configs_only)
     rest = _base_folder(base, configs_only=configs_only)
     unet = next(_with_weights(root), root)

@@ -189,11 +189,13 @@ def read_header(path: Path) -> dict[str, Any]:
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         types = {str(entry["dtype"]) for entry in header.values()}
+        count_numbers(header)
+        whole = 8 + length + end == size
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(
             f"cannot load {path}: it is no whole safetensors file: {error}"
         ) from None
-    if 8 + length + end != size:
+    if not whole:
         raise CheckpointError(
             f"cannot load {path}: it has {size} bytes, and its header describes "
             f"{8 + length + end}: the copy was cut short or the file was changed"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.data_sets import LAYOUTS, Source, calibration_pictures, spread
-from export.embedded import embedded_checkpoints, rendered_scenes
+from export.embedded import rendered_scenes
 from export.errors import BuildError
 from runtime.engine import draw_noise
 from runtime.errors import ImageError
@@ -47,9 +47,7 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise BuildError(f"calibration needs at least one image, found {self.count}")
-        if self.folder is None:
-            embedded_checkpoints()  # the renderer lies beside them
-        elif not self._found:
+        if self.folder is not None and not self._found:
             raise BuildError(
                 f"{self.folder} holds no images to calibrate with "
                 f"({' '.join(sorted(IMAGE_SUFFIXES))}), and is no data set that is known "

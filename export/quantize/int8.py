@@ -64,6 +64,9 @@ def choose_int8(
     metric = ErrorMetric(network, plan.tasks, feeds)
     if plan.policy is not None:
         choice = _take_over(plan.policy, metric, layers, ranges)
+        errors = choice.final.errors
+        if beyond := [task for task, limit in plan.budgets.items() if errors[task] > limit]:
+            say(f"the policy was taken as it is: {', '.join(beyond)} beyond the limit of the error")
     else:
         key = _cache_key(plan, sources, pixels, ranges)
         choice = _search(network, plan, metric, layers, ranges, key)

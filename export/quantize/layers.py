@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from export.graph.int8_weights import FEWEST_CHANNELS, LARGEST, safe_scales
+from export.graph.stages import layer_name
 from export.network.single_pass import SinglePass
 
 OUTPUT_AXIS = {F.conv2d: 0, F.linear: 0, F.conv_transpose2d: 1}
@@ -222,4 +223,5 @@ def _layer_name(parameter: str) -> str:
     """`decoder.network.conv_in.weight` is the layer `decoder/network.conv_in`; so is
     `...conv_in.weights.0`.
     """
-    return re.sub(r"\.(weight|weights\.\d+)$", "", parameter).replace(".", "/", 1)
+    module = re.sub(r"\.(weight|weights\.\d+)$", "", parameter).replace(".", "/", 1)
+    return layer_name(module)
