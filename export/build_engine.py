@@ -204,8 +204,7 @@ def _refuse_build_options(parser: argparse.ArgumentParser, words: list[str]) -> 
     changed = [
         options[field.name]
         for field in dataclasses.fields(BuildSettings)
-        if field.name not in _ON_DEVICE
-        and getattr(given, field.name) is not untouched
+        if field.name not in _ON_DEVICE and getattr(given, field.name) is not untouched
     ]
     if given.dry_run is not untouched:
         parser.error("--dry-run shows no plan with --from-bundle: leave it out")

@@ -60,6 +60,16 @@ def remember(kind: str, key: Mapping[str, Any], value: Any) -> None:
         write_atomic(path, text.encode())
 
 
+def forget(kind: str, key: Mapping[str, Any]) -> None:
+    """Remove what was remembered under exactly this key; a folder that cannot be written is left
+    alone.
+    """
+    path = place_of(kind, key, ".json")
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def place_of(kind: str, key: Mapping[str, Any], suffix: str = "") -> Path | None:
     """Where what belongs to exactly this key (JSON) lies; None where there is no folder."""
     folder = cache_folder()

@@ -56,9 +56,9 @@ class Camera:
                 f"a camera needs finite numbers and positive focal lengths, found fx, fy, cx, cy = "
                 f"{', '.join(f'{number:g}' for number in numbers)}"
             )
-        if (self.height is None) != (self.width is None) or min(
-            self.height or 1, self.width or 1
-        ) < 1:
+        if (self.height is None) != (self.width is None) or any(
+            edge is not None and edge < 1 for edge in (self.height, self.width)
+        ):
             raise GeometryError(f"a picture has no size of {self.height} x {self.width} pixels")
 
     @classmethod

@@ -43,10 +43,14 @@ _STALE = 86_400.0  # seconds after which a folder that a process was writing is 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """An entry: `folder` holds `files`, as `backend._open` wrote them."""
+    """An entry: `folder` holds `files`, as `backend._open` wrote them.
+
+    `identity` says in short what it held when it was found: one that is made anew has another.
+    """
 
     folder: Path
     files: list[File]
+    identity: str
 
     def discard(self) -> None:
         """Remove it; another process may have been faster."""
@@ -59,9 +63,11 @@ def find(key: Mapping[str, Any]) -> Kept | None:
     if folder is None:
         return None
     try:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        content = (folder / _RECORD).read_bytes()
     except OSError:  # none, or that of another user
         return None
+    try:
+        record = json.loads(content)
     except (ValueError, RecursionError):
         record = {}
     try:
@@ -76,7 +82,7 @@ def find(key: Mapping[str, Any]) -> Kept | None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError, LotusError):
         _remove(folder)
         return None
-    return Kept(folder=folder, files=files)
+    return Kept(folder=folder, files=files, identity=hashlib.sha256(content).hexdigest())
 
 
 def make(key: Mapping[str, Any], size: int, write: Callable[[Path], None]) -> Kept | None:
@@ -110,13 +116,6 @@ def make(key: Mapping[str, Any], size: int, write: Callable[[Path], None]) -> Ke
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     return find(key)
-
-
-def identity(folder: Path | None) -> str:
-    """What an entry holds, in short; "" without an entry. Raises: OSError."""
-    if folder is None:
-        return ""
-    return hashlib.sha256((folder / _RECORD).read_bytes()).hexdigest()
 
 
 def _remove(folder: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.cache import recall, remember
+from runtime.cache import forget, recall, remember
 from runtime.errors import DamagedBundleError
 from runtime.files import File, check_content, real_file
 
@@ -63,6 +63,8 @@ class ContentCheck:
             settled = time.time() - after["modified"] / 1e9 > _SETTLED
             if settled and (file in self._unknown or links_made):
                 remember(_KIND, after, file.sha256)
+                if before != after:  # nothing has that state any more
+                    forget(_KIND, before)
 
 
 def _state(path: Path) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from runtime.backends import find_backend
 from runtime.backends.session import Session, check_placement
 from runtime.call import Call, draw_noise
-from runtime.compiled import identity
 from runtime.errors import BackendError, ImageError, SchemaError
-from runtime.golden import Verification, check_tolerance, golden_error
+from runtime.golden import Verification, check_tolerance
 from runtime.hub import find_bundle
 from runtime.image import (
     ImageLike,
@@ -61,10 +60,10 @@ class LotusEngine:
 
     Before its first answer a bucket's files are compared with their checksums, once for each state
     of a file (`check=False` or LOTUS_EDGE_CHECK=0 in the environment: never), and its golden sample
-    runs, once for each library version, driver, device and CPU kind (`prove=False` or
-    LOTUS_EDGE_PROVE=0: never). `deadline` bounds that, with opening, in seconds. What a backend
-    compiles of a large bundle is kept in the user's cache folder (`keep=False` or
-    LOTUS_EDGE_COMPILED=0: neither kept nor used), see `runtime.compiled`.
+    runs, once for each library version, driver, device and CPU kind, and each time on a device that
+    is not described (`prove=False` or LOTUS_EDGE_PROVE=0: never). `deadline` bounds that, with
+    opening, in seconds. What a backend compiles of a large bundle is kept in the user's cache
+    folder (`keep=False` or LOTUS_EDGE_COMPILED=0: neither kept nor used), see `runtime.compiled`.
 
     Raises: BundleError for a bundle that cannot be used, BackendError when the backend is missing.
 
@@ -248,13 +247,12 @@ class LotusEngine:
         opening = dataclasses.replace(self._opening, check=False, prove=False, make=False)
         errors, kept = {}, dict[Bucket, str]()
         for bucket in self.manifest.buckets:
-            with self._open(opening, bucket) as session:
-                golden = partial(golden_error, session)
-                errors[str(bucket)] = within(self._deadline, f"the golden of {bucket}", golden)
-                kept[bucket] = identity(session.compiled)
+            what = f"opening {self.folder} ({bucket}) and its golden"
+            found = within(self._deadline, what, partial(opening.measure, bucket))
+            errors[str(bucket)], kept[bucket] = found
         result = check_tolerance(errors, self.backend, self.manifest.golden)
+        backend = find_backend(self.backend)
         for bucket in self.manifest.buckets:
-            backend = find_backend(self.backend)
             remember_proof(self.manifest, bucket, backend, opening.device, kept=kept[bucket])
         return result
 

@@ -182,7 +182,12 @@ def _with_ending(picture: Picture) -> Path:
 
 
 def _named(path: Path) -> Iterator[Picture | str]:
-    yield _RESULT if made_by_us(path) else Picture(path=path, name=Path(path.stem))
+    yield _RESULT if made_by_us(path) else Picture(path=path, name=_without_ending(Path(path.name)))
+
+
+def _without_ending(path: Path) -> Path:
+    """The rest of `..png` and `...png` would be a folder: these keep their ending."""
+    return path if path.stem in ("", ".", "..") else path.with_name(path.stem)
 
 
 def _walk(folder: Path, output: Path) -> Iterator[Picture | str]:
@@ -202,7 +207,7 @@ def _walk(folder: Path, output: Path) -> Iterator[Picture | str]:
             if reason := _why_not(path, in_output):
                 yield reason
             elif reason is None:
-                yield Picture(path=path, name=path.relative_to(folder).with_suffix(""))
+                yield Picture(path=path, name=_without_ending(path.relative_to(folder)))
     for error in unlisted:
         path = Path(error.filename)
         reason = f"{path}: the folder cannot be listed: {error.strerror}"

@@ -21,6 +21,7 @@ from runtime.manifest import Golden, Manifest, Shape
 from runtime.tasks import TASKS
 
 _ROOM = 1 << 20  # bytes of an archive beside its arrays
+_LONGEST_HEADER = 1000  # characters of an array's; Python's parser runs out of memory on odd ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,8 @@ def _read(session: Session) -> dict[str, NDArray[Any]]:
                 name: _read_array(archive, f"{name}_{bucket}", *kind)
                 for name, kind in expected.items()
             }
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged archives
         raise DamagedBundleError(
             f"cannot read the golden {path}: {error}. Build the bundle again."
@@ -160,7 +163,8 @@ def _read_array(archive: zipfile.ZipFile, name: str, dtype: str, shape: Shape) -
         raise ValueError(f"{name} is compressed in a way that is not read")
     with archive.open(entry) as stream:
         readers = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
-        found, fortran, kind = readers[read_magic(stream)](stream)
+        read_header = readers[read_magic(stream)]
+        found, fortran, kind = read_header(stream, max_header_size=_LONGEST_HEADER)
         if (kind, found, fortran) != (np.dtype(dtype), shape, False):
             raise ValueError(f"{name} is {kind.name} {list(found)}, expected {dtype} {list(shape)}")
         content = stream.read(size + 1)

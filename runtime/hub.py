@@ -27,7 +27,8 @@ def find_bundle(bundle: str | os.PathLike[str]) -> Path:
     if match is None or match[1].startswith(".") or os.path.lexists(folder):
         return folder
     name, revision = match.groups()
-    if revision is None and folder.parent.is_dir():  # a misspelt folder is no business of the hub
+    # A misspelt folder is no business of the hub.
+    if revision is None and os.path.isdir(folder.parent):  # noqa: PTH112  (False for any odd name)
         return folder
     try:
         from huggingface_hub import HfApi

@@ -87,7 +87,8 @@ def load(
     profiles, as the reference does. More than `max_pixels` are refused before they are decoded
     (None: MAX_PIXELS, of formats that take more memory fewer: 1.4 GB in any case).
 
-    Raises: ImageError for a missing, damaged, foreign, empty, non-finite or over-large picture.
+    Raises: ImageError for a missing, damaged, foreign, empty, non-finite or over-large picture;
+    MemoryError where there is too little memory to decode it.
     """
     pixels, notes = read(image, strict=strict, icc=icc, max_pixels=max_pixels)
     warn(notes, stacklevel=3)
@@ -111,7 +112,7 @@ def read(
     max_pixels: int | None = None,
 ) -> tuple[Pixels, list[str]]:
     """What `load` answers, and what it warns of, as at most one note. A picture that needs no
-    change stays as Pillow decoded it, which spares two copies. Raises: ImageError.
+    change stays as Pillow decoded it, which spares two copies. Raises: ImageError, MemoryError.
     """
     if max_pixels is not None and (type(max_pixels) is not int or max_pixels < 1):
         raise ImageError(f"max_pixels is a positive integer, found {max_pixels!r}")
@@ -136,6 +137,8 @@ def read(
             rgb = to_rgb(picture, icc, notes)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
+    except MemoryError:
+        raise  # it says nothing about the picture, which may be tried again alone
     except Exception as error:
         # The one place where what decoders raise for damaged data, of whatever type, becomes ours.
         raise ImageError(f"{name}: cannot be decoded: {error or type(error).__name__}") from error

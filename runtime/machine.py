@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,10 +17,13 @@ from runtime.backends.versions import version_of
 
 # Settings of the vendors' libraries that change what they compute.
 _SWITCHES = ("ONEDNN_", "DNNL_", "OV_", "OPENVINO_", "ORT_", "NVIDIA_TF32", "CUBLAS_", "CUDNN_")
+_NO_GPU = "none"
 
 
-def describe_machine(backend: Backend) -> dict[str, str]:
-    """The facts, by name, by which a proof of this backend holds on this machine."""
+def describe_machine(backend: Backend, device: str | None = None) -> dict[str, str]:
+    """The facts, by name, by which a proof of this backend on this device (None: its default) holds
+    on this machine. Whether they suffice for one, `knows_device` says.
+    """
     facts = {
         "backend": backend.name,
         "version": version_of(import_vendor(backend)) if backend.package else "",
@@ -28,9 +32,20 @@ def describe_machine(backend: Backend) -> dict[str, str]:
         "cpu": _cpu(),
     }
     if backend.on_gpu:
-        facts["gpu"] = describe_gpu()
+        facts["gpu"] = describe_gpu(int(device or 0))
+    if device is not None:
+        facts["device"] = device
     switches = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_SWITCHES)}
     return facts | ({"switches": str(switches)} if switches else {})
+
+
+def knows_device(backend: Backend, device: str | None = None) -> bool:
+    """Whether device and driver are described: CPUs, and NVIDIA GPUs on Linux. Elsewhere another
+    driver or device may look the same, and no proof holds.
+    """
+    if backend.on_gpu:
+        return describe_gpu(int(device or 0)) != _NO_GPU and bool(_driver_build())
+    return backend.threads and device in (None, "CPU")
 
 
 def nvidia_driver() -> ctypes.CDLL:
@@ -57,23 +72,33 @@ def has_wide_int8() -> bool:
 
 
 @functools.cache
-def describe_gpu() -> str:
-    """Driver and device 0, as the NVIDIA driver tells; "none" without a driver."""
+def describe_gpu(number: int = 0) -> str:
+    """Name and driver of the GPU of this number, as the NVIDIA driver tells; "none" where there is
+    no driver, or no such GPU.
+    """
     try:
         driver = nvidia_driver()
     except OSError:
-        return "none"
+        return _NO_GPU
     version, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-    driver.cuInit(0)
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    driver.cuDeviceGet(ctypes.byref(device), 0)
-    driver.cuDeviceGetName(name, len(name), device)
-    build = ""
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDriverGetVersion(ctypes.byref(version))
+        or driver.cuDeviceGet(ctypes.byref(device), number)
+        or driver.cuDeviceGetName(name, len(name), device)
+    )
+    if failed:
+        return _NO_GPU
+    called = name.value.decode(errors="replace")
+    return f"{called}, CUDA {version.value}, build {_driver_build()}"
+
+
+def _driver_build() -> str:
+    """Which build of the NVIDIA driver runs, as Linux tells; "" elsewhere."""
     for path in ("/proc/driver/nvidia/version", "/etc/nv_tegra_release"):
-        if Path(path).is_file():
-            build = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
-            break
-    return f"{name.value.decode(errors='replace')}, CUDA {version.value}, build {build}"
+        with contextlib.suppress(OSError):
+            return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+    return ""
 
 
 @functools.cache

@@ -10,13 +10,14 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import DamagedBundleError
+from runtime.errors import DamagedBundleError, SchemaError
 from runtime.files import File, check_content, check_presence, describe_file, sha256_of
 from runtime.manifest_check import (
     LARGEST_MEAN_TOLERANCE,
@@ -284,7 +285,7 @@ class Manifest:
         """As the function `output_shapes`, for this bundle."""
         return output_shapes(bucket, self.tasks)
 
-    @property
+    @cached_property
     def checksum(self) -> str:
         """SHA-256 in hex over all that the manifest says, the files' checksums among it."""
         return checksum({"schema": SCHEMA, **dataclasses.asdict(self)})
@@ -317,6 +318,13 @@ class Manifest:
         """
         path = folder / MANIFEST
         body = read_json(folder)
+        try:
+            return cls._parsed(body, path)
+        except RecursionError as error:
+            raise SchemaError(f"{path} is nested too deeply. Build the bundle again.") from error
+
+    @classmethod
+    def _parsed(cls, body: dict[str, Any], path: Path) -> Manifest:
         carried = body.pop("manifest_sha256", None)
         actual = checksum(body)
         body = upgrade(body, path)
@@ -329,6 +337,7 @@ class Manifest:
                 f"{path} was changed after it was written: it carries checksum {carried!r} and "
                 f"its content has {actual!r}. Copy or build the bundle again."
             )
+        manifest.checksum  # noqa: B018  (kept from here on: what it cannot go through is refused)
         return manifest
 
     def check_contents(self, folder: Path) -> None:

@@ -31,9 +31,9 @@ FEATURES = frozenset((BATCHES, NOISES))
 def read_json(folder: Path) -> dict[str, Any]:
     """The object in the folder's manifest, as it lies there. Raises: SchemaError."""
     path = folder / MANIFEST
-    if not path.exists():  # nor a link to something that exists
-        raise SchemaError(_no_manifest(folder))
     try:
+        if not path.exists():  # nor a link to something that exists
+            raise SchemaError(_no_manifest(folder))
         text = read_bounded(path, _LARGEST).decode()
         body = json.loads(text, parse_constant=_finite, parse_float=_finite)
         json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
@@ -56,6 +56,7 @@ def _finite(text: str) -> float:
 
 
 def _no_manifest(folder: Path) -> str:
+    """Raises: OSError."""
     if folder.is_file():
         return (
             f"{folder} is a file; a bundle is a folder: pass {folder.absolute().parent} (an "

@@ -16,6 +16,7 @@ from runtime.console import one_line, say
 from runtime.contents import ContentCheck
 from runtime.errors import BackendError, DamagedBundleError, VerificationError
 from runtime.files import File
+from runtime.golden import GoldenError, golden_error
 from runtime.layout import plain_folder
 from runtime.machine import describe_machine, knows_cpu
 from runtime.manifest import Bucket, Manifest
@@ -56,9 +57,18 @@ class Opening:
             session, entry = kept
             try:
                 return self._proved(session)
-            except VerificationError:  # the bundle itself may be right
-                entry.discard()
+            except (VerificationError, BackendError, DamagedBundleError):
+                entry.discard()  # the bundle itself may be right
         return self._proved(self._open(bucket))
+
+    def measure(self, bucket: Bucket) -> tuple[GoldenError, str]:
+        """How far the bucket's golden is off, and what it was opened from (`Session.opened_from`).
+
+        It is closed here too: a thread that is left behind at a deadline keeps nobody waiting.
+        Raises: BundleError, BackendError, VerificationError.
+        """
+        with self(bucket) as session:
+            return golden_error(session), session.opened_from
 
     def _proved(self, session: Session) -> Session:
         try:
@@ -91,7 +101,7 @@ class Opening:
                     parallel=self.parallel,
                     device=self.device,
                     threads=self.threads,
-                    compiled=None if kept is None else kept.folder,
+                    compiled=kept,
                     keep_in=keep_in,
                 )
             for check in checks:

@@ -2,7 +2,8 @@
 
 Library versions exist that answer wrong and look right. So the golden sample runs by itself the
 first time a bundle meets a library version, driver, device or CPU kind. A passed proof is
-remembered (runtime/cache.py); a failed one is an error.
+remembered (runtime/cache.py); a failed one is an error. Where a device or its driver cannot be
+described nothing is remembered: there it runs each time.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import Any
 
 from runtime.backends.session import Backend, Session
 from runtime.cache import recall, remember
-from runtime.compiled import identity
 from runtime.console import one_line, say
 from runtime.errors import VerificationError
 from runtime.golden import check_tolerance, golden_error
-from runtime.machine import describe_machine
+from runtime.machine import describe_machine, knows_device
 from runtime.manifest import Bucket, Manifest
 
 OFF = "LOTUS_EDGE_PROVE"
@@ -32,19 +32,15 @@ def prove(session: Session) -> None:
     """
     if os.environ.get(OFF) == "0" or not session.backend.package:
         return
-    key = _key(
-        session.manifest,
-        session.bucket,
-        session.backend,
-        session.device,
-        kept=identity(session.compiled),
-    )
-    if recall(_KIND, key):
+    opened = (session.manifest, session.bucket, session.backend, session.device)
+    key = _key(*opened, kept=session.opened_from)
+    known = knows_device(session.backend, session.device)
+    if known and recall(_KIND, key):
         return
     here = f"{session.backend.name} {key['machine']['version']}"
-    name = f"{session.manifest.name} ({session.bucket})"
-    line = f"lotus-edge: first use of {name} with {here} on this machine: running its golden"
-    say(one_line(f"{line} sample"))
+    name = f"{session.manifest.name} ({session.bucket}) with {here}"
+    line = f"first use of {name} on this machine" if known else f"{name} on a device unknown here"
+    say(one_line(f"lotus-edge: {line}: running its golden sample"))
     try:
         check_tolerance(
             {str(session.bucket): golden_error(session)},
@@ -53,7 +49,7 @@ def prove(session: Session) -> None:
         )
     except VerificationError as error:
         raise VerificationError(f"{here}: {error}") from error
-    remember(_KIND, key, True)
+    remember_proof(*opened, kept=session.opened_from)
 
 
 def remember_proof(
@@ -65,11 +61,12 @@ def remember_proof(
     kept: str = "",
 ) -> None:
     """Note that the golden of this bucket passed on this machine, on this device; `kept`: the
-    identity of the entry (runtime/compiled.py) that it was opened from.
+    identity of the entry (runtime/compiled.py) that it was opened from. Nothing is noted where the
+    device or its driver cannot be described.
 
     Raises: BackendMissingError.
     """
-    if backend.package:
+    if backend.package and knows_device(backend, device):
         remember(_KIND, _key(manifest, bucket, backend, device, kept=kept), True)
 
 
@@ -79,6 +76,6 @@ def _key(
     return {
         "bundle": manifest.checksum,
         "bucket": str(bucket),
-        "machine": describe_machine(backend) | ({} if device is None else {"device": device}),
+        "machine": describe_machine(backend, device),
         **({"kept": kept} if kept else {}),
     }

@@ -33,17 +33,18 @@ class Sessions:
         self._sessions: OrderedDict[Bucket, Session] = OrderedDict()
         self._leases: list[tuple[Bucket, int]] = []  # with the thread that holds each
         self._changed = threading.Condition()
-        self._opening = False
+        self._opener: int | None = None  # the thread that opens a bucket
         self._blocked = 0  # threads whose bucket does not fit beside those in use
         self._closed = False
-        self._given_up: DeadlineError | None = None
+        self._given_up = ""  # why, once a deadline has passed
         self._home = Home()
 
     @contextmanager
     def lease(self, bucket: Bucket) -> Iterator[Session]:
         """The bucket's session, which stays open for as long as the block lasts.
 
-        Raises: BackendError when closed, or in a process that was forked; what opening raises.
+        Raises: BackendError when closed, in a process that was forked, or where it would wait for
+        itself: in a signal handler, say; what opening raises.
         """
         session = self._take(bucket)
         try:
@@ -69,7 +70,7 @@ class Sessions:
                 )
             self._closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._opening and not self._leases)
+            self._changed.wait_for(lambda: self._opener is None and not self._leases)
             sessions = list(self._sessions.values())
             self._sessions.clear()
         for session in sessions:
@@ -88,16 +89,21 @@ class Sessions:
             while True:
                 if self._closed:
                     raise BackendError("the engine is closed; open the bundle again")
-                if self._given_up is not None:  # its thread still runs: do not start another
-                    raise self._given_up
+                if self._given_up:  # its thread still runs: do not start another
+                    raise DeadlineError(self._given_up)
                 is_open = bucket in self._sessions
                 if is_open and (not self._blocked or self._holds_any()):
                     self._sessions.move_to_end(bucket)
                     self._leases.append((bucket, threading.get_ident()))
                     return self._sessions[bucket]
-                blocked = not is_open and not self._opening
+                blocked = not is_open and self._opener is None
                 if blocked and (unwanted := self._unwanted(bucket)) is not None:
                     break
+                if self._opener in (None, threading.get_ident()) and self._holds_any():
+                    raise BackendError(
+                        "this engine is predicting in this thread already, as in a handler of a "
+                        "signal, and would wait for itself; predict again when that is done"
+                    )
                 # Those that come later wait too: they would keep what is in the way in use.
                 self._blocked += blocked
                 try:
@@ -107,7 +113,7 @@ class Sessions:
                     raise
                 finally:
                     self._blocked -= blocked
-            self._opening = True
+            self._opener = threading.get_ident()
             surplus = [self._sessions.pop(old) for old in unwanted]
         session: Session | None = None
         try:
@@ -115,11 +121,11 @@ class Sessions:
                 old.close()
             session = self._open_bucket(bucket)
         except DeadlineError as error:
-            self._given_up = error
+            self._given_up = str(error)
             raise
         finally:
             with self._changed:
-                self._opening = False
+                self._opener = None
                 if session is not None:
                     self._sessions[bucket] = session
                     self._leases.append((bucket, threading.get_ident()))
@@ -127,8 +133,8 @@ class Sessions:
         return session
 
     def _holds_any(self) -> bool:
-        """Whether this thread is predicting."""
-        return any(thread == threading.get_ident() for _, thread in self._leases)
+        """Whether this thread is predicting, or opens a bucket to do so."""
+        return threading.get_ident() in (self._opener, *(thread for _, thread in self._leases))
 
     def _unwanted(self, bucket: Bucket) -> list[Bucket] | None:
         """Which to close so that this one fits; None where others must end their work first."""
@@ -166,7 +172,7 @@ def within(deadline: float | None, what: str, work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, daemon=True, name=f"lotus-edge: {what}")
     thread.start()
-    thread.join(deadline)
+    thread.join(min(deadline, threading.TIMEOUT_MAX))
     if errors:
         raise errors[0]
     if not answers:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.thumbnails import Floats, Thumbnail, Tie, color_distance, shrink, tie
+from runtime.thumbnails import FARTHEST, Floats, Thumbnail, Tie, color_distance, shrink, tie
 
 __all__ = [
     "Causal",
@@ -134,11 +134,11 @@ class Causal:
 def plan_clip(thumbnails: Iterable[Thumbnail]) -> list[Step]:
     """The steps of all frames of a file, each found with those before and after it.
 
-    Frames 1, 10 and 25 apart are tied to each other, within a shot. The scales solve the ties in
-    the least-squares sense (their logarithms do: a clip cannot collapse), then the shifts. Ties
-    that fit badly count less, by Huber's weights. One range of colours holds for a shot: in none of
-    its frames more than 2 % of the pixels lie beyond either end of it. Of the frames no more than
-    the last 25 are held.
+    Frames 1, 10 and 25 apart are tied to each other, within a shot and while a camera that turns
+    leaves two thirds of what they show in common. The scales solve the ties in the least-squares
+    sense (their logarithms do: a clip cannot collapse), then the shifts. Ties that fit badly count
+    less, by Huber's weights. One range of colours holds for a shot: in none of its frames more than
+    2 % of the pixels lie beyond either end of it. Of the frames no more than the last 25 are held.
     """
     shots: list[_Shot] = []
     residuals: list[float] = []
@@ -175,13 +175,16 @@ class _Shot:
         """The next frame; `before` ties it to the one before."""
         number = len(self.ranges)
         self.moves.append(before.move if before else (0.0, 0.0))
+        most = np.array(thumbnail.values.shape) * FARTHEST
         for span in _SPANS:
-            if span <= len(self.recent):
-                known = before if span == 1 else None
-                found = known or tie(self.recent[-span], thumbnail, self._moved_since(span))
-                if _SCALES[0] <= found.scale <= _SCALES[1]:
-                    self.pairs.append((number - span, number))
-                    self.ties.append(found)
+            moved = self._moved_since(span)
+            if span > len(self.recent) or (np.abs(moved) > most).any():
+                continue
+            known = before if span == 1 else None
+            found = known or tie(self.recent[-span], thumbnail, moved)
+            if _SCALES[0] <= found.scale <= _SCALES[1]:
+                self.pairs.append((number - span, number))
+                self.ties.append(found)
         self.ranges.append(_range(thumbnail.values))
         self.recent.append(thumbnail)
 

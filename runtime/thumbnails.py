@@ -12,6 +12,9 @@ from PIL import Image
 
 Floats = NDArray[np.float64]
 
+FARTHEST = 1 / 3
+"""Of the rows, and of the columns: what moved by more leaves two frames too little in common."""
+
 _LONGEST = 96  # pixels of a thumbnail: a map of 768 pixels is shrunk 8 times
 _STILL = 8  # levels of 255: a pixel whose colour changed less did not move
 _KEPT = 0.7  # of those, the share whose residuals are smallest
@@ -78,7 +81,7 @@ class Tie:
 
 def tie(first: Thumbnail, second: Thumbnail, near: tuple[float, float] = (0.0, 0.0)) -> Tie:
     """Fit the map of the second frame to that of the first, the whole picture moved as the camera
-    turned; `near` is a guess of that.
+    turned; `near` is a guess of that, within FARTHEST of both edges.
 
     Over pixels whose colour changed little, and of those the ones that agree best. The scale is the
     ratio of the standard deviations: least squares would make it too small by what the frames
@@ -119,7 +122,7 @@ def _find_move(
     """
     if min(second.shape) < 8:
         return (0.0, 0.0)
-    move, most = np.array(near), np.array(second.shape) / 3
+    move, most = np.array(near), np.array(second.shape) * FARTHEST
     for _ in range(5):
         place, seen = _overlap(first, (float(move[0]), float(move[1])))
         down, right = _slope(seen), _slope(seen.T).T

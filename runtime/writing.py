@@ -23,7 +23,7 @@ Content: TypeAlias = bytes | Sequence[Piece]
 """What a file shall hold: in one piece, or in several, which are not copied together."""
 
 # Short, so that it is no longer than a name may be where the file's own name is not. The machine's
-# name is in it because process numbers mean nothing on another one that shares the folder.
+# tag is in it because process numbers mean nothing on another one that shares the folder.
 _PARTIAL = re.compile(r"\.lotus-([0-9a-f]{4})-(\d+)-[0-9a-f]{6}\.partial")
 # What a file system answers that has no such call.
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
@@ -82,9 +82,16 @@ def _partial_name() -> str:
 
 
 @functools.cache
-def machine_tag() -> str:
-    """This machine in the names of files that only its processes may sweep."""
-    return f"{zlib.crc32(platform.node().encode('utf-8', 'replace')) & 0xFFFF:04x}"
+def machine_tag(root: Path = Path("/")) -> str:
+    """This machine in the names of files that only its processes may sweep: those that see the same
+    numbers of processes, which containers of one name do not. `root` is where /etc and /proc lie.
+    """
+    facts = [platform.node()]
+    with contextlib.suppress(OSError):
+        facts.append((root / "etc/machine-id").read_text(errors="replace"))
+    with contextlib.suppress(OSError):
+        facts.append(str((root / "proc/self/ns/pid").stat().st_ino))
+    return f"{zlib.crc32(' '.join(facts).encode('utf-8', 'replace')) & 0xFFFF:04x}"
 
 
 @functools.lru_cache(maxsize=1024)

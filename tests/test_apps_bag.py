@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,32 +24,27 @@ from runtime.camera import Camera
 from runtime.errors import GeometryError, ImageError
 
 rosbags = pytest.importorskip("rosbags", reason="extra `ros`")
-from rosbags.rosbag2 import StoragePlugin, Writer  # noqa: E402
-from rosbags.typesys import Stores, get_typestore  # noqa: E402
-
-HEIGHT, WIDTH, COUNT = 480, 640, 3
-TOPIC = "/camera/color/image_raw"
-STORE = get_typestore(Stores.ROS2_HUMBLE)
-T = STORE.types
-K = [500.0, 0, 319.5, 0, 510, 239.5, 0, 0, 1]
-LIDAR_IN_CAMERA = np.array([[0, -1, 0, 0.1], [0, 0, -1, -0.2], [1, 0, 0, 0.3], [0, 0, 0, 1.0]])
-
-
-def header(number: int, frame: str) -> Any:
-    stamp = T["builtin_interfaces/msg/Time"](sec=100 + number, nanosec=250_000_000)
-    return T["std_msgs/msg/Header"](stamp=stamp, frame_id=frame)
-
-
-def picture(number: int) -> np.ndarray:
-    """RGB uint8: bright is near for the null backend, whose answer is the mean of the colours."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
-    rgb = np.stack([90 + 60 * np.sin(x / 150 + number), 120 + 0 * x, 100 + 80 * y / HEIGHT], -1)
-    return rgb.astype(np.uint8)
-
-
-def truth(values: np.ndarray) -> np.ndarray:
-    """Metric depth of a map of disparity."""
-    return 1 / (0.6 * values + 0.05)
+from bags import (  # noqa: E402
+    COUNT,
+    DEPTH,
+    HEIGHT,
+    INFO,
+    LIDAR,
+    LIDAR_IN_CAMERA,
+    STORE,
+    TOPIC,
+    WIDTH,
+    K,
+    camera_info,
+    compressed,
+    depth_image,
+    image,
+    lidar,
+    picture,
+    transform,
+    truth,
+    write_bag,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,125 +59,22 @@ def predictions(bundle: Path) -> list[Any]:
         return [engine(picture(number)) for number in range(COUNT)]
 
 
-def image(rgb: np.ndarray, number: int) -> Any:
-    data = np.ascontiguousarray(rgb[..., ::-1]).reshape(-1)
-    return T["sensor_msgs/msg/Image"](
-        header=header(number, "camera_optical"),
-        height=HEIGHT,
-        width=WIDTH,
-        encoding="bgr8",
-        is_bigendian=0,
-        step=3 * WIDTH,
-        data=data,
-    )
-
-
-def camera_info(number: int) -> Any:
-    roi = T["sensor_msgs/msg/RegionOfInterest"](
-        x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
-    )
-    return T["sensor_msgs/msg/CameraInfo"](
-        header=header(number, "camera_optical"),
-        height=HEIGHT,
-        width=WIDTH,
-        distortion_model="plumb_bob",
-        d=np.zeros(5),
-        k=np.array(K),
-        r=np.eye(3).reshape(-1),
-        p=np.zeros(12),
-        binning_x=0,
-        binning_y=0,
-        roi=roi,
-    )
-
-
-def lidar(depth: np.ndarray, number: int) -> Any:
-    """The camera's points as a lidar has them, some of them, in its own frame."""
-    camera = Camera.from_matrix([[500, 0, 320], [0, 510, 240], [0, 0, 1]], HEIGHT, WIDTH)
-    x, y = camera.slopes()
-    points = np.stack([x * depth, y * depth, depth], -1).reshape(-1, 3)[::173]
-    back = np.linalg.inv(LIDAR_IN_CAMERA)
-    points = points @ back[:3, :3].T + back[:3, 3]
-    record = np.zeros(len(points), [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("i", "<f4")])
-    for axis, name in enumerate("xyz"):
-        record[name] = points[:, axis]
-    field = T["sensor_msgs/msg/PointField"]
-    return T["sensor_msgs/msg/PointCloud2"](
-        header=header(number, "lidar"),
-        height=1,
-        width=len(points),
-        fields=[
-            field(name=name, offset=4 * at, datatype=7, count=1)
-            for at, name in enumerate(("x", "y", "z", "intensity"))
-        ],
-        is_bigendian=False,
-        point_step=16,
-        row_step=16 * len(points),
-        data=record.view(np.uint8),
-        is_dense=True,
-    )
-
-
-def transform() -> Any:
-    """camera_optical is 90 degrees round from the lidar, by way of the base."""
-    turn = T["geometry_msgs/msg/Quaternion"](x=-0.5, y=0.5, z=-0.5, w=0.5)
-    back = np.linalg.inv(LIDAR_IN_CAMERA)
-    move = T["geometry_msgs/msg/Vector3"](**dict(zip("xyz", map(float, back[:3, 3]), strict=True)))
-    identity = T["geometry_msgs/msg/Transform"](
-        translation=T["geometry_msgs/msg/Vector3"](x=0.0, y=0.0, z=0.0),
-        rotation=T["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0),
-    )
-    stamped = T["geometry_msgs/msg/TransformStamped"]
-    return T["tf2_msgs/msg/TFMessage"](
-        transforms=[
-            stamped(header=header(0, "base"), child_frame_id="lidar", transform=identity),
-            stamped(
-                header=header(0, "lidar"),
-                child_frame_id="camera_optical",
-                transform=T["geometry_msgs/msg/Transform"](translation=move, rotation=turn),
-            ),
-        ]
-    )
-
-
-def depth_image(depth: np.ndarray, number: int) -> Any:
-    data = np.where(np.arange(WIDTH) % 2, depth * 1000, 0).astype("<u2")
-    return T["sensor_msgs/msg/Image"](
-        header=header(number, "camera_optical"),
-        height=HEIGHT,
-        width=WIDTH,
-        encoding="16UC1",
-        is_bigendian=0,
-        step=2 * WIDTH,
-        data=data.reshape(-1).view(np.uint8),
-    )
-
-
 @pytest.fixture(scope="module", params=["mcap", "sqlite3"])
 def bag(
     request: pytest.FixtureRequest, predictions: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """640x480 pictures with camera info, a lidar, a depth camera, and where they are."""
-    path = tmp_path_factory.mktemp("bag") / "in"
-    plugin = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}[request.param]
-    with Writer(path, version=9, storage_plugin=plugin) as writer:
-        connections: dict[str, Any] = {}
 
-        def write(topic: str, message: Any, number: int) -> None:
-            kind = message.__msgtype__
-            if topic not in connections:
-                connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
-            when = (100 + number) * 10**9 + len(connections)
-            writer.write(connections[topic], when, STORE.serialize_cdr(message, kind))
-
-        write("/tf_static", transform(), 0)
+    def messages() -> Iterator[tuple[str, Any, int]]:
+        yield "/tf_static", transform(), 0
         for number in range(COUNT):
             depth = truth(predictions[number]["disparity"].values)
-            write(TOPIC, image(picture(number), number), number)
-            write("/camera/color/camera_info", camera_info(number), number)
-            write("/lidar/points", lidar(depth, number), number)
-            write("/camera/depth/image_raw", depth_image(depth, number), number)
-    return path
+            yield TOPIC, image(picture(number), number), number
+            yield INFO, camera_info(number), number
+            yield LIDAR, lidar(depth, number), number
+            yield DEPTH, depth_image(depth, number), number
+
+    return write_bag(tmp_path_factory.mktemp("bag") / "in", messages(), request.param)
 
 
 def read_with_rosbags(path: Path) -> dict[str, list[tuple[int, Any]]]:
@@ -244,7 +139,7 @@ def test_two_readers_find_the_engines_maps(
             assert (info.width, info.height) == (WIDTH, HEIGHT)
 
 
-@pytest.mark.parametrize("anchor", ["/lidar/points", "/camera/depth/image_raw"])
+@pytest.mark.parametrize("anchor", [LIDAR, DEPTH])
 def test_metres_from_anchors(
     anchor: str, bag: Path, bundle: Path, predictions: list[Any], tmp_path: Path
 ) -> None:
@@ -268,9 +163,79 @@ def test_metres_from_anchors(
         assert color == red << 16 | green << 8 | blue
     with_file = tmp_path / "matrix.json"
     with_file.write_text(json.dumps(LIDAR_IN_CAMERA.tolist()))
-    if anchor == "/lidar/points":
+    if anchor == LIDAR:
         again = tmp_path / "again"
         assert main([*command[:3], str(again), *command[4:], "--extrinsic", str(with_file)]) == 0
+
+
+def test_anchors_that_cannot_be_used_cost_their_picture_alone(
+    bundle: Path, predictions: list[Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """When the first comes, nothing tells where the lidar is; of the last, half is missing."""
+
+    def messages() -> Iterator[tuple[str, Any, int]]:
+        for number in range(COUNT):
+            cloud = lidar(truth(predictions[number]["disparity"].values), number)
+            if number == COUNT - 1:
+                cloud = replace(cloud, data=cloud.data[: len(cloud.data) // 2])
+            yield TOPIC, image(picture(number), number), number
+            yield INFO, camera_info(number), number
+            yield LIDAR, cloud, number
+            if number == 0:
+                yield "/tf", transform(), number
+
+    given, out = write_bag(tmp_path / "in", messages()), tmp_path / "out"
+    command = ["bag", str(bundle), str(given), str(out), "--topic", TOPIC, "--anchor", LIDAR]
+    assert main([*command, "--prefix", "/lotus"]) == 0
+    told = capfd.readouterr()
+    assert "1 pictures before the first usable anchor have no depth" in told.err
+    assert "1 pictures without usable anchors have the scale of those before" in told.out
+    found = read_with_rosbags(out)
+    assert len(found["/lotus/disparity/image"]) == COUNT
+    assert [depth.header.stamp.sec for _, depth in found["/lotus/depth/image_rect"]] == [101, 102]
+
+
+@pytest.mark.parametrize("changes", [{"k": np.zeros(9)}, {"height": 0, "width": 0}])
+def test_a_camera_that_is_not_calibrated_is_left_out(
+    changes: dict[str, Any],
+    bundle: Path,
+    predictions: list[Any],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Registered depth does without it, a cloud does not."""
+
+    def messages() -> Iterator[tuple[str, Any, int]]:
+        for number in range(COUNT):
+            depth = truth(predictions[number]["disparity"].values)
+            yield TOPIC, image(picture(number), number), number
+            yield INFO, replace(camera_info(number), **changes), number
+            yield DEPTH, depth_image(depth, number), number
+            yield LIDAR, lidar(depth, number), number
+
+    given, out = write_bag(tmp_path / "in", messages()), tmp_path / "out"
+    command = ["bag", str(bundle), str(given), str(out), "--topic", TOPIC, "--prefix", "/lotus"]
+    assert main([*command, "--anchor", DEPTH]) == 0
+    assert capfd.readouterr().err.count("holds no camera") == 1
+    names = ("disparity/image", "normals/image", "depth/image_rect")
+    assert set(read_with_rosbags(out)) == {f"/lotus/{name}" for name in names}
+    assert main([*command, "--anchor", LIDAR, "--overwrite"]) == 1
+    assert "a cloud needs the camera" in capfd.readouterr().err
+
+
+def test_compressed_pictures_are_rectified_as_the_topic_says(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Then the camera is P, and no line is bent."""
+    p = np.array([400.0, 0, 309.5, 0, 0, 410, 229.5, 0, 0, 0, 1, 0])
+    info = replace(camera_info(0), d=np.array([0.1, 0, 0, 0, 0]), p=p)
+    topic = "/camera/image_rect_color/compressed"
+    messages = [("/camera/camera_info", info, 0), (topic, compressed(picture(0), 0), 0)]
+    given, out = write_bag(tmp_path / "in", messages), tmp_path / "out"
+    assert main(["bag", str(bundle), str(given), str(out), "--topic", topic]) == 0
+    assert "not rectified" not in capfd.readouterr().err
+    ((_, made),) = read_with_rosbags(out)["/camera/lotus/camera_info"]
+    np.testing.assert_allclose(np.asarray(made.k), p.reshape(3, 4)[:, :3].reshape(-1))
 
 
 def test_what_is_refused(
@@ -304,6 +269,19 @@ def test_an_existing_bag_is_replaced_only_if_asked(bag: Path, bundle: Path, tmp_
     assert len(list((tmp_path / "out").glob("*.db3"))) == 1
     (tmp_path / "mine").mkdir()
     assert main([*command[:3], str(tmp_path / "mine"), *command[4:], "--overwrite"]) == 1
+
+
+def test_a_recording_is_not_replaced_by_its_own_maps(
+    bag: Path, bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mine = Path(shutil.copytree(bag, tmp_path / "mine"))
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    (file,) = (path for path in mine.iterdir() if path.suffix in (".mcap", ".db3"))
+    for given in (mine, file):
+        command = ["bag", str(bundle), str(given), str(mine), "--topic", TOPIC, "--overwrite"]
+        assert main(command) == 1
+        assert "is, or lies in, the output" in capfd.readouterr().err
+        assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
 
 
 def message(**fields: object) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
 import json
 import os
 import signal
@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, bucket, picture, write_null_bundle
+from conftest import ROOT, picture, write_null_bundle
 from PIL import Image
 
 from apps.__main__ import main
+from apps.batch.command import LOOPBACK
 from runtime import LotusEngine
 from runtime.errors import OutputError
 
+os.environ.update(LOOPBACK)  # as the command, before Ray is imported
 ray = pytest.importorskip("ray", reason="extra `cluster`")
 pa = pytest.importorskip("pyarrow", reason="extra `cluster`")
+psutil = pytest.importorskip("psutil", reason="extra `cluster`")  # Ray brings it along
 
 import pyarrow.parquet as pq  # noqa: E402
 
@@ -72,26 +75,6 @@ def test_a_part_is_done_once_and_equals_the_engine(null_bundle: Path, tmp_path: 
     assert result.stat().st_mtime_ns == before
 
 
-def test_a_shard_has_the_maps(tmp_path: Path) -> None:
-    buckets = [bucket(), bucket(2)]
-    bundle = write_null_bundle(tmp_path / "n", task=("depth", "normal"), buckets=buckets)
-    for seed in range(3):
-        picture(tmp_path / "d" / f"{seed}.png", seed)
-    found = find(str(tmp_path / "d"), "/nowhere").table
-    job = job_for(bundle, tmp_path / "out", shards=True, options={"resize": None})
-    done = Labeller(job)(found)
-    (shard,) = set(done["result"].to_pylist())
-    table = pq.read_table(tmp_path / "out" / shard)
-    assert table["picture"].to_pylist() == ["0.png", "1.png", "2.png"]
-    with LotusEngine(bundle) as engine:
-        for row in table.to_pylist():
-            expected = engine(tmp_path / "d" / row["picture"], resize=None)
-            for task in ("depth", "normal"):
-                values = np.load(io.BytesIO(row[task]))
-                assert np.array_equal(values, expected[task].values)
-    assert b"depth" in table.schema.metadata
-
-
 def test_what_ends_the_work_is_answered(null_bundle: Path, tmp_path: Path) -> None:
     photo = picture(tmp_path / "d" / "a.png").parent
     found = find(str(photo), "/nowhere").table
@@ -124,20 +107,23 @@ def test_parts_are_merged_and_the_newest_row_counts(tmp_path: Path) -> None:
     """A picture that is in two shards, since a worker that was thought dead was not, or since it
     changed, is in one afterwards."""
     store = Store(str(tmp_path))
-    first = [ledger_row("a", 1, "shards/1"), ledger_row("b", 1, "shards/1")]
-    second = [ledger_row("b", 2, "shards/2", size=9), ledger_row("c", 2, "shards/2")]
-    for name, part in (("1", first), ("2", second)):
+    one, two, three = (f"shards/{at:020x}.parquet" for at in (1, 2, 3))
+    first = [ledger_row("a", 1, one), ledger_row("b", 1, one)]
+    second = [ledger_row("b", 2, two, size=9), ledger_row("c", 2, two)]
+    for at, name, part in ((1, one, first), (2, two, second)):
         shard = pa.table({"picture": [row["picture"] for row in part]})
-        store.write({f"ledger/{name}.parquet": table_bytes(rows(part))})
-        store.write({f"shards/{name}": table_bytes(shard)})
-    store.write({"shards/3": b"of a worker that died before it said so"})
+        store.write({f"ledger/{at:020x}.parquet": table_bytes(rows(part))})
+        store.write({name: table_bytes(shard), f"begun/{at:020x}": b"1"})
+    store.write({three: b"of a worker that died before it said so"})
+    mine = ["begun/notes", "ledger/mine.parquet", "shards/mine.parquet"]
+    store.write(dict.fromkeys(mine, b"of somebody else"))
     merged = Ledger(store).merge()
     assert merged["picture"].to_pylist() == ["a", "b", "c"]
     assert merged["size"].to_pylist() == [1, 9, 1]
-    assert store.names("ledger") == []
-    assert store.names("shards") == ["shards/1", "shards/2"]
-    assert pq.read_table(tmp_path / "shards/1")["picture"].to_pylist() == ["a"]
-    assert pq.read_table(tmp_path / "shards/2")["picture"].to_pylist() == ["b", "c"]
+    assert [*store.names("begun"), *store.names("ledger")] == mine[:2]
+    assert store.names("shards") == [one, two, mine[2]]
+    assert pq.read_table(tmp_path / one)["picture"].to_pylist() == ["a"]
+    assert pq.read_table(tmp_path / two)["picture"].to_pylist() == ["b", "c"]
     assert Ledger(store).merge().equals(merged)
     pictures = pa.table({"picture": ["a", "b", "d"], "size": [1, 1, 1], "modified": [2, 2, 2]})
     assert missing(pictures, merged)["picture"].to_pylist() == ["b", "d"]  # b was changed
@@ -166,9 +152,30 @@ def test_a_store_belongs_to_one_work(tmp_path: Path) -> None:
     ):
         pass
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+    (tmp_path / "yours" / "shards").mkdir(parents=True)
+    (tmp_path / "yours" / "shards" / f"{1:020x}.parquet").touch()
+    with (
+        pytest.raises(OutputError, match="is not empty, shards"),
+        Ledger(Store(str(tmp_path / "yours"))).of({}),
+    ):
+        pass
     with (
         pytest.raises(OutputError, match="cannot"),
         Ledger(Store(str(tmp_path / "mine/letter.txt"))).of({}),
+    ):
+        pass
+
+
+def test_a_store_of_an_older_version_and_one_that_was_just_begun(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write({"run.lock": b"", ".lotus-00aa-1-00bbcc.partial": b"{"})  # killed at once
+    with Ledger(store).of({"bundle": "1"}):
+        pass
+    with Ledger(store).of({"bundle": "1", "column": "image", "name": None}):
+        pass
+    with (
+        pytest.raises(OutputError, match="another column: 'image', now 'photo'"),
+        Ledger(store).of({"bundle": "1", "column": "photo", "name": None}),
     ):
         pass
 
@@ -179,8 +186,8 @@ def test_the_summary_names_stragglers() -> None:
     table += [ledger_row(f"m{at}", 20 + at, "r", seconds=0.2, worker="mid") for at in range(2)]
     table += [ledger_row("bad", 30, None, status=BAD, seconds=0.0, worker="")]  # type: ignore[arg-type]
     before = rows(table[:1])
-    summary = summarize(rows(table), before, seconds=5.0)
-    assert (summary["pictures"], summary["done"], summary["bad"]) == (11, 10, 1)
+    summary = summarize(rows(table), before, 5.0, {"gone": "no such file"})
+    assert (summary["pictures"], summary["done"], summary["bad"]) == (12, 10, 1)
     run = summary["this_run"]
     assert run["pictures"] == 10
     assert run["pictures_per_second"] == 2.0
@@ -242,6 +249,31 @@ def wait_for(count: int, output: Path, process: subprocess.Popen[str]) -> list[d
     return done
 
 
+def listeners(process: int) -> set[str]:
+    """The addresses at which a process and those below it wait for connections."""
+    family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
+    found: set[str] = set()
+    for each in family:
+        with contextlib.suppress(psutil.Error):  # it has ended
+            sockets = each.net_connections("tcp")
+            found |= {socket.laddr.ip for socket in sockets if socket.status == "LISTEN"}
+    return found
+
+
+def test_a_cluster_that_asks_for_a_token(
+    monkeypatch: pytest.MonkeyPatch, null_bundle: Path
+) -> None:
+    def init(**_: object) -> None:
+        raise ray.exceptions.AuthenticationError("no token")
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(BatchError, match="no Ray at far:6379: no token"),
+        _Cluster(job_for(null_bundle, null_bundle), Pool(address="far:6379")),
+    ):
+        pass
+
+
 def test_shards_bad_pictures_and_a_second_run(
     null_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,10 +306,14 @@ def test_500_pictures_a_killed_engine_and_an_interrupted_run(tmp_path: Path) -> 
     for name in ("0/0.png", "5/255.png"):
         (source / name).write_bytes(b"no picture")
     words = [sys.executable, "-m", "apps", *command(bundle, source, output, "--part", 10)]
+    env = {name: value for name, value in os.environ.items() if name not in LOOPBACK}
     with subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         done = wait_for(100, output, run)
+        # No other machine reaches the processes.
+        assert listeners(run.pid) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+        assert {row["worker"].rpartition(":")[0] for row in done} == {"127.0.0.1"}
         victim = int(done[-1]["worker"].rpartition(":")[2])
         os.kill(victim, signal.SIGKILL)
         done = wait_for(300, output, run)

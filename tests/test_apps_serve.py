@@ -15,66 +15,22 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT, write_null_bundle
 from PIL import Image
+from served import RGB, ask, png, serving, wait_until
 
+from apps.serve.answers import choose_form
+from apps.serve.errors import NotAcceptableError
 from runtime.backends.null import BackendSession
 from runtime.engine import LotusEngine
 from runtime.tasks import TASKS
 
-uvicorn = pytest.importorskip("uvicorn", reason="extra `serve`")
-pytest.importorskip("fastapi_offline", reason="extra `serve`")
-
-from apps.serve.answers import choose_form  # noqa: E402
-from apps.serve.app import Limits, create_app  # noqa: E402
-from apps.serve.command import listen  # noqa: E402
-from apps.serve.errors import NotAcceptableError  # noqa: E402
-from apps.serve.metrics import Metrics  # noqa: E402
-from apps.serve.pool import Pool  # noqa: E402
-
-RGB = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
 BOUNDARY = "----lotus"
-
-
-class Reply(NamedTuple):
-    """An answer of the server."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def error(self) -> dict[str, str]:
-        found: dict[str, str] = json.loads(self.body)["error"]
-        return found
-
-
-def ask(port: int, path: str, body: Any = None, method: str = "", **headers: str) -> Reply:
-    """One request on a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request(
-            method or ("GET" if body is None else "POST"),
-            path,
-            body,
-            {name.replace("_", "-"): value for name, value in headers.items()},
-        )
-        answer = connection.getresponse()
-        return Reply(answer.status, dict(answer.getheaders()), answer.read())
-    finally:
-        connection.close()
-
-
-def png(rgb: np.ndarray = RGB) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(rgb).save(file, format="PNG")
-    return file.getvalue()
 
 
 def multipart(content: bytes, name: str = "image", kind: str = '; filename="a.png"') -> bytes:
@@ -83,26 +39,6 @@ def multipart(content: bytes, name: str = "image", kind: str = '; filename="a.pn
 
 
 AS_FORM = {"Content_Type": f"multipart/form-data; boundary={BOUNDARY}"}
-
-
-@contextmanager
-def serving(bundle: Path, queue: int = 16, **limits: Any) -> Iterator[tuple[int, Pool]]:
-    """The port of a server in a thread, ready, and its pool."""
-    metrics = Metrics()
-    pool = Pool(LotusEngine(bundle), metrics, queue=queue)
-    app = create_app(pool, Limits(**limits), metrics)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    listening = listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    try:
-        pool.start().result()
-        yield listening.getsockname()[1], pool
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()
-        pool.close()
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +155,26 @@ def test_what_is_refused(
     assert str(ROOT) not in answer.error["message"]
 
 
+@pytest.mark.parametrize(
+    ("where", "body", "headers"),
+    [
+        ("apps.serve.work.load", png(), {}),
+        ("apps.serve.reading.UploadFile.read", multipart(png()), AS_FORM),
+    ],
+)
+def test_too_little_memory_is_no_fault_of_the_picture(
+    port: int, where: str, body: bytes, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("1 GiB")
+
+    monkeypatch.setattr(where, fail)
+    answer = ask(port, "/v1/predict", body, **headers)
+    assert (answer.status, answer.error["kind"]) == (503, "memory")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "send a smaller one" in answer.error["message"]
+
+
 def test_other_paths_and_methods(port: int) -> None:
     assert ask(port, "/nothing").status == 404
     assert ask(port, "/v1/predict").status == 405
@@ -278,8 +234,7 @@ def test_full_and_late(joint: Path, slow: threading.Event) -> None:
     ):
         slow.waits = True  # type: ignore[attr-defined]
         held = [clients.submit(ask, port, "/v1/predict", png()) for _ in range(2)]
-        while pool.metrics.held._value.get() < 2:
-            time.sleep(0.01)
+        wait_until(lambda: pool.metrics.held._value.get() == 2)
         third = ask(port, "/v1/predict", png())
         assert (third.status, third.error["kind"]) == (503, "busy")
         assert int(third.headers["retry-after"]) >= 1
@@ -289,7 +244,7 @@ def test_full_and_late(joint: Path, slow: threading.Event) -> None:
         assert pool.metrics.waiting._value.get() == 0
         slow.set()
         assert ask(port, "/v1/predict", png()).status == 200
-        assert pool.metrics.held._value.get() == 0
+        wait_until(lambda: pool.metrics.held._value.get() == 0)
 
 
 def test_a_client_that_goes_away(port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def test_large_pictures_and_what_is_none(studio: Callable[..., Studio], tmp_path
         alone.see(large)
 
 
+def test_a_photo_that_is_gone_and_too_little_memory_are_said_in_words(
+    studio: Callable[..., Studio], photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = studio({})
+    with pytest.raises(ImageError, match=r"^the photo is not here any more: give it again$"):
+        alone.see(tmp_path / "session" / "gone.png")
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("apps.web.studio.load", fail)
+    with pytest.raises(ImageError, match=r"^there is not enough memory for it now"):
+        alone.see(photo)
+
+
 def test_the_field_of_view_comes_from_exif(studio: Callable[..., Studio], tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA405] = 20  # the focal length in 35 mm
@@ -140,6 +156,29 @@ def test_what_is_there_of_a_visitor_goes(
     assert [upload.exists() for upload in uploads] == [True, False, False, False]
     assert not second.folder.exists()
     assert visitors.get("second") is None
+
+
+def test_what_goes_while_it_is_swept_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio, and visitors who leave, delete folders too."""
+    root = tmp_path / "uploads"
+    uploads = [root / name / "photo.png" for name in "abc"]
+    for upload in uploads:
+        upload.parent.mkdir(parents=True)
+        upload.touch()
+    (root / "old.png").touch()
+    stat = Path.stat
+
+    def late(path: Path, **options: Any) -> Any:
+        if path in uploads:
+            for upload in uploads:
+                shutil.rmtree(upload.parent, ignore_errors=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", late)
+    Visitors(root).sweep(older_than=-1)
+    assert list(root.iterdir()) == []
 
 
 def test_the_oldest_visit_makes_room(

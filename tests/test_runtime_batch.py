@@ -217,6 +217,18 @@ def test_results_with_one_name_get_their_ending(predict: Run) -> None:
     assert predict.arrays() == ["a-jpg", "a-png", "b", "sub/a"]
 
 
+def test_a_name_that_is_all_ending_stays_whole(predict: Run) -> None:
+    """What is left of `..png` and `...png` without the ending is a folder."""
+    for name in ("d/..png", "d/...png", "d/sub/..png"):
+        picture(Path(name).with_name("a.png")).rename(name)
+    before = os.listdir()
+    assert predict("d") == 0, predict.said
+    assert predict.arrays() == ["...png", "..png", "sub/..png"]
+    assert predict("d/..png", output="p") == 0, predict.said
+    assert predict.arrays("p") == ["..png"]
+    assert sorted(os.listdir()) == sorted([*before, "o", "p"])
+
+
 @pytest.mark.parametrize(
     ("words", "results"),
     [

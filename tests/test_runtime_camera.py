@@ -119,6 +119,12 @@ def test_what_is_no_camera(matrix: object, said: str) -> None:
         Camera.from_matrix(matrix, 60, 80)
 
 
+@pytest.mark.parametrize("size", [(0, 0), (60, 0), (0, 80), (-60, 80)])
+def test_a_picture_without_pixels_has_no_camera(size: tuple[int, int]) -> None:
+    with pytest.raises(GeometryError, match=f"no size of {size[0]} x {size[1]} pixels"):
+        Camera.from_matrix([[100, 0, 40], [0, 100, 30], [0, 0, 1]], *size)
+
+
 def test_a_camera_without_a_picture_says_what_to_do() -> None:
     with pytest.raises(GeometryError, match="at\\(height, width\\)"):
         _ = Camera.from_fov(60).matrix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import pytest
 
 from runtime import LotusEngine, compiled, opening
 from runtime.backends import BACKENDS
-from runtime.backends.session import Session
+from runtime.backends.null import BackendSession
+from runtime.backends.session import Arrays, Session, Tensors
 from runtime.errors import VerificationError
+from runtime.files import describe_file
 
 KEY = {"bundle": "b", "bucket": "64x64"}
 PHOTO = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -48,6 +51,24 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(opening, "open_session", open_session)
     return ways
+
+
+@pytest.fixture
+def keeping(null_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A null bundle, whose backend has a vendor (NumPy) and keeps a file."""
+    changes = {"package": "numpy", "threads": True, "keeps": ("fp32",)}
+    monkeypatch.setitem(BACKENDS, "null", dataclasses.replace(BACKENDS["null"], **changes))
+    monkeypatch.setattr(compiled, "SMALLEST", 0)
+    monkeypatch.setattr(opening, "knows_cpu", lambda: True)
+    start = BackendSession._open
+
+    def _open(session: BackendSession) -> Tensors:
+        if session.keep_in is not None:
+            (session.keep_in / "a").write_bytes(b"12345")
+        return start(session)
+
+    monkeypatch.setattr(BackendSession, "_open", _open)
+    return null_bundle
 
 
 def _write(content: bytes) -> Callable[[Path], None]:
@@ -266,3 +287,73 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     with LotusEngine(bundle_d, "onnxruntime") as engine:
         engine(PHOTO)
     assert opened == ["plain"]
+
+
+@pytest.mark.parametrize("call", ["predict", "verify"])
+def test_an_entry_that_goes_while_its_golden_runs(
+    keeping: Path, call: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes room. What was opened from it is open all the same."""
+    with LotusEngine(keeping, prove=False) as engine:
+        engine(PHOTO)
+    for owner, name in ((opening, "prove"), (BackendSession, "_run")):
+        real = getattr(owner, name)
+
+        def goes(*words: object, real: Callable[..., object] = real) -> object:
+            shutil.rmtree(own_cache / "compiled", ignore_errors=True)
+            return real(*words)
+
+        monkeypatch.setattr(owner, name, goes)
+    with LotusEngine(keeping) as engine:
+        assert engine.verify() if call == "verify" else engine(PHOTO)
+
+
+def test_an_entry_that_is_made_anew_meanwhile_proves_itself(
+    keeping: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The proof is for what was opened, not for what lies there now."""
+    real = opening.prove
+
+    def prove(session: Session) -> None:
+        (entry,) = (own_cache / "compiled").iterdir()
+        (entry / "a").write_bytes(b"other")
+        record = json.loads((entry / "record.json").read_text())
+        record["files"] = [dataclasses.asdict(describe_file(entry, "a"))]
+        (entry / "record.json").write_text(json.dumps(record))
+        real(session)
+
+    monkeypatch.setattr(opening, "prove", prove)
+    for new in (True, True, False):
+        with LotusEngine(keeping) as engine:
+            engine(PHOTO)
+        assert ("running its golden sample" in capfd.readouterr().err) == new
+
+
+@pytest.mark.parametrize("wrong", [np.nan, None])
+def test_an_entry_that_gives_no_usable_answer_goes(
+    keeping: Path,
+    wrong: float | None,
+    opened: list[str],
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NaN, or a map of another shape: the bundle itself answers."""
+    run = BackendSession._run
+
+    def odd(session: BackendSession, *words: object) -> Arrays:
+        answers = run(session, *words)
+        if session.compiled is None:
+            return answers
+        return {
+            name: each[:, :, 1:] if wrong is None else each * wrong
+            for name, each in answers.items()
+        }
+
+    monkeypatch.setattr(BackendSession, "_run", odd)
+    with LotusEngine(keeping) as engine:
+        engine(PHOTO)
+    assert opened == ["keeps", "kept", "plain"]
+    assert not [*(own_cache / "compiled").iterdir()]

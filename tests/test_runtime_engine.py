@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,27 @@ def test_golden_of_another_shape_is_damage(
         arrays = dict(stored)
     change(arrays)
     np.savez(null_bundle / "golden.npz", **arrays)
+    _resign(null_bundle)
+    with LotusEngine(null_bundle) as engine, pytest.raises(DamagedBundleError, match="golden"):
+        engine.verify()
+
+
+def test_memory_that_ends_says_nothing_of_the_golden(
+    null_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("runtime.golden.read_bounded", full)
+    with LotusEngine(null_bundle) as engine, pytest.raises(MemoryError):
+        engine.verify()
+
+
+def test_a_header_over_which_python_runs_out_of_memory_is_damage(null_bundle: Path) -> None:
+    header = b"-" * 9000 + b"1"
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    with zipfile.ZipFile(null_bundle / "golden.npz", "w") as archive:
+        archive.writestr("image_64x96.npy", start + header)
     _resign(null_bundle)
     with LotusEngine(null_bundle) as engine, pytest.raises(DamagedBundleError, match="golden"):
         engine.verify()

@@ -133,6 +133,6 @@ def test_a_folder_comes_first_and_a_path_is_no_id(
             LotusEngine(name)
     with pytest.raises(SchemaError, match="there is no folder user/nothing"):
         LotusEngine("user/nothing")  # beside user/bundle: misspelt
-    for name in ("other/nothing", "user/nothing@main"):
+    for name in ("other/nothing", "user/nothing@main", f"{'x' * 300}/nothing"):
         with pytest.raises(BundleError, match="pip install huggingface-hub"):
             LotusEngine(name)

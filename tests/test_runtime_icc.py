@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from runtime.errors import ImageError, ImageWarning
 from runtime.image import load
+from runtime.pictures.colour import _from_profile
 
 RGB = np.random.default_rng(4).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 # XYZ (D50) of the primaries, as the profiles of Adobe RGB (1998) and sRGB have them.
@@ -239,3 +240,12 @@ def test_flat_pictures_and_metadata_have_lost_nothing(tmp_path: Path, colour: in
         path = tmp_path / f"a.{'jpg' if number < 5 else 'webp'}"
         image.convert("L" if number == 4 else "RGB").save(path, exif=exif, **options)
         load(path, strict=True)
+
+
+def test_memory_that_ends_says_nothing_of_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageCms, "buildTransform", full)
+    with pytest.raises(MemoryError):
+        _from_profile(profile(b"RGB ", 2.2, ADOBE), "RGB", [])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from runtime.errors import ImageError
 from runtime.image import Levels, choose_bucket, fit_to_bucket, load, restore
@@ -137,6 +137,21 @@ def test_pil_images_that_cannot_be_read(tmp_path: Path) -> None:
         image.close()
     with pytest.raises(ImageError, match="cannot be decoded"):
         load(tmp_path / ("long" * 100 + ".png"))
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_too_little_memory_says_nothing_about_the_picture(
+    tmp_path: Path, as_bytes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`predict` tries such a picture again, alone."""
+    path = save(tmp_path, Image.fromarray(RGB))
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("1 GiB")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(MemoryError, match="1 GiB"):
+        load(path.read_bytes() if as_bytes else path)
 
 
 def test_missing_folder_empty_truncated_and_foreign_files(tmp_path: Path) -> None:

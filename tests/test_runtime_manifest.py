@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -61,6 +62,33 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
     ):
         with pytest.raises(SchemaError, match=message):
             LotusEngine(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}/y", "x/" * 3000])
+def test_a_name_that_no_folder_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SchemaError, match=r"cannot read|no folder"):
+        LotusEngine(tmp_path / name)
+
+
+def test_what_can_be_read_of_deep_settings_can_be_used(null_bundle: Path) -> None:
+    body = json.loads((null_bundle / MANIFEST).read_text())
+    body.pop("manifest_sha256")
+    body["engine"] = {"flavour": "a", "version": "1", "compute_capability": None}
+    body["engine"]["settings"] = {"deep": "HERE"}
+    refused = []
+    for depth in (50, 600, 970):
+        nest = "[" * depth + "]" * depth  # by hand: json.dumps has its limit too
+        text = json.dumps(body, sort_keys=True).replace('"HERE"', nest)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        (null_bundle / MANIFEST).write_text(f'{{"manifest_sha256": "{digest}", {text[1:]}')
+        try:
+            manifest = Manifest.read(null_bundle)
+        except SchemaError:
+            refused.append(depth)
+        else:
+            assert len(manifest.checksum) == 64
+    assert 50 not in refused
+    assert 970 in refused
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def provable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The null backend with a vendor: NumPy, whose version counts."""
-    null = dataclasses.replace(BACKENDS["null"], package="numpy")
+    null = dataclasses.replace(BACKENDS["null"], package="numpy", threads=True)
     monkeypatch.setitem(BACKENDS, "null", null)
 
 
@@ -70,6 +71,24 @@ def test_a_bundle_of_links_opens(null_bundle: Path, photo: np.ndarray, tmp_path:
     with LotusEngine(null_bundle) as plain, LotusEngine(snapshot) as linked:
         assert np.array_equal(plain(photo).values, linked(photo).values)
         linked.verify()
+
+
+def test_a_file_of_links_has_one_record(
+    null_bundle: Path,
+    photo: np.ndarray,
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each opening makes and removes hard links, which moves a time of the files."""
+    snapshot, read = as_the_hub_does(null_bundle, tmp_path / "hub"), list[File]()
+    settle(snapshot)
+    monkeypatch.setattr(runtime.contents, "check_content", lambda folder, file: read.append(file))
+    for _ in range(3):
+        with LotusEngine(snapshot) as engine:
+            engine(photo)
+        time.sleep(0.02)  # longer than a tick of the file system's clock
+    assert len(read) == len([*(own_cache / "contents").iterdir()]) == 2
 
 
 def test_backends_get_plain_files_that_are_no_copies(tmp_path: Path) -> None:

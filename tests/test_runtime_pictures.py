@@ -19,6 +19,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from runtime.errors import ImageError, ImageWarning
 from runtime.image import IMAGE_SUFFIXES, load, why_not_read
+from runtime.pictures.decode import decode_file
 from runtime.pictures.jpeg import MOST_SCANS
 
 COARSE = np.random.default_rng(5).integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -93,6 +94,27 @@ def test_half_a_picture_where_the_process_reads_truncated_ones(
         path.write_bytes(half)
         with pytest.raises(ImageError, match="is cut short"):
             load(path)
+
+
+@pytest.mark.parametrize("time", [1, 2])
+def test_memory_that_ends_says_nothing_of_a_picture_without_its_end(
+    tmp_path: Path, time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is decoded twice."""
+    path = tmp_path / "a"
+    path.write_bytes(CUT["baseline"][:-200])
+    real, seen = ImageFile.ImageFile.load, list[Image.Image]()
+
+    def load_once(image: ImageFile.ImageFile) -> object:
+        if not any(image is each for each in seen):
+            seen.append(image)
+            if len(seen) == time:
+                raise MemoryError
+        return real(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load_once)
+    with pytest.raises(MemoryError):
+        decode_file(path, strict=False, max_pixels=None)
 
 
 @pytest.mark.parametrize("packed", [True, False])

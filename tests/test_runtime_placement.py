@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import write_null_bundle
 
-from runtime import LotusEngine
+from runtime import LotusEngine, machine
 from runtime.__main__ import main
 from runtime.backends import BACKENDS, installed
 from runtime.backends.cores import usable_cores
@@ -169,3 +172,83 @@ def test_on_the_command_line(
 
 def test_every_backend_says_which_devices_it_takes() -> None:
     assert all(bool(each.devices) != bool(each.no_devices) for each in BACKENDS.values())
+
+
+class TwoGpus:
+    """What is asked of the NVIDIA driver; 101 is CUDA_ERROR_INVALID_DEVICE."""
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 13000
+        return 0
+
+    def cuDeviceGet(self, device: Any, number: int) -> int:
+        device._obj.value = number
+        return 0 if number < 2 else 101
+
+    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:
+        name.value = f"GPU {device.value}".encode()
+        return 0
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(machine, "nvidia_driver", TwoGpus)
+    monkeypatch.setattr(machine, "_driver_build", lambda: "b1")
+    machine.describe_gpu.cache_clear()
+    yield
+    machine.describe_gpu.cache_clear()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_gpu_that_is_asked_for_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = dataclasses.replace(BACKENDS["onnxruntime-cuda"], package="")
+    assert machine.describe_machine(cuda)["gpu"] == "GPU 0, CUDA 13000, build b1"
+    assert machine.describe_machine(cuda, "1")["gpu"] == "GPU 1, CUDA 13000, build b1"
+    assert machine.describe_machine(cuda, "2")["gpu"] == "none"
+    monkeypatch.setattr(machine, "_driver_build", lambda: "")  # as on Windows
+    assert not machine.knows_device(cuda)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("backend", "device", "known"),
+    [
+        ("onnxruntime", None, True),
+        ("openvino", None, True),
+        ("openvino", "CPU", True),
+        ("openvino", "GPU", False),
+        ("openvino", "NPU", False),
+        ("onnxruntime-cuda", "1", True),
+        ("onnxruntime-cuda", "2", False),
+        ("onnxruntime-rtx", None, True),
+        ("onnxruntime-coreml", None, False),
+        ("onnxruntime-directml", None, False),
+        ("onnxruntime-qnn", None, False),
+        ("tensorrt", None, True),
+        ("tensorrt-rtx", None, True),
+    ],
+)
+def test_which_devices_are_known(backend: str, device: str | None, known: bool) -> None:
+    assert machine.knows_device(BACKENDS[backend], device) == known
+
+
+@pytest.mark.parametrize(("device", "goldens"), [("CPU", 1), ("GPU", 2)])
+def test_on_an_unknown_device_a_bundle_proves_itself_at_each_opening(
+    null_bundle: Path,
+    device: str,
+    goldens: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes = {"package": "numpy", "devices": "any", "no_devices": "", "threads": True}
+    monkeypatch.setitem(BACKENDS, "null", dataclasses.replace(BACKENDS["null"], **changes))
+    monkeypatch.setenv("LOTUS_EDGE_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        with LotusEngine(null_bundle, device=device) as engine:
+            engine(RGB)
+            engine.verify()
+    assert capsys.readouterr().err.count("running its golden sample") == goldens

@@ -134,6 +134,30 @@ def test_predicting_within_a_prediction_is_an_error_and_no_deadlock(
             engine(photo)
 
 
+@pytest.mark.parametrize("step", ["_open", "_run"])
+def test_predicting_within_a_prediction_of_another_bucket(
+    many: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place is that of the first, which would wait for itself."""
+    first, second = sized(many, 2)
+    engine, said = LotusEngine(many, max_open=1), list[str]()
+
+    def predict() -> None:
+        with pytest.raises(BackendError) as caught:
+            engine(first)
+        said.append(str(caught.value))
+
+    monkeypatch.setattr(BackendSession, step, lambda *_: engine(second))
+    thread = threading.Thread(target=predict, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert len(said) == 1, "it hangs"
+    assert "in this thread already" in said[0]
+    monkeypatch.undo()
+    engine(second)
+    engine.close()
+
+
 def test_where_warnings_are_errors_a_list_goes_on(
     null_bundle: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,15 +229,51 @@ def test_a_deadline_for_opening_and_for_the_golden(
         return opened(session)
 
     monkeypatch.setattr(BackendSession, "_open", hangs)
+    raised = []
     with LotusEngine(null_bundle, deadline=0.2) as engine:
-        for _ in range(2):  # the second does not start another thread
-            with pytest.raises(DeadlineError, match=r"more than 0\.2 s"):
+        for _ in range(3):  # the second does not start another thread
+            with pytest.raises(DeadlineError, match=r"more than 0\.2 s") as caught:
                 engine(photo)
+            raised.append(caught.value)
+    assert len({str(error) for error in raised}) == 1
+    assert len({id(error) for error in raised}) == 3, "one error would hold the frames of all"
     assert sum("opening" in thread.name for thread in threading.enumerate()) == 1
     released.set()
     with LotusEngine(null_bundle, deadline=5) as engine:
         assert engine(photo).values.shape == photo.shape[:2]
         engine.verify()
+
+
+def test_a_deadline_ends_the_wait_for_a_golden_that_never_ends(
+    null_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that is left behind closes its session, once it can."""
+    buckets, released, run = watch(monkeypatch), threading.Event(), BackendSession._run
+    ended: list[bool] = []
+
+    def hangs(*words: Any) -> Arrays:
+        ended.append(released.wait(10))
+        return run(*words)
+
+    monkeypatch.setattr(BackendSession, "_run", hangs)
+    with (
+        LotusEngine(null_bundle, deadline=0.2) as engine,
+        pytest.raises(DeadlineError, match=r"more than 0\.2 s"),
+    ):
+        engine.verify()
+    assert not ended, "it was waited for"
+    released.set()
+    for thread in threading.enumerate():
+        if thread.name.endswith("and its golden"):
+            thread.join(10)
+    assert ended == [True]
+    assert not buckets.now
+
+
+@pytest.mark.parametrize("deadline", [1e300, 10**400])
+def test_a_deadline_of_ages_is_one(null_bundle: Path, photo: np.ndarray, deadline: float) -> None:
+    with LotusEngine(null_bundle, deadline=deadline) as engine:
+        assert engine(photo).values.shape == photo.shape[:2]
 
 
 @pytest.mark.parametrize(

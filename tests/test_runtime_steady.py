@@ -181,6 +181,31 @@ def test_a_camera_that_turns_is_followed() -> None:
     assert (found.scale, found.shift) == (pytest.approx(1, abs=0.02), pytest.approx(0, abs=0.01))
 
 
+def test_a_steady_pan_is_tied_while_frames_have_enough_in_common() -> None:
+    """The camera turns by 3 of 60 columns a frame: those 10 and 25 apart have half a picture in
+    common, and nothing.
+    """
+    y, x = np.mgrid[:60, :60].astype(np.float32)
+    random = np.random.default_rng(0)
+    thumbnails = []
+    for number in range(30):
+        columns = x + 3 * number
+        waves = 50 * np.sin(columns / 9) + 50 * np.sin((y + columns) / 11) + 127
+        exact = y / 80 + 0.1 * np.sin(columns / 7)
+        scale, shift = np.exp(random.normal(0, 0.08)), random.normal(0, 0.04)
+        rgb = np.stack([waves.astype(np.uint8)] * 3, -1)
+        values = ((exact - shift) / scale).astype(np.float32)
+        thumbnails.append(Thumbnail(values=values, rgb=rgb, time=number / 30))
+    steps = plan_clip(thumbnails)
+    assert [number for number, step in enumerate(steps) if step.cut] == [0]
+
+    def changes(maps: np.ndarray) -> float:
+        return float(np.abs(maps[1:, :, :-3] - maps[:-1, :, 3:]).mean())
+
+    off = np.stack([each.values for each in thumbnails])
+    assert changes(applied(steps, thumbnails)) < changes(off) / 8
+
+
 def test_chains_are_solved_as_dense_least_squares_are() -> None:
     random = np.random.default_rng(0)
     count = 40

@@ -144,3 +144,16 @@ write_together({{Path({str(tmp_path)!r}) / "room.png": b"x"}},
         (tmp_path / name).write_text("mine")
     write_atomic(tmp_path / "a", b"x")
     assert listed(tmp_path) == sorted([*others, "a"])
+
+
+def test_machines_and_containers_of_one_name_sweep_nothing_of_each_other(tmp_path: Path) -> None:
+    """The numbers of one's processes mean others there."""
+    for name in "abc":
+        for path, text in (("etc/machine-id", "1"), ("proc/self/ns/pid", "")):
+            (tmp_path / name / path).parent.mkdir(parents=True)
+            (tmp_path / name / path).write_text(text)
+        (tmp_path / f"host-{name}/etc").mkdir(parents=True)
+        (tmp_path / f"host-{name}/etc/machine-id").write_text(name)
+    # Of three not all are equal: two tags of 16 bits may be, by chance.
+    assert len({writing.machine_tag(tmp_path / name) for name in "abc"}) > 1
+    assert len({writing.machine_tag(tmp_path / f"host-{name}") for name in "abc"}) > 1

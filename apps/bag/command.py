@@ -26,6 +26,7 @@ from runtime.tasks import TASKS
 _PICTURES = (IMAGE, "sensor_msgs/msg/CompressedImage")
 _ANCHORS = (IMAGE, "sensor_msgs/msg/PointCloud2")
 _TRANSFORMS = ("/tf_static", "/tf")
+_COMPRESSED = "/compressed"  # image_transport's, after the name of the pictures
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--anchor", {"metavar": "TOPIC", "help": "a lidar's cloud, or depth registered to T: metres"}),
     (
@@ -75,7 +76,7 @@ def _bag(arguments: argparse.Namespace) -> int:
     for name in ("every", "stride", "within"):
         if not getattr(arguments, name) > 0:
             raise ImageError(f"--{name} is a positive number, found {getattr(arguments, name)}")
-    _check_free(arguments.output, arguments.overwrite)
+    _check_free(arguments.input, arguments.output, arguments.overwrite)
     extrinsic = read_extrinsic(arguments.extrinsic) if arguments.extrinsic else None
     with Reader(arguments.input) as reader, Reader(arguments.input) as beside:
         topics = _Topics.of(reader, arguments)
@@ -142,9 +143,7 @@ class _Topics:
         """Raises: ImageError for topics that the bag does not have, or of another kind."""
         picture: str = arguments.topic
         _need(reader, picture, _PICTURES)
-        above = picture.rpartition("/")[0]
-        if picture.endswith("/compressed"):
-            above = above.rpartition("/")[0]
+        above = picture.removesuffix(_COMPRESSED).rpartition("/")[0]
         info = arguments.camera_info or f"{above}/camera_info"
         if arguments.camera_info or info in reader.kinds:
             _need(reader, info, ("sensor_msgs/msg/CameraInfo",))
@@ -157,6 +156,11 @@ class _Topics:
                 raise ImageError("a cloud needs the camera: name its topic with --camera-info")
         prefix = (arguments.prefix or f"{above}/lotus").rstrip("/")
         return cls(picture=picture, info=info, anchor=arguments.anchor, prefix=prefix)
+
+    @property
+    def rectified(self) -> bool:
+        """Whether the name of the pictures' topic says so, as image_proc names them."""
+        return "rect" in self.picture.removesuffix(_COMPRESSED).rpartition("/")[2]
 
 
 def _need(reader: Reader, topic: str, kinds: tuple[str, ...]) -> None:
@@ -184,11 +188,13 @@ class _Nearest:
         self._info: Any = None
         self._before: Any = None
         self._after: Any = None
-        self._warned = False
+        self._warned: set[str] = set()
         self.problem = ""
 
     def at(self, picture: Any, height: int, width: int) -> tuple[Camera | None, Anchors | None]:
-        """For a picture of this size; None where there is none."""
+        """For a picture of this size; None where there is none that can be used. `problem` says
+        what was wrong with the last anchor.
+        """
         when = _seconds(picture)
         while self._after is None or _seconds(self._after) < when:
             following = next(self._walk, None)
@@ -204,12 +210,20 @@ class _Nearest:
             self.problem = f"no anchor within {self._within:g} s"
             return camera, None
         chosen = min(near, key=lambda each: abs(_seconds(each) - when))
-        if camera is None:
-            camera_of_view = Camera.assumed().at(height, width)  # of its size alone
-        else:
-            camera_of_view = camera
-        target = picture.header.frame_id
-        return camera, anchors_of(chosen, camera_of_view, target, self._frames, self._extrinsic)
+        try:
+            return camera, self._anchors(chosen, camera, picture.header.frame_id, height, width)
+        except (GeometryError, ImageError) as error:
+            self.problem = str(error)
+            return camera, None
+
+    def _anchors(
+        self, chosen: Any, camera: Camera | None, target: str, height: int, width: int
+    ) -> Anchors:
+        """Raises: GeometryError, ImageError."""
+        if camera is None and not hasattr(chosen, "encoding"):
+            raise GeometryError("a cloud needs the camera, which is not known")
+        view = camera or Camera.assumed().at(height, width)  # of a depth picture its size alone
+        return anchors_of(chosen, view, target, self._frames, self._extrinsic)
 
     def _take(self, topic: str, time: int, message: Any) -> None:
         if topic == self._topics.info:
@@ -222,14 +236,28 @@ class _Nearest:
     def _camera(self, height: int, width: int) -> Camera | None:
         if self._info is None:
             return None
-        rectified = "rect" in self._topics.picture.rpartition("/")[2]
-        if not rectified and is_distorted(self._info) and not self._warned:
-            say(
-                f"warning: {self._topics.picture} is not rectified, and its camera bends lines: "
-                "points are off towards the edges. Name the topic that image_proc rectifies"
+        try:
+            camera = camera_of(self._info, self._topics.rectified).at(height, width)
+        except GeometryError as error:
+            self._warn(
+                "camera",
+                f"{self._topics.info} holds no camera ({error}): no points are written, and no "
+                "camera info. Calibrate it, or name another topic with --camera-info",
             )
-            self._warned = True
-        return camera_of(self._info, rectified).at(height, width)
+            return None
+        if not self._topics.rectified and is_distorted(self._info):
+            self._warn(
+                "lines",
+                f"{self._topics.picture} is not rectified, and its camera bends lines: points are "
+                "off towards the edges. Name the topic that image_proc rectifies",
+            )
+        return camera
+
+    def _warn(self, what: str, words: str) -> None:
+        """Say so, once for each `what`."""
+        if what not in self._warned:
+            say(f"warning: {words}")
+        self._warned.add(what)
 
 
 def _seconds(message: Any) -> float:
@@ -237,8 +265,11 @@ def _seconds(message: Any) -> float:
     return float(stamp.sec + stamp.nanosec * 1e-9)
 
 
-def _check_free(output: Path, overwrite: bool) -> None:
-    """Raises: OutputError."""
+def _check_free(given: Path, output: Path, overwrite: bool) -> None:
+    """Refuse an output that is there, but for another bag to be replaced. Raises: OutputError."""
+    read = (given, *given.resolve().parents)
+    if given.exists() and output.exists() and any(map(output.samefile, read)):
+        raise OutputError(f"{given} is, or lies in, the output {output}: choose another name")
     if output.exists() and not (overwrite and (output / "metadata.yaml").exists()):
         what = "is no bag, so it is not overwritten" if overwrite else "exists: pass --overwrite"
         raise OutputError(f"{output} {what}")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from pyarrow import csv
 from apps.batch.store import Store, without_secrets
 from runtime.errors import OutputError
 
-DONE, BAD, FATAL = "done", "bad", "fatal"
+DONE, BAD, UNREAD, FATAL = "done", "bad", "unread", "fatal"
 PARTS, BEGUN, SHARDS, RESULTS = "ledger", "begun", "shards", "results"
 SCHEMA = pa.schema(
     [
@@ -43,9 +44,25 @@ SCHEMA = pa.schema(
 """`picture`: its name. `size` in bytes and `modified` in nanoseconds tell whether it changed; -1
 where nothing is known. `status`: done or bad; `note`: why it is bad, or what is odd about it.
 `result`: the shard, or the beginning of its files' names. `finished`: seconds since 1970.
+
+A process answers two more kinds of rows, which are never kept: unread, for a picture that is not
+to be had now, through no fault of its own; and fatal, for what ends the work.
+"""
+MAPS = {"use_dictionary": False, "write_batch_size": 1}
+"""How `table_bytes` writes tables with maps. A page of Parquet counts its bytes in 32 bits, and
+has at least as many values as are written at a time.
 """
 _LEDGER, _RUN, _LOCK, _BAD = "ledger.parquet", "run.json", "run.lock", "bad.csv"
 _KEY = ["picture", "size", "modified"]
+_ADDED = ("column", "name")  # a run.json of an older version has neither
+_OWN = {
+    PARTS: re.compile(rf"{PARTS}/[0-9a-f]{{20}}\.parquet"),
+    BEGUN: re.compile(rf"{BEGUN}/[0-9a-f]{{20}}"),
+    SHARDS: re.compile(rf"{SHARDS}/[0-9a-f]{{20}}(-[0-9]+)?\.parquet"),
+}
+"""The names that this command gives: see `worker.part_name`, `shards.Shards`."""
+_START = re.compile(r"run\.lock|\.lotus-[0-9a-f]{4}-\d+-[0-9a-f]{6}\.partial")
+"""What a run leaves that is killed before run.json is there."""
 
 
 class Ledger:
@@ -62,32 +79,35 @@ class Ledger:
         On the disks of a Unix one run at a time does. Raises: OutputError where the store is
         another work's, or no work's.
         """
-        known = self._check(identity)
+        found = self._check(identity)
         with self._alone():
-            if not known:
-                self._store.write({_RUN: json.dumps(identity, indent=2).encode()})
+            if found != identity:
+                text = json.dumps({**found, **identity}, indent=2)
+                self._store.write({_RUN: text.encode()})
             yield
 
-    def _check(self, identity: Mapping[str, Any]) -> bool:
+    def _check(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """What run.json says; empty where there is none, and nothing else either."""
         stored = self._store.read(_RUN)
         if stored is None:
-            if there := [name for name in self._store.names() if name != _LOCK]:
+            names = self._store.names(folders=True)
+            if there := [name for name in names if not _START.fullmatch(name)]:
                 raise OutputError(
-                    f"{self._where} holds files, {there[0]} for one, and is not of this "
+                    f"{self._where} is not empty, {there[0]} is there for one, and is not of this "
                     "command. Name another folder for --output."
                 )
-            return False
+            return {}
         try:
             found = dict(json.loads(stored))
         except (ValueError, TypeError):
             found = {}
         for name, value in identity.items():
-            if found.get(name) != value:
+            if found.get(name, value if name in _ADDED else None) != value:
                 raise OutputError(
                     f"{self._where} was begun with another {name}: {found.get(name)!r}, now "
                     f"{value!r}. Name another folder for --output."
                 )
-        return True
+        return found
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -113,9 +133,9 @@ class Ledger:
         """The newest row of each picture, sorted by name; what was in parts is in one file now.
 
         Shards lose what is not in them by these rows: a picture that was done anew, or one whose
-        worker died before it could say so.
+        worker died before it could say so. Files of other names than this command's stay.
         """
-        parts = [name for name in self._store.names(PARTS) if name.endswith(".parquet")]
+        parts = self._own(PARTS)
         tables = [read_table(self._store.read(name)) for name in (_LEDGER, *parts)]
         everything = pa.concat_tables([SCHEMA.empty_table(), *tables])
         merged = _newest(everything)
@@ -123,19 +143,29 @@ class Ledger:
         if parts:
             self._store.write({_LEDGER: table_bytes(merged)})
             self._store.delete(parts)
-        self._store.delete(self._store.names(BEGUN))
+        self._store.delete(self._own(BEGUN))
         return merged
+
+    def forget_bad(self) -> None:
+        """Bad pictures lose their rows, and so are tried again."""
+        merged = self.merge()
+        kept = merged.filter(pc.not_equal(merged["status"], BAD))
+        self._store.write({_LEDGER: table_bytes(kept)})
+
+    def _own(self, folder: str) -> list[str]:
+        """The files in a folder that have names of this command's form."""
+        return [name for name in self._store.names(folder) if _OWN[folder].fullmatch(name)]
 
     def _clean_shards(self, everything: pa.Table, merged: pa.Table) -> None:
         kept, written = (_counts(table) for table in (merged, everything))
-        for shard in self._store.names(SHARDS):
+        for shard in self._own(SHARDS):
             if shard not in kept:
                 self._store.delete([shard])
             elif kept[shard] != written[shard]:
                 here = merged.filter(pc.equal(merged["result"], shard))["picture"]
                 table = pq.read_table(io.BytesIO(self._store.read(shard) or b""))
                 table = table.filter(pc.is_in(table["picture"], here.combine_chunks()))
-                self._store.write({shard: table_bytes(table)})
+                self._store.write({shard: table_bytes(table, **MAPS)})
 
     def finish(self, merged: pa.Table, summary: Mapping[str, Any]) -> None:
         """Write the table of bad pictures and the summary."""
@@ -152,15 +182,21 @@ def missing(pictures: pa.Table, merged: pa.Table) -> pa.Table:
     return left.sort_by("picture")
 
 
+def without(table: pa.Table, pictures: Iterable[str]) -> pa.Table:
+    """The rows of other pictures than these."""
+    named = pa.array(list(pictures), pa.string())
+    return table.filter(pc.invert(pc.is_in(table["picture"], named)))
+
+
 def rows(values: list[dict[str, Any]]) -> pa.Table:
     """Rows of a ledger."""
     return pa.Table.from_pylist(values, schema=SCHEMA)
 
 
-def table_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file."""
+def table_bytes(table: pa.Table, **options: Any) -> bytes:
+    """A table as a Parquet file; `options` as of `pyarrow.parquet.write_table`."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", **options)
     return buffer.getvalue()
 
 

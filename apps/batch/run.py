@@ -17,7 +17,7 @@ import ray
 import ray.data
 from pyarrow import compute as pc
 
-from apps.batch.ledger import BAD, FATAL, PARTS, Ledger, missing, rows, table_bytes
+from apps.batch.ledger import BAD, FATAL, PARTS, Ledger, missing, rows, table_bytes, without
 from apps.batch.sources import Found
 from apps.batch.summary import Progress, summarize
 from apps.batch.worker import TRIES, Job, Labeller, part_name
@@ -26,6 +26,7 @@ from runtime.console import one_line, say
 from runtime.errors import BackendError, LotusError
 
 _OURS = "LOTUS_EDGE_"  # environment variables that every process of the cluster gets
+_MOST_UNREAD = 100  # pictures in a row: it is no longer these alone that are not to be had
 
 
 class BatchError(LotusError):
@@ -57,23 +58,45 @@ def run(job: Job, found: Found, ledger: Ledger, pool: Pool) -> dict[str, Any]:
     if len(left):
         # Ray says on stdout that a process died; that is no result.
         with contextlib.redirect_stdout(sys.stderr), _Cluster(job, pool) as cluster:
-            for size in (pool.part, 1):  # a picture that kills its process takes no others along
-                for table in cluster.label(left, size):
-                    progress.add(table)
-                tried, left = len(left), missing(found.table, ledger.merge())
-                if len(left) == tried > pool.part:
-                    raise BatchError(
-                        "every process died before it had done anything: too little memory for so "
-                        "many engines? Ask for fewer with --engines."
-                    )
-                if not len(left):
-                    break
-            _give_up(job, left)
+            _give_up(job, _try_all(cluster, found, ledger, progress, left, pool.part))
     merged = ledger.merge()
     asked = merged.filter(pc.is_in(merged["picture"], found.table["picture"].combine_chunks()))
-    summary = summarize(asked, before, time.perf_counter() - start)
+    asked = without(asked, progress.unread)  # a row may be of what the picture was before
+    summary = summarize(asked, before, time.perf_counter() - start, progress.unread)
     ledger.finish(asked, summary)
     return summary
+
+
+def _try_all(
+    cluster: _Cluster, found: Found, ledger: Ledger, progress: Progress, left: pa.Table, part: int
+) -> pa.Table:
+    """Do what is left, in parts, and then what is left of those each alone: a picture that kills
+    its process takes no others along. Returns the pictures that killed it alone too.
+
+    Raises: BatchError where processes died and nothing came out at all, or where so many pictures
+    in a row are not to be had that their source is gone.
+    """
+    tried = len(left)
+    for size, few in ((part, part), (1, 0)):  # of few, one picture may be what kills them all
+        for table in cluster.label(left, size):
+            progress.add(table)
+            if progress.in_a_row >= _MOST_UNREAD:
+                name, reason = next(reversed(progress.unread.items()))
+                raise BatchError(
+                    f"{progress.in_a_row} pictures in a row could not be read, at last {name}: "
+                    f"{reason}. Is the source still there, and readable? None of them is marked "
+                    "bad: the same command tries them again."
+                )
+        left = without(missing(found.table, ledger.merge()), progress.unread)
+        if len(left) == tried > few:
+            raise BatchError(
+                f"every process died before it had done any picture of {tried}, "
+                f"{left['picture'][0]} for one: too little memory for so many engines? Ask for "
+                "fewer with --engines. None is marked bad."
+            )
+        if not len(left):
+            break
+    return left
 
 
 class _Cluster:
@@ -96,8 +119,9 @@ class _Cluster:
                 runtime_env={"env_vars": ours} if ours else None,
                 **here,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise BatchError(f"no Ray at {self._pool.address}: {error}") from error
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            where = self._pool.address or "this machine"
+            raise BatchError(f"no Ray at {where}: {error}") from error
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

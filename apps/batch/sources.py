@@ -87,11 +87,23 @@ def find(source: str, output: str, *, column: str | None = None, name: str | Non
 
 
 def _holds_tables(source: str) -> bool:
-    """Whether a local folder has Parquet files and nothing else that is not hidden."""
-    if is_remote(source) or not os.path.isdir(source):  # noqa: PTH112
-        return False
-    names = [name for name in os.listdir(source) if not name.startswith((".", "_"))]
+    """Whether a folder has Parquet files and nothing else that is not hidden."""
+    names = [name for name in _entries(source) if not name.startswith((".", "_"))]
     return bool(names) and all(name.lower().endswith(".parquet") for name in names)
+
+
+def _entries(source: str) -> list[str]:
+    """The names directly in a folder; none where it is no folder, or cannot be listed remotely:
+    whoever reads it says so.
+    """
+    if not is_remote(source):
+        return os.listdir(source) if os.path.isdir(source) else []  # noqa: PTH112
+    system, root = open_place(source)
+    try:
+        found = system.get_file_info(arrow.FileSelector(root, allow_not_found=True))
+    except (OSError, pa.ArrowException):
+        return []
+    return [info.base_name for info in found]
 
 
 def _collected(rows: Iterable[tuple[Any, ...]]) -> pa.Table:
@@ -160,7 +172,8 @@ def _remote_folder(source: str, output: str, skipped: Counter[str]) -> Iterator[
         suffix = posixpath.splitext(info.path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
             where, name = uri_in(source, info.path), info.path[len(root) + 1 :]
-            yield _shown(name), where.encode(), -1, info.size or 0, info.mtime_ns or -1
+            name = _below(_shown(name))
+            yield name, where.encode(), -1, info.size or 0, info.mtime_ns or -1
         elif reason := why_not_read(suffix):
             skipped[f"{suffix}: {reason}"] += 1
 
@@ -216,7 +229,8 @@ def _rows_of_table(
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             batches = table.to_batches(columns=[column])
             entries = (each or "" for batch in batches for each in batch.column(0).to_pylist())
-            yield from _named(table.files[0] if not is_remote(source) else source, entries)
+            first = table.files[0]
+            yield from _named(uri_in(source, first) if is_remote(source) else first, entries)
             return
         if not isinstance(table.format, arrow_dataset.ParquetFileFormat):
             raise ImageError(f"{source}: pictures inside a table are read from Parquet alone")

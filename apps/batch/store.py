@@ -61,16 +61,18 @@ class Store:
         except (OSError, ArrowException) as error:
             raise OutputError(f"cannot read {self._shown}/{name}: {error}") from error
 
-    def names(self, folder: str = "") -> list[str]:
-        """The files directly in a folder, by their names in the store. Raises: OutputError."""
+    def names(self, folder: str = "", *, folders: bool = False) -> list[str]:
+        """The files directly in a folder, by their names in the store; with `folders` whatever is
+        there. Raises: OutputError.
+        """
         system, root = self._opened
         try:
             chosen = arrow.FileSelector(f"{root}/{folder}".rstrip("/"), allow_not_found=True)
             found = system.get_file_info(chosen)
         except (OSError, ArrowException) as error:
             raise OutputError(f"cannot list {self._shown}/{folder}: {error}") from error
-        files = (info.base_name for info in found if info.type == arrow.FileType.File)
-        return sorted(f"{folder}/{name}" if folder else name for name in files)
+        there = (info.base_name for info in found if folders or info.type == arrow.FileType.File)
+        return sorted(f"{folder}/{name}" if folder else name for name in there)
 
     def delete(self, names: list[str]) -> None:
         """Remove files. Raises: OutputError."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from apps.batch.ledger import BAD, DONE
+from apps.batch.ledger import BAD, DONE, UNREAD
 from runtime.console import one_line, say, show
 
 _EVERY = 5.0  # seconds between two lines
@@ -20,11 +21,14 @@ _MOST_NAMED = 5
 
 class Progress:
     """Says on stderr how far a run is, every few seconds. `total` pictures, of which `left` are to
-    be done now.
+    be done now. `unread` has the pictures that could not be read, with the reasons; the last
+    `in_a_row` pictures are such.
     """
 
     def __init__(self, left: int, total: int) -> None:
         self._left, self._done, self._bad = left, 0, 0
+        self.unread: dict[str, str] = {}
+        self.in_a_row = 0
         self._start = self._said = time.perf_counter()
         if left < total:
             say(f"{total} pictures, {total - left} are done already, {left} to do")
@@ -32,12 +36,15 @@ class Progress:
             say(f"{total} pictures to do")
 
     def add(self, table: pa.Table) -> None:
-        """Count the rows of a finished part, and say each bad picture."""
-        bad = table.filter(pc.equal(table["status"], BAD))
+        """Count the rows of a finished part, and say each picture that is not done."""
         self._done += len(table)
-        self._bad += len(bad)
-        for row in bad.to_pylist():
-            say(one_line(f"BAD {row['picture']}: {row['note']}"))
+        for row in table.select(["picture", "status", "note"]).to_pylist():
+            self._bad += row["status"] == BAD
+            self.in_a_row = self.in_a_row + 1 if row["status"] == UNREAD else 0
+            if self.in_a_row:
+                self.unread[row["picture"]] = row["note"]
+            if row["status"] != DONE:
+                say(one_line(f"{row['status'].upper()} {row['picture']}: {row['note']}"))
         now = time.perf_counter()
         if now - self._said >= _EVERY or self._done >= self._left:
             self._said = now
@@ -49,18 +56,23 @@ class Progress:
             )
 
 
-def summarize(merged: pa.Table, before: pa.Table, seconds: float) -> dict[str, Any]:
+def summarize(
+    merged: pa.Table, before: pa.Table, seconds: float, unread: Mapping[str, str]
+) -> dict[str, Any]:
     """What is in the ledger, and how fast this run was.
 
-    `merged`: the rows of all pictures of the source; `before`: those of earlier runs.
+    `merged`: the rows of all pictures of the source; `before`: those of earlier runs; `unread`: the
+    pictures that could not be read, which have no row, with the reasons.
     """
     fresh = merged.filter(pc.invert(pc.is_in(merged["finished"], before["finished"])))
     took = np.array(fresh["seconds"]) if len(fresh) else np.zeros(1)
     slowest = fresh.sort_by([("seconds", "descending")]).slice(0, _MOST_NAMED)
     return {
-        "pictures": len(merged),
+        "pictures": len(merged) + len(unread),
         "done": _number(merged, DONE),
         "bad": _number(merged, BAD),
+        "unread": len(unread),
+        "unread_reasons": dict(Counter(unread.values()).most_common(_MOST_NAMED)),
         "this_run": {
             "pictures": len(fresh),
             "seconds": round(seconds, 3),
@@ -105,7 +117,8 @@ def _number(merged: pa.Table, status: str) -> int:
 def tell(summary: dict[str, Any], where: str) -> None:
     """The summary in a few lines on stdout."""
     now, speed = summary["this_run"], summary["this_run"]["seconds_per_picture"]
-    show(f"{summary['pictures']} pictures: {summary['done']} done, {summary['bad']} bad")
+    unread = f", {summary['unread']} could not be read" if summary["unread"] else ""
+    show(f"{summary['pictures']} pictures: {summary['done']} done, {summary['bad']} bad{unread}")
     if now["pictures"]:
         show(
             f"this run: {now['pictures']} in {_duration(now['seconds'])}, "
@@ -118,6 +131,10 @@ def tell(summary: dict[str, Any], where: str) -> None:
             show(f"straggler: the engine {name} did {engine['pictures_per_second']:.1f}/s")
     if summary["bad"]:
         show(f"the bad ones, with reasons: {where}/bad.csv")
+    for reason, count in summary["unread_reasons"].items():
+        show(one_line(f"not read: {count}, {reason}"))
+    if summary["unread"]:
+        show("the same command tries again what could not be read")
     show(where)
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
+import stat
 import tempfile
 import time
 import warnings
@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import compute as pc
 
 from apps.batch.ledger import (
     BAD,
@@ -29,19 +29,26 @@ from apps.batch.ledger import (
     PARTS,
     RESULTS,
     SCHEMA,
-    SHARDS,
+    UNREAD,
     read_table,
     rows,
     table_bytes,
 )
+from apps.batch.shards import LARGEST, Shards
 from apps.batch.store import Store, is_remote, open_place
 from runtime.engine import LotusEngine
 from runtime.errors import ImageError, ImageWarning, LotusError, OutputError
+from runtime.files import open_at_once
 from runtime.prediction import Prediction
 from runtime.saving import save_together, saved_paths, task_stems
 
 TRIES = 3
 """So often a part is begun. Ray does it again whenever its process died."""
+_SEEKING = (errno.EINVAL, errno.EOVERFLOW)  # where a damaged file sends a decoder nowhere
+
+
+class UnreadError(ImageError):
+    """A picture is not to be had now: its place does not give it, or memory does not hold it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +70,9 @@ class Labeller:
     """Called with a part of the pictures (`sources.PICTURES`), answers its rows of the ledger; none
     for a part that killed its process too often.
 
-    The engine is opened with the first part, and stays open. What concerns the bundle or the store
-    is answered as a row of its own, with status `fatal`.
+    The engine is opened with the first part, and stays open. A picture that is not to be had now is
+    answered with status `unread`, and gets no row in the store. What concerns the bundle or the
+    store is answered as a row of its own, with status `fatal`.
     """
 
     def __init__(self, job: Job) -> None:
@@ -92,20 +100,18 @@ class Labeller:
         self._job.store.write({f"{BEGUN}/{name}": str(begun + 1).encode()})
         entries = part.to_pylist()
         most = max(bucket.batch for bucket in self._engine.manifest.buckets)
+        shards = Shards(self._job.store, name, self._engine.manifest)
         done: list[dict[str, Any]] = []
-        maps: list[dict[str, Any]] = []
         for at in range(0, len(entries), most):
             for entry, answer in self._answers(entries[at : at + most]):
-                if self._job.shards and answer.prediction is not None:
-                    maps.append(_shard_row(entry["picture"], answer.prediction))
-                    answer.result = f"{SHARDS}/{name}.parquet"
-                elif answer.prediction is not None:
-                    self._save(entry, answer)
+                if answer.prediction is not None:
+                    self._keep(entry, answer, answer.prediction, shards)
                 done.append(_row(entry, answer))
-        if maps:
-            self._job.store.write({f"{SHARDS}/{name}.parquet": _shard(maps, self._engine)})
+        shards.write()
         table = rows(done)
-        self._job.store.write({f"{PARTS}/{name}.parquet": table_bytes(table)})
+        kept = table.filter(pc.not_equal(table["status"], UNREAD))
+        if len(kept):
+            self._job.store.write({f"{PARTS}/{name}.parquet": table_bytes(kept)})
         return table
 
     def _answers(self, entries: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], _Answer]]:
@@ -114,15 +120,22 @@ class Labeller:
             paths = [self._local(entry, Path(scratch, str(at))) for at, entry in enumerate(entries)]
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", ImageWarning)
-                predictions = self._predict(paths)
+                found = self._predict(paths)
+            found = [_judged(each, path) for path, each in zip(paths, found, strict=True)]
         seconds = (time.perf_counter() - start) / len(entries)
         said = [str(each.message) for each in caught]
-        for entry, path, each in zip(entries, paths, predictions, strict=True):
+        for entry, path, each in zip(entries, paths, found, strict=True):
             own = [words for words in said if words.startswith(f"{path}: ")]
             words = [str(each)] if isinstance(each, ImageError) else own
-            note = "; ".join(text.removeprefix(f"{path}: ") for text in words)
-            prediction = None if isinstance(each, ImageError) else each
-            yield entry, _Answer(prediction=prediction, note=note, seconds=seconds)
+            yield (
+                entry,
+                _Answer(
+                    prediction=None if isinstance(each, ImageError) else each,
+                    note="; ".join(text.removeprefix(f"{path}: ") for text in words),
+                    seconds=seconds,
+                    otherwise=UNREAD if isinstance(each, UnreadError) else BAD,
+                ),
+            )
 
     def _predict(self, paths: list[Path | ImageError]) -> list[Prediction | ImageError]:
         """Where memory does not suffice for several at once, each alone."""
@@ -132,7 +145,7 @@ class Labeller:
         except MemoryError as error:
             if len(paths) > 1:
                 return [answer for path in paths for answer in self._predict([path])]
-            return [ImageError(f"not enough memory ({error})")]
+            return [UnreadError(f"not enough memory ({error})")]
         return [next(found) if isinstance(path, Path) else path for path in paths]
 
     def _local(self, entry: dict[str, Any], scratch: Path) -> Path | ImageError:
@@ -147,15 +160,17 @@ class Labeller:
                 system, name = open_place(path)
                 with system.open_input_file(name) as stream:
                     content = bytes(stream.readall())
-        except (OSError, pa.ArrowException) as error:
-            return ImageError(f"cannot be read: {error}")
-        except ImageError as error:
-            return error
+        except (OSError, MemoryError, pa.ArrowException, ImageError) as error:
+            return UnreadError(f"cannot be read: {str(error) or type(error).__name__}")
+        if content is None:
+            return ImageError("the table has no picture in this row")
         scratch.write_bytes(content)
         return scratch
 
-    def _from_table(self, where: bytes, row: int) -> bytes:
-        """A picture out of a Parquet file, whose row group is kept for the next one."""
+    def _from_table(self, where: bytes, row: int) -> bytes | None:
+        """A picture out of a Parquet file, whose row group is kept for the next one; None where the
+        row has none.
+        """
         system, path = open_place(os.fsdecode(where))
         with pq.ParquetFile(path, filesystem=system) as file:
             group = 0
@@ -167,21 +182,32 @@ class Labeller:
                 self._group = (where, group), table.column(0).to_pylist()
         content = self._group[1][row]
         content = content.get("bytes") if isinstance(content, dict) else content
-        if not content:
-            raise ImageError("the table has no picture in this row")
-        return bytes(content)
+        return bytes(content) if content else None
 
-    def _save(self, entry: dict[str, Any], answer: _Answer) -> None:
+    def _keep(
+        self, entry: dict[str, Any], answer: _Answer, prediction: Prediction, shards: Shards
+    ) -> None:
+        """Write the maps of a picture, or give them to the shards, and note where they are."""
+        largest = max(each.values.nbytes for _, each in prediction.items())
+        if not self._job.shards:
+            self._save(f"{RESULTS}/{entry['picture']}", answer, prediction)
+        elif largest <= LARGEST:
+            answer.result = shards.add(entry["picture"], prediction)
+        else:
+            answer.note = (
+                f"its map has {largest:,} bytes, and Parquet takes {LARGEST:,}: use --format files "
+                "or --network-size"
+            )
+
+    def _save(self, name: str, answer: _Answer, prediction: Prediction) -> None:
         """Write the files that `lotus-edge predict` writes."""
-        assert answer.prediction is not None
-        name = f"{RESULTS}/{entry['picture']}"
         folder = self._job.store.folder
         try:
             if folder is not None:
-                _write(folder / name, answer.prediction)
+                _write(folder / name, prediction)
             else:
                 with tempfile.TemporaryDirectory(prefix="lotus-edge-") as scratch:
-                    files = _write(Path(scratch, Path(name).name), answer.prediction)
+                    files = _write(Path(scratch, Path(name).name), prediction)
                     above = name.rpartition("/")[0]
                     self._job.store.write(
                         {f"{above}/{file.name}": file.read_bytes() for file in files}
@@ -197,18 +223,44 @@ class Labeller:
 
 @dataclass(kw_only=True)
 class _Answer:
-    """What came out for a picture; `result` is None until it is written."""
+    """What came out for a picture; `result` is None until it has a place, and the status is
+    `otherwise` if it never gets one.
+    """
 
     prediction: Prediction | None
     note: str
     seconds: float
+    otherwise: str
     result: str | None = None
+
+
+def _judged(answer: Prediction | ImageError, path: Path | ImageError) -> Prediction | ImageError:
+    """The answer for a picture; an UnreadError in place of an error that its content is not to
+    blame for: the system did not give the file, or does not give it now.
+    """
+    if not isinstance(answer, ImageError) or not isinstance(path, Path):
+        return answer
+    cause = answer.__cause__
+    while cause is not None:
+        number = getattr(cause, "errno", None)
+        if number is not None and number not in _SEEKING:
+            return UnreadError(str(answer))
+        cause = cause.__cause__
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            with open_at_once(path) as stream:
+                stream.read(1)
+    except OSError as error:
+        return UnreadError(f"cannot be read: {error.strerror or error}")
+    except ValueError:  # a name that no file can have
+        pass
+    return answer
 
 
 def _row(entry: dict[str, Any], answer: _Answer) -> dict[str, Any]:
     """A row of the ledger."""
     row = {name: entry[name] for name in ("picture", "size", "modified")} | {
-        "status": BAD,
+        "status": answer.otherwise,
         "note": answer.note,
         "seconds": answer.seconds,
         "worker": _worker(),
@@ -233,25 +285,6 @@ def _write(stem: Path, prediction: Prediction) -> list[Path]:
     maps = {stems[task]: each for task, each in prediction.items()}
     save_together(maps, overwrite=True)
     return [file for each in maps for file in saved_paths(each)]
-
-
-def _shard_row(picture: str, prediction: Prediction) -> dict[str, Any]:
-    arrays = {}
-    for task, each in prediction.items():
-        stream = io.BytesIO()
-        np.save(stream, each.values, allow_pickle=False)
-        arrays[task] = stream.getvalue()
-    return {"picture": picture, **arrays}
-
-
-def _shard(maps: list[dict[str, Any]], engine: LotusEngine) -> bytes:
-    """A Parquet file: picture, and for each task its map as the bytes of a .npy file."""
-    meaning = {task: engine.manifest.outputs[task] for task in engine.manifest.tasks}
-    schema = pa.schema(
-        [("picture", pa.string()), *((task, pa.large_binary()) for task in meaning)],
-        metadata={"lotus-edge": f"bundle {engine.manifest.name}", **meaning},
-    )
-    return table_bytes(pa.Table.from_pylist(maps, schema=schema))
 
 
 def _worker() -> str:

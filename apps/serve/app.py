@@ -5,6 +5,7 @@ which loads nothing from elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,10 +19,17 @@ from starlette.exceptions import HTTPException
 
 from apps.serve.answers import FORMS, check_task, choose_form
 from apps.serve.counting import Counting
-from apps.serve.errors import LateError, ServeError, UnauthorizedError, UnusableError
+from apps.serve.errors import (
+    LateError,
+    NoMemoryError,
+    ServeError,
+    UnauthorizedError,
+    UnusableError,
+)
 from apps.serve.metrics import Metrics
 from apps.serve.pool import Pool
 from apps.serve.reading import read_picture
+from apps.serve.sending import Sliced
 from apps.serve.work import Work
 from runtime.console import one_line, say
 from runtime.errors import ImageError, LotusError
@@ -39,9 +47,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     406: {"description": "Accept names nothing that is written here"},
     413: {"description": "the picture has too many bytes"},
     422: {"description": "the picture or a parameter cannot be used"},
-    503: {"description": "not ready, or too much to do: see Retry-After"},
+    503: {"description": "not ready, too much to do, or too little memory: see Retry-After"},
     504: {"description": "the answer was not there in time"},
 }
+_MEMORY_PAUSE = 10  # seconds after which others may have given memory back
 _BEARER = HTTPBearer(auto_error=False, description="where the server has a token")
 _ANSWER = {
     "description": "The prediction, as Accept has it: "
@@ -140,16 +149,21 @@ def _add_predict(
                 work.body = await read_picture(request, limits.max_bytes)
             return await pool.run(work)
 
-        with pool.place(), work.stage("total"):
+        with contextlib.ExitStack() as held:
+            held.enter_context(pool.place())
             try:
-                content = await asyncio.wait_for(answered(), limits.deadline)
+                with work.stage("total"):
+                    content = await asyncio.wait_for(answered(), limits.deadline)
             except asyncio.TimeoutError as error:
                 raise LateError(
                     f"there was no answer within {limits.deadline:g} s: send a smaller picture, or "
                     "come again when there is less to do"
                 ) from error
-        timing = ", ".join(f"{name};dur={1000 * took:.1f}" for name, took in work.seconds.items())
-        return Response(content, media_type=form.media_type, headers={"Server-Timing": timing})
+            took = ", ".join(f"{name};dur={1000 * each:.1f}" for name, each in work.seconds.items())
+            # The place goes with the answer, until the client has taken it.
+            return Sliced(
+                content, held.pop_all(), media_type=form.media_type, headers={"Server-Timing": took}
+            )
 
 
 def describe(pool: Pool, limits: Limits) -> dict[str, Any]:
@@ -217,6 +231,14 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
             return answer(error.status, error.kind, str(error), error.headers)
         say(one_line(f"error: {error}"))
         return answer(500, "engine", str(error))
+
+    @app.exception_handler(MemoryError)
+    async def memory(request: Request, error: MemoryError) -> Response:
+        say(one_line(f"error: not enough memory ({error})"))
+        message = (
+            "there is too little memory for this picture now: send a smaller one, or come again"
+        )
+        return await ours(request, NoMemoryError(message, Retry_After=str(_MEMORY_PAUSE)))
 
     @app.exception_handler(RequestValidationError)
     async def parameters(request: Request, error: RequestValidationError) -> Response:

@@ -45,7 +45,11 @@ def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--queue", type=natural, default=16, help="requests that may wait; more get 503 (16)"
     )
     serve.add_argument(
-        "--deadline", type=seconds, default=30.0, help="seconds for one request, then 504 (30)"
+        "--deadline",
+        type=seconds,
+        default=30.0,
+        help="seconds for one request, then 504; and for a client to take a slice of its answer, "
+        "then the connection ends (30)",
     )
     serve.add_argument(
         "--max-bytes", type=positive, default=32_000_000, help="of a picture; then 413 (32000000)"
@@ -105,9 +109,12 @@ def _run(app: Any, listening: socket.socket, pool: Pool, deadline: float) -> Fut
     """Serve until a signal comes or the bundle turns out wrong. Returns the finished proof."""
     import uvicorn
 
+    from apps.serve.sending import protocol
+
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            http=protocol(deadline, pool.metrics),
             log_level="warning",
             access_log=False,
             server_header=False,

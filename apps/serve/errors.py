@@ -55,6 +55,13 @@ class BusyError(ServeError):
     kind = "busy"
 
 
+class NoMemoryError(ServeError):
+    """There is not enough memory for this picture now; `Retry-After` says when to come again."""
+
+    status = 503
+    kind = "memory"
+
+
 class LateError(ServeError):
     """The deadline passed before the answer was there."""
 

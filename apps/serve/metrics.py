@@ -29,7 +29,7 @@ class Metrics:
         )
         self.held = Gauge(
             "lotus_edge_held",
-            "Predictions that are held: read, waiting, running",
+            "Predictions that are held: read, waiting, running, being sent",
             registry=self._registry,
         )
         self.waiting = Gauge(

@@ -44,7 +44,7 @@ async def _of_form(request: Request) -> bytes:
             if isinstance(picture, UploadFile):
                 return await picture.read()
             found = ", ".join(map(repr, form)) or "none"
-    except (ServeError, ClientDisconnect):
+    except (ServeError, ClientDisconnect, MemoryError):
         raise
     except Exception as error:
         # The one place where what parsers raise for a damaged form, of whatever type, becomes ours.

@@ -21,6 +21,7 @@ from runtime.engine import LotusEngine
 from runtime.errors import ImageError, LotusError, OutputError
 from runtime.extras import require
 from runtime.files import sha256_of
+from runtime.tasks import TASKS
 
 
 def _rate(text: str) -> Fraction:
@@ -114,6 +115,7 @@ def _video(arguments: argparse.Namespace) -> int:
         max_size=arguments.max_size,
     )
     source = open_source(arguments.input, choice, arguments.rate)
+    _check_apart(source, arguments.output)
     mode: Mode = arguments.steady or ("causal" if source.live else "clip")
     if source.live and (mode == "clip" or arguments.resume):
         what = "--steady clip" if mode == "clip" else "--resume"
@@ -210,6 +212,14 @@ def _form(arguments: argparse.Namespace) -> Form:
     return form
 
 
+def _check_apart(source: Source, output: Path) -> None:
+    """Refuse an output that is the input, or a folder above it. Raises: OutputError."""
+    folders = {file.parent.resolve() for file in source.files}
+    read = {*source.files, *folders, *(above for folder in folders for above in folder.parents)}
+    if output.exists() and any(map(output.samefile, read)):
+        raise OutputError(f"{source.name} is, or lies in, the output {output}: choose another name")
+
+
 def _tasks(engine: LotusEngine, asked: str | None, form: Form) -> tuple[str, ...]:
     there = tuple(engine.manifest.tasks)
     if asked is None:
@@ -279,13 +289,15 @@ def _is_done(arguments: argparse.Namespace, form: Form, job: dict[str, Any]) -> 
 
 
 def _remove_results(folder: Path) -> None:
-    """The results of an earlier run that `video.json` or our unfinished work stands for: others
-    stay. Names are those that `apps.video.forms` gives.
+    """The results of an earlier run that `video.json` or our unfinished work stands for: all else
+    stays. Names are those that `apps.video.forms` gives.
     """
     ours = (folder / "video.json").exists() or (folder / ".lotus-video").exists()
     if not ours:
         return
     numbered = "[0-9]" * 6
-    for pattern in (f"*/{numbered}.png", f"*-{numbered}.npz", "video.json"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    for task in TASKS:
+        for pattern in (f"{task}/{numbered}.png", f"{task}-{numbered}.npz"):
+            for path in folder.glob(pattern):
+                path.unlink()
+    (folder / "video.json").unlink(missing_ok=True)

@@ -6,6 +6,7 @@ the last one that is finished.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -201,6 +202,7 @@ class _FrameChunk:
 
     def __init__(self, settings: Settings, chunk: int) -> None:
         self._settings = settings
+        self._written: list[Path] = []
 
     def add(self, answer: Answer) -> None:
         contents = {}
@@ -210,12 +212,17 @@ class _FrameChunk:
             path = self._settings.folder / task / f"{answer.number:06d}.png"
             contents[path] = png(answer.deep(task, self._settings.steady), texts)
         write_together(contents)
+        self._written += contents
 
     def close(self) -> None:
         pass
 
     def abandon(self) -> None:
-        pass
+        for path in self._written:
+            path.unlink(missing_ok=True)
+        for folder in {path.parent for path in self._written}:
+            with contextlib.suppress(OSError):  # something else is in it
+                folder.rmdir()
 
 
 class ArrayChunk:

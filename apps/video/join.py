@@ -5,6 +5,7 @@ again.
 from __future__ import annotations
 
 import heapq
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.video.forms import TICK, segment
+from apps.video.packets import readable
 from apps.video.source import Choice, Source
 from apps.video.work import Records, Work
 from runtime.errors import OutputError
@@ -115,33 +117,46 @@ def _sounds(
     given = av.open(str(source.path), metadata_errors="ignore")
     targets = {}
     for sound in given.streams.audio:
+        codec = "unknown" if sound.codec_context is None else sound.codec_context.name
         try:
             # Asked beforehand: a container that refuses a track is of no use any more.
-            if sound.codec_context.name not in container.supported_codecs:
+            if codec not in container.supported_codecs:
                 raise ValueError(f"{container.format.name} has no place for it")
             targets[sound.index] = container.add_stream_from_template(sound)
         except (av.FFmpegError, ValueError, AttributeError) as error:
-            notes.append(f"the sound ({sound.codec_context.name}) is left out: {error}")
+            notes.append(f"the sound ({codec}) is left out: {error}")
     if not targets:
         given.close()
         return iter(())
-    return _sound_packets(given, targets, source, choice, shift)
+    return _sound_packets(given, targets, source, choice, shift, notes)
 
 
 def _sound_packets(
-    given: Any, targets: dict[int, Any], source: Source, choice: Choice, shift: int
+    given: Any,
+    targets: dict[int, Any],
+    source: Source,
+    choice: Choice,
+    shift: int,
+    notes: list[str],
 ) -> Iterator[_Packet]:
     begin = float(shift * source.time_base)
+    last = dict.fromkeys(targets, -math.inf)
     with given:
-        for packet in given.demux([given.streams[index] for index in targets]):
+        packets = given.demux([given.streams[index] for index in targets])
+        for packet in readable(packets, notes, "the sound"):
             if packet.pts is None or packet.dts is None:
                 continue
-            time = float(packet.dts * packet.time_base)
-            if choice.ends(time):
+            time, index = float(packet.dts * packet.time_base), packet.stream.index
+            if choice.ends(time - source.begin):
                 break
+            if time < last[index]:  # where the picture goes on then is not known here
+                ends = last[index] - begin
+                notes.append(f"the sound ends at {ends:.1f} s: its time stamps jump back there")
+                break
+            last[index] = time
             if choice.start and time < begin:
                 continue
             moved = round(begin / packet.time_base)
-            target = targets[packet.stream.index]
             packet.pts, packet.dts = packet.pts - moved, packet.dts - moved
+            target = targets[index]
             yield _Packet(time=time - begin, packet=packet, stream=None, target=target)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from apps.video.convert import Scaler, View, as_picture, film_frame, to_rgb, turns_of
+from apps.video.packets import Clock, readable, why
 from runtime.errors import ImageError
 from runtime.image import IMAGE_SUFFIXES, load
 
@@ -64,14 +66,17 @@ class Choice:
 
 class Source(Protocol):
     """Frames, one after the other. `total` is their number where it can be told beforehand;
-    `notes` says what was odd. `live`: it does not wait for its reader. `path` has the sound.
+    `notes` says what was odd. `live`: it does not wait for its reader. `path` has the sound,
+    `files` is all that is read. `begin`: the first frame's time stamp, in seconds.
     """
 
     name: str
     time_base: Fraction
+    begin: float
     total: int | None
     live: bool
     path: Path | None
+    files: Sequence[Path]
     notes: list[str]
 
     def fingerprint(self) -> str:
@@ -100,6 +105,7 @@ class Film:
     def __init__(self, name: str, choice: Choice) -> None:
         self.name, self._choice = name, choice
         self.path: Path | None = Path(name)
+        self.files: Sequence[Path] = (Path(name),)
         self.notes: list[str] = []
         self.damaged = 0
         with _opened(name) as container:
@@ -121,13 +127,11 @@ class Film:
         return digest.hexdigest()[:16]
 
     def frames(self, skip: int = 0, view: View = _WHOLE) -> Iterator[Frame]:
-        number, seen, last = 0, 0, -1
-        step = max(1, round(1 / (self.rate * self.time_base)))
+        number, seen = 0, 0
+        clock = Clock(max(1, round(1 / (self.rate * self.time_base))))
         look = _Look(view, self._choice)
         for frame in self._decoded():
-            # Streams without times get them from the rate; of two equal ones the second moves.
-            pts = frame.pts if frame.pts is not None else last + (step if seen else 1)
-            pts = last = max(pts, last + 1)
+            pts = clock(frame.pts)
             time = float(pts * self.time_base) - self.begin
             if time < self._choice.start - 1e-9:
                 continue
@@ -141,6 +145,8 @@ class Film:
             number += 1
         if self.damaged:
             self.notes.append(f"{self.damaged} packets could not be decoded and were left out")
+        if clock.jumped:
+            self.notes.append("its time stamps jump back: time goes on from there")
         if not number:
             raise ImageError(f"{self.name}: there is no frame{_where(self._choice)}")
 
@@ -155,28 +161,25 @@ class Film:
                 # One second before it, in case time stamps near it are out of order.
                 target = round((self.begin + self._choice.start - 1) / self.time_base)
                 container.seek(target, stream=stream)
-            packets = container.demux(stream)
-            while True:
-                try:
-                    packet = next(packets)
-                except StopIteration:
-                    return
-                except av.FFmpegError as error:
-                    self.notes.append(f"it cannot be read to its end: {_why(error)}")
-                    return
+            for packet in readable(container.demux(stream), self.notes, "it"):
                 try:
                     decoded = packet.decode()
                 except av.FFmpegError:
                     self.damaged += 1
                     continue
                 yield from decoded
+            # `demux` flushes the decoder at its end, but not where it stops with an error.
+            with contextlib.suppress(av.FFmpegError):
+                yield from stream.decode(None)
 
 
 class Camera:
     """A camera of this machine, which `--duration` or Ctrl-C ends."""
 
     live = True
+    begin = 0.0
     path: Path | None = None
+    files: Sequence[Path] = ()
     total: int | None = None
     time_base = _SAFE_STEP
 
@@ -211,6 +214,7 @@ class Pictures:
     """The pictures of a folder or a pattern, in the order of the numbers in their names."""
 
     live = False
+    begin = 0.0
     path: Path | None = None
 
     def __init__(self, name: str, choice: Choice, rate: Fraction) -> None:
@@ -222,15 +226,15 @@ class Pictures:
             if Path(name).is_dir()
             else [Path(path) for path in glob.glob(name)]  # noqa: PTH207  (of any folder)
         )
-        self.paths = sorted(filter(Path.is_file, found), key=_natural)
-        if not self.paths:
+        self.files: Sequence[Path] = sorted(filter(Path.is_file, found), key=_natural)
+        if not self.files:
             raise ImageError(f"{name}: there are no pictures")
-        self.total = _count(len(self.paths), rate, choice)
+        self.total = _count(len(self.files), rate, choice)
 
     def fingerprint(self) -> str:
         """Of the pictures' names, sizes and times."""
         digest = hashlib.sha256()
-        for path in self.paths:
+        for path in self.files:
             state = path.stat()
             digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
@@ -238,7 +242,7 @@ class Pictures:
     def frames(self, skip: int = 0, view: View = _WHOLE) -> Iterator[Frame]:
         used = [
             (pts, path)
-            for pts, path in enumerate(self.paths)
+            for pts, path in enumerate(self.files)
             if pts / self.rate >= self._choice.start - 1e-9
             and not self._choice.ends(float(pts / self.rate))
         ][:: self._choice.every]
@@ -305,7 +309,7 @@ def _opened(name: str, **options: Any) -> Any:
         return av.open(name, metadata_errors="ignore", **options)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ImageError(
-            f"cannot open {name} as a video: {_why(error)}. A folder of pictures, a pattern such "
+            f"cannot open {name} as a video: {why(error)}. A folder of pictures, a pattern such "
             "as 'frames/*.png' and camera:0 do as well"
         ) from error
 
@@ -352,10 +356,6 @@ def _device(which: str) -> tuple[str, dict[str, Any]]:
     if sys.platform == "win32":
         return f"video={which}", {"format": "dshow"}
     return (f"/dev/video{which}" if which.isdigit() else which), {"format": "v4l2"}
-
-
-def _why(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

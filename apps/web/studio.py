@@ -84,17 +84,23 @@ class Studio:
         return [array if array.ndim == 3 else array[0] for array in arrays]
 
     def see(self, path: Path, seed: int | None = None) -> Photo:
-        """Read a photo and predict. Raises: ImageError."""
+        """Read a photo and predict. Raises: ImageError, also for a file that is gone."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ImageWarning)
             try:
                 rgb = load(path.read_bytes(), max_pixels=self._max_pixels)
+            except FileNotFoundError as error:  # swept away, after a quarter of an hour
+                raise ImageError("the photo is not here any more: give it again") from error
+            except MemoryError as error:
+                raise ImageError(
+                    "there is not enough memory for it now: give a smaller one, or try again later"
+                ) from error
             except ImageError as error:
                 raise ImageError(str(error).removeprefix("the given bytes: ")) from error
         height, width = rgb.shape[:2]
         try:
             camera = Camera.from_exif(path, height, width)
-        except (GeometryError, ImageError):
+        except (GeometryError, ImageError, OSError):  # OSError: the file went meanwhile
             camera = None
         rgb = _smaller(rgb)
         values: dict[str, NDArray[np.float32]] = {}

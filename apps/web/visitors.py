@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -82,10 +84,12 @@ class Visitors:
             folders = {visit.folder for visit in self._visits.values()}
         for session in over:
             self.leave(session)
-        for path in self._root.rglob("*"):
-            stays = path in self._examples or path in used or folders & {*path.parents}
-            if path.is_file() and not stays and path.stat().st_mtime <= before:
-                path.unlink(missing_ok=True)
+        for folder, _, names in os.walk(self._root):  # a folder that goes meanwhile is passed over
+            for path in (Path(folder, name) for name in names):
+                stays = path in self._examples or path in used or folders & {*path.parents}
+                with contextlib.suppress(OSError):  # and so is a file
+                    if not stays and path.stat().st_mtime <= before:
+                        path.unlink()
 
     def _end(self, session: str, *, with_upload: bool) -> None:
         with self._lock:

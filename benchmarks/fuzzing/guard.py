@@ -27,7 +27,10 @@ ON_STDERR = "on stderr: "
 """How the note of a library's word begins."""
 _OURS = "lotus-edge: "  # how a line begins that we write on stderr
 _LIBRARIES = (sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages(), str(ROOT))
-_DEVICES = ("/dev/null", "/dev/urandom", "/proc/cpuinfo", "/proc/self", "/sys", "/proc/meminfo")
+_DEVICES = (
+    *("/dev/null", "/dev/urandom", "/sys", "/etc/machine-id"),
+    *("/proc/cpuinfo", "/proc/self", "/proc/meminfo"),
+)
 _STARTS = (
     *("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork"),
     *("os.forkpty", "pty.spawn", "os.startfile", "pickle.find_class"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from runtime.backends.session import Backend, Session
 from runtime.backends.versions import KnownVersions
+from runtime.compiled import Kept
 from runtime.errors import BackendMissingError
 from runtime.manifest import Bucket, Manifest
 
@@ -53,13 +54,14 @@ without any network: no bundle may ask for that."""
 
 _VISIBLE = "the environment variable CUDA_VISIBLE_DEVICES chooses the GPU"
 
-# Further execution providers of ONNX Runtime, and what brings them; none of them was ever run here.
-# What they cannot compute is an error, no quiet trip to the CPU.
+# Further execution providers of ONNX Runtime, what brings them, and whether they run on an NVIDIA
+# GPU; none of them was ever run here. What they cannot compute is an error, no quiet trip to the
+# CPU.
 _PROVIDERS = (
-    ("coreml", "CoreMLExecutionProvider", "onnxruntime on macOS"),
-    ("directml", "DmlExecutionProvider", "onnxruntime-directml on Windows"),
-    ("qnn", "QNNExecutionProvider", "onnxruntime-qnn"),
-    ("rtx", "NvTensorRTRTXExecutionProvider", "the TensorRT-RTX plugin"),
+    ("coreml", "CoreMLExecutionProvider", "onnxruntime on macOS", False),
+    ("directml", "DmlExecutionProvider", "onnxruntime-directml on Windows", False),
+    ("qnn", "QNNExecutionProvider", "onnxruntime-qnn", False),
+    ("rtx", "NvTensorRTRTXExecutionProvider", "the TensorRT-RTX plugin", True),
 )
 
 # The option of ONNX Runtime is the execution provider.
@@ -98,12 +100,13 @@ BACKENDS = {
                 package="onnxruntime",
                 product="ONNX Runtime",
                 hint=f"the provider comes with {package}",
+                on_gpu=on_gpu,
                 option=provider,
                 no_devices="the provider chooses it",
                 known=_ONNXRUNTIME,
                 environment=_NO_TELEMETRY,
             )
-            for name, provider, package in _PROVIDERS
+            for name, provider, package, on_gpu in _PROVIDERS
         ),
         Backend(
             name="openvino",
@@ -177,7 +180,7 @@ def open_session(
     parallel: int = 1,
     device: str | None = None,
     threads: int | None = None,
-    compiled: Path | None = None,
+    compiled: Kept | None = None,
     keep_in: Path | None = None,
 ) -> Session:
     """Open one bucket of the bundle in `folder` with the backend of this name.

@@ -99,7 +99,7 @@ class BackendSession(Session):
             for entry, value in _KEEP.items():
                 options.add_session_config_entry(entry, value)
         if self.compiled is not None:
-            path = self.compiled / _KEPT
+            path = self.compiled.folder / _KEPT
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if provider != _CPU:
             # An operator without a kernel there is an error, not a quiet trip to the CPU.

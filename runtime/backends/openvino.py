@@ -91,7 +91,7 @@ class BackendSession(Session):
             say_if_cut_off(self.manifest)
         core = vendor.Core()
         if self.compiled is not None:
-            self._compiled = self._import_kept(vendor, core, self.compiled)
+            self._compiled = self._import_kept(vendor, core, self.compiled.folder)
             return self._tensors()
         graph = self.model_folder / self.bucket.graph
         _check_onnx(graph)

@@ -23,6 +23,7 @@ from runtime.backends.cores import restricted_cores
 from runtime.backends.pool import Pool
 from runtime.backends.process import Home
 from runtime.backends.versions import KnownVersions, too_old, version_of
+from runtime.compiled import Kept
 from runtime.errors import BackendError, BackendMissingError, DamagedBundleError, LotusError
 from runtime.extras import how_to_install
 from runtime.manifest import Bucket, Manifest
@@ -41,11 +42,12 @@ class Backend:
     none is needed), `product` its name in messages, `extra` the extra of lotus-edge that installs
     it, `hint` what else to know about installing it. `option` is what the module needs to tell its
     backends apart. `on_gpu`: it runs on an NVIDIA GPU. `devices` says in words which devices can be
-    chosen ("": none, for the reason `no_devices`); `threads`: whether the number of threads can be.
-    `known` says from which version on the package is right. With `replays` a run records what later
-    runs replay. `keeps` names the precisions of bundles whose compiled networks are worth keeping
-    (runtime/compiled.py): opening from them is faster, or takes less memory. `environment` are
-    variables that are set before the package is imported; one that is set already stays.
+    chosen ("": none, for the reason `no_devices`). `threads`: it computes on the CPU where no other
+    device is chosen, and the number of threads can be chosen. `known` says from which version on
+    the package is right. With `replays` a run records what later runs replay. `keeps` names the
+    precisions of bundles whose compiled networks are worth keeping (runtime/compiled.py): opening
+    from them is faster, or takes less memory. `environment` are variables that are set before the
+    package is imported; one that is set already stays.
     """
 
     name: str
@@ -106,8 +108,8 @@ class Session(ABC):
     run on the CPU uses: what was asked for, else the cores that this process may use where they are
     fewer than the machine's, else None, which leaves it to the vendor.
 
-    `compiled` is a folder with what an earlier session of this bucket compiled, and `keep_in` one
-    in which this session shall leave it; either may be None, and one of them is.
+    `compiled` is what an earlier session of this bucket compiled, and `keep_in` a folder in which
+    this session shall leave it; either may be None, and one of them is.
 
     Threads may call a session at once: up to `parallel` runs are in flight, each with a runner of
     its own, and further calls wait. A session cannot be pickled, nor used in a forked child.
@@ -126,7 +128,7 @@ class Session(ABC):
         parallel: int = 1,
         device: str | None = None,
         threads: int | None = None,
-        compiled: Path | None = None,
+        compiled: Kept | None = None,
         keep_in: Path | None = None,
     ) -> None:
         if parallel < 1:
@@ -163,6 +165,11 @@ class Session(ABC):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def opened_from(self) -> str:
+        """The identity of `compiled`; "" where the bundle itself was opened."""
+        return "" if self.compiled is None else self.compiled.identity
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Run once. Waits for a free runner.

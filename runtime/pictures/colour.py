@@ -157,6 +157,8 @@ def _from_profile(profile: bytes, mode: str, notes: list[str]) -> Convert | None
             notes.append(f"its ICC profile is for {space}, the picture is {mode}: ignored")
             return None
         return transform.apply
+    except MemoryError:  # says nothing about the profile
+        raise
     except Exception as error:  # LittleCMS missing or refusing: the picture is as good as without
         notes.append(f"its ICC profile cannot be used ({error}): ignored")
         return None

@@ -108,7 +108,7 @@ def decode_file(file: Path | bytes, *, strict: bool, max_pixels: int | None) -> 
 def exif_of(path: Path) -> bytes | None:
     """The EXIF block of a file, which is not decoded; None without one.
 
-    Raises: ImageError for what is no picture.
+    Raises: ImageError for what is no picture, MemoryError.
     """
     with open_regular(path, sys.maxsize) as file:
         source = _examined(file, sys.maxsize)
@@ -117,6 +117,8 @@ def exif_of(path: Path) -> bytes | None:
         try:
             source.stream.seek(0)
             found = FORMATS[source.format].load()(source.stream).info.get("exif")
+        except MemoryError:
+            raise
         except Exception as error:  # whatever decoders raise
             raise ImageError(f"{path} cannot be read: {error or type(error).__name__}") from error
     return found if isinstance(found, bytes) else None
@@ -226,6 +228,8 @@ def _loaded(opened: Callable[..., Any], source: Source) -> tuple[Image.Image, li
         image.load()
         # With this switch of the process on, decoders say nothing about what is missing.
         whole = not (cut and source.other) and not ImageFile.LOAD_TRUNCATED_IMAGES
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception:
         if not cut:
             raise
@@ -241,8 +245,12 @@ def _loaded(opened: Callable[..., Any], source: Source) -> tuple[Image.Image, li
     other = opened(source.other() if source.other else source.stream)
     count = len(other.getbands())
     other.im = Image.new(other.mode, other.size, (255,) * count if count > 1 else 255).im
-    with contextlib.suppress(Exception):
+    try:
         other.load()
+    except MemoryError:
+        raise
+    except Exception:  # the rows that are missing stay white
+        pass
     other.tile = []  # what was decoded is all there is
     missing = np.flatnonzero(sums != _row_sums(other)).tolist()
     height = other.height
