@@ -9,7 +9,7 @@ meanwhile.
 Each step builds its bundles anew, in a folder of its own under `--work`, which is removed once its
 rows are there. Without the extra `peers` its contenders are lines that say so.
 
-With `--label avx2` rows of seconds lie beside those of another machine and do not replace them.
+With `--label avx2` rows of latency lie beside those of another machine and do not replace them.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def product_rates() -> dict[str, float]:
 
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        small = _rate(product_of(dtype, EDGE // 8), EDGE // 8, times=1)
+        small = _rate(product_of(dtype, EDGE // 8), EDGE // 8, times=3)
         slow = small < SLOW_GFLOPS
         rates[str(dtype).removeprefix("torch.")] = (
             small if slow else _rate(product_of(dtype, EDGE), EDGE)

@@ -100,9 +100,9 @@ def _race(
     runners: dict[str, _Runner] = {}
     rows: list[dict[str, Any]] = []
     for name in names:
-        dtype = BASELINES[name].options.get("dtype", "float32")
+        dtype = BASELINES[name].options.get("dtype")
         try:
-            if rates.get(dtype, SLOW_GFLOPS) < SLOW_GFLOPS:
+            if dtype in rates and rates[dtype] < SLOW_GFLOPS:
                 raise _WorkerError(f"this CPU has no instructions for {dtype}")
             runners[name] = _Runner(name, arguments, folder)
         except (_WorkerError, BuildError) as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.bundle.write import check_destination
+from export.embedded import embedded_checkpoints
 from export.errors import BuildError
 from export.families import Family
 from export.network.autoencoder import SmallVaeDescription, describe_small_vae
@@ -237,6 +238,8 @@ def _decide(settings: BuildSettings) -> Plan:
     recipe = target.recipe(precision)
     calibration = Calibration(count=settings.calibration_images, folder=settings.calibration)
     check_int8(settings)
+    if settings.calibration is None and (recipe.half or recipe.int8):
+        embedded_checkpoints()  # the scenes to calibrate with lie beside them
     if settings.output is not None:  # before a download of gigabytes
         check_destination(settings.output, overwrite=settings.overwrite)
     checkpoints = _describe(settings)
@@ -310,6 +313,8 @@ def _describe(settings: BuildSettings) -> tuple[Description, ...]:
             "one for all, or one for each, in their order"
         )
     families = families * len(names) if len(families) == 1 else families
+    if settings.base is not None and len(names) > 1 and all(map(is_whole, names)):
+        raise BuildError("each checkpoint is a whole one, which needs no --base: leave it out")
     checkpoints = tuple(
         describe(
             name,

@@ -234,7 +234,7 @@ def test_what_could_not_be_read_is_tried_again(
     assert "3 pictures: 3 done, 0 bad\n" in capfd.readouterr().out
 
 
-def test_a_source_that_is_gone_ends_the_run(
+def test_a_source_that_is_gone_leaves_no_bad_ones(
     null_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -243,8 +243,14 @@ def test_a_source_that_is_gone_ends_the_run(
     monkeypatch.setattr("apps.batch.run._Cluster", Here)
     (tmp_path / "l.txt").write_text("".join(f"{at}.png\n" for at in range(150)))
     assert main(command(null_bundle, tmp_path / "l.txt", tmp_path / "o")) == 1
-    assert "pictures in a row could not be read" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "150 pictures: 0 done, 0 bad, 150 could not be read" in said.out
+    assert said.err.count("UNREAD ") == 20, "a disk has millions of pictures"
     assert len(Ledger(Store(str(tmp_path / "o"))).merge()) == 0
+    named = (tmp_path / "o" / "unread.csv").read_text().splitlines()
+    assert named[0] == '"picture","reason"'
+    assert len(named) == 151
+    assert named[-1].startswith('"99.png","cannot be read: No such file')
 
 
 def test_where_no_process_lives_no_picture_is_bad(
@@ -261,6 +267,24 @@ def test_where_no_process_lives_no_picture_is_bad(
         assert main(words) == 1
         assert "None is marked bad" in capfd.readouterr().err
     assert len(Ledger(Store(str(tmp_path / "o"))).merge()) == 0
+
+
+def test_a_new_picture_that_kills_its_process_is_a_bad_one(
+    null_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Where others were done before, it is not for lack of memory."""
+    monkeypatch.setattr("apps.batch.run._Cluster", Here)
+    picture(tmp_path / "d" / "a.png")
+    words = command(null_bundle, tmp_path / "d", tmp_path / "o")
+    assert main(words) == 0, capfd.readouterr()
+    monkeypatch.setattr("apps.batch.run._Cluster", Dead)
+    picture(tmp_path / "d" / "b.png")
+    for more in ([], ["--retry-bad"]):
+        assert main([*words, *more]) == 1
+        assert "2 pictures: 1 done, 1 bad" in capfd.readouterr().out
 
 
 def test_too_little_memory_is_no_fault_of_a_picture(

@@ -16,6 +16,7 @@ import pytest
 from conftest import write_null_bundle
 from served import ask, png, serving, wait_until
 
+from apps.serve.command import listen
 from apps.serve.pool import Pool
 from apps.serve.sending import SLICE, Sliced
 
@@ -75,6 +76,17 @@ def test_a_slow_client_gets_all_of_its_answer(joint: Path) -> None:
         assert len(wanted) > ANSWER
         assert b"".join(pieces) == wanted
         wait_until(lambda: held(pool) == 0)
+
+
+def test_little_of_an_answer_is_under_way() -> None:
+    """The kernel asks for more once a third of its buffer has left, which it lets grow: a client of
+    50 KB a second would take longer than `--deadline` for that.
+    """
+    with listen("127.0.0.1", 0) as listening, socket.socket() as client:
+        client.connect(listening.getsockname())
+        served, _ = listening.accept()
+        with served:
+            assert SLICE <= served.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 4 * SLICE
 
 
 def test_a_client_that_goes_away_gives_its_place_back(joint: Path) -> None:

@@ -18,13 +18,14 @@ from conftest import ROOT, new_tiny_vae, picture, write_null_bundle
 from diffusers.models.upsampling import Upsample2D
 
 from export import pipeline
-from export.errors import BuildError
+from export.errors import BuildError, CheckpointError
 from export.folds import apply_folds, subpixel
 from export.graph import attention, group_norm
 from export.graph.half import HALVES
 from export.network import autoencoder, joint
 from export.network import checkpoint as checkpoints
 from export.network.checkpoint import load_checkpoint
+from export.network.parts import PROMPT_FILE, find_parts, is_whole
 from export.network.single_pass import SinglePass
 from export.plan import Plan, make_plan
 from export.quantize.layers import OUTPUT, RESIDUAL
@@ -144,7 +145,6 @@ def test_a_dry_run_says_what_is_built_instead(tmp_path: Path) -> None:
             "at most 64 buckets, found 66",
         ),
         ({"base": "tiny/disparity-d"}, "'tiny/disparity-d' is a whole checkpoint"),
-        ({"checkpoint": "sizeless", "task": "depth", "base": "tiny/disparity-d"}, "is a whole"),
         (
             {"checkpoint": "random/lotus-d", "task": "depth", "base": "tiny/disparity-d"},
             "'random/lotus-d' is a whole checkpoint",
@@ -261,6 +261,37 @@ def test_one_whole_checkpoint_of_several_needs_no_base(tmp_path: Path, checkpoin
         )
     )
     assert [each.base for each in planned.checkpoints] == [None, str(checkpoint_d)]
+
+
+def test_a_base_gives_what_is_missing_and_no_more(tmp_path: Path, checkpoint_d: Path) -> None:
+    """A folder without a prompt keeps its own autoencoder; a UNet beside one is a UNet alone."""
+    folder, base = tmp_path / "series" / "one", "tiny/disparity-d"
+    shutil.copytree(checkpoint_d / "unet", folder / "unet")
+    shutil.copytree(checkpoint_d / "vae", tmp_path / "series" / "vae")
+    assert not is_whole(str(folder))
+    parts = find_parts(str(folder), base)
+    assert parts.vae == tmp_path / "series" / "vae"
+    assert parts.rest == ROOT / "tiny" / "checkpoints" / "disparity-d"
+    shutil.copyfile(parts.rest / PROMPT_FILE, folder / PROMPT_FILE)
+    assert is_whole(str(folder))
+    alone = find_parts(str(folder / "unet"), base)
+    assert (alone.vae, alone.rest) == (parts.rest.parent / "vae", parts.rest)  # tiny's series
+    assert is_whole("jingheya/lotus-depth-d-v2-0-disparity")
+    assert not is_whole("guangkaixu/genpercept-depth")
+    with pytest.raises(BuildError, match="each checkpoint is a whole one"):
+        make_plan(BuildSettings(checkpoint=base, beside=("tiny/normal-d",), base=base))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_scenes_to_calibrate_with_are_missed_before_the_work(
+    precision: str, monkeypatch: pytest.MonkeyPatch, checkpoint_d: Path
+) -> None:
+    """fp32 needs none."""
+    monkeypatch.setitem(sys.modules, "tiny", None)
+    request = {"checkpoint": str(checkpoint_d), "task": "depth", "target": "tensorrt"}
+    make_plan(BuildSettings(**request))
+    with pytest.raises(CheckpointError, match="rendered scenes are a package of their own"):
+        make_plan(BuildSettings(**request, precision=precision))
 
 
 def test_weights_in_bf16_need_half_of_the_disk() -> None:

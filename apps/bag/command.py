@@ -207,13 +207,14 @@ class _Nearest:
         near = [each for each in (self._before, self._after) if each is not None]
         near = [each for each in near if abs(_seconds(each) - when) <= self._within]
         if not near:
-            self.problem = f"no anchor within {self._within:g} s"
+            self.problem = self.problem or f"no anchor within {self._within:g} s"
             return camera, None
         chosen = min(near, key=lambda each: abs(_seconds(each) - when))
         try:
             return camera, self._anchors(chosen, camera, picture.header.frame_id, height, width)
         except (GeometryError, ImageError) as error:
             self.problem = str(error)
+            self._warn("anchor", f"an anchor cannot be used: {error}")
             return camera, None
 
     def _anchors(

@@ -52,7 +52,7 @@ MAPS = {"use_dictionary": False, "write_batch_size": 1}
 """How `table_bytes` writes tables with maps. A page of Parquet counts its bytes in 32 bits, and
 has at least as many values as are written at a time.
 """
-_LEDGER, _RUN, _LOCK, _BAD = "ledger.parquet", "run.json", "run.lock", "bad.csv"
+_LEDGER, _RUN, _LOCK = "ledger.parquet", "run.json", "run.lock"
 _KEY = ["picture", "size", "modified"]
 _ADDED = ("column", "name")  # a run.json of an older version has neither
 _OWN = {
@@ -167,13 +167,29 @@ class Ledger:
                 table = table.filter(pc.is_in(table["picture"], here.combine_chunks()))
                 self._store.write({shard: table_bytes(table, **MAPS)})
 
-    def finish(self, merged: pa.Table, summary: Mapping[str, Any]) -> None:
-        """Write the table of bad pictures and the summary."""
-        bad = merged.filter(pc.equal(merged["status"], BAD)).select(["picture", "note"])
-        table = io.BytesIO()
-        csv.write_csv(bad.rename_columns(["picture", "reason"]), table)
+    def finish(
+        self, merged: pa.Table, summary: Mapping[str, Any], unread: Mapping[str, str]
+    ) -> None:
+        """Write the tables of bad pictures and of those that could not be read, with the reasons,
+        and the summary.
+        """
+        bad = merged.filter(pc.equal(merged["status"], BAD))
         text = json.dumps(summary, indent=2)
-        self._store.write({_BAD: table.getvalue(), "summary.json": text.encode()})
+        self._store.write(
+            {
+                "bad.csv": _reasons(bad["picture"], bad["note"]),
+                "unread.csv": _reasons([*unread], [*unread.values()]),
+                "summary.json": text.encode(),
+            }
+        )
+
+
+def _reasons(pictures: Any, reasons: Any) -> bytes:
+    """A table of both, as CSV."""
+    kinds = pa.schema([("picture", pa.string()), ("reason", pa.string())])
+    stream = io.BytesIO()
+    csv.write_csv(pa.table({"picture": pictures, "reason": reasons}, schema=kinds), stream)
+    return stream.getvalue()
 
 
 def missing(pictures: pa.Table, merged: pa.Table) -> pa.Table:

@@ -17,7 +17,7 @@ import ray
 import ray.data
 from pyarrow import compute as pc
 
-from apps.batch.ledger import BAD, FATAL, PARTS, Ledger, missing, rows, table_bytes, without
+from apps.batch.ledger import BAD, DONE, FATAL, PARTS, Ledger, missing, rows, table_bytes, without
 from apps.batch.sources import Found
 from apps.batch.summary import Progress, summarize
 from apps.batch.worker import TRIES, Job, Labeller, part_name
@@ -26,7 +26,6 @@ from runtime.console import one_line, say
 from runtime.errors import BackendError, LotusError
 
 _OURS = "LOTUS_EDGE_"  # environment variables that every process of the cluster gets
-_MOST_UNREAD = 100  # pictures in a row: it is no longer these alone that are not to be had
 
 
 class BatchError(LotusError):
@@ -58,12 +57,15 @@ def run(job: Job, found: Found, ledger: Ledger, pool: Pool) -> dict[str, Any]:
     if len(left):
         # Ray says on stdout that a process died; that is no result.
         with contextlib.redirect_stdout(sys.stderr), _Cluster(job, pool) as cluster:
-            _give_up(job, _try_all(cluster, found, ledger, progress, left, pool.part))
+            left = _try_all(cluster, found, ledger, progress, left, pool.part)
+            if len(left) and not (progress.kept or DONE in before["status"].to_pylist()):
+                raise _all_died(left)
+            _give_up(job, left)
     merged = ledger.merge()
     asked = merged.filter(pc.is_in(merged["picture"], found.table["picture"].combine_chunks()))
     asked = without(asked, progress.unread)  # a row may be of what the picture was before
     summary = summarize(asked, before, time.perf_counter() - start, progress.unread)
-    ledger.finish(asked, summary)
+    ledger.finish(asked, summary, progress.unread)
     return summary
 
 
@@ -73,30 +75,25 @@ def _try_all(
     """Do what is left, in parts, and then what is left of those each alone: a picture that kills
     its process takes no others along. Returns the pictures that killed it alone too.
 
-    Raises: BatchError where processes died and nothing came out at all, or where so many pictures
-    in a row are not to be had that their source is gone.
+    Raises: BatchError where processes died and nothing came out of many.
     """
-    tried = len(left)
-    for size, few in ((part, part), (1, 0)):  # of few, one picture may be what kills them all
+    for size in (part, 1):
         for table in cluster.label(left, size):
             progress.add(table)
-            if progress.in_a_row >= _MOST_UNREAD:
-                name, reason = next(reversed(progress.unread.items()))
-                raise BatchError(
-                    f"{progress.in_a_row} pictures in a row could not be read, at last {name}: "
-                    f"{reason}. Is the source still there, and readable? None of them is marked "
-                    "bad: the same command tries them again."
-                )
         left = without(missing(found.table, ledger.merge()), progress.unread)
-        if len(left) == tried > few:
-            raise BatchError(
-                f"every process died before it had done any picture of {tried}, "
-                f"{left['picture'][0]} for one: too little memory for so many engines? Ask for "
-                "fewer with --engines. None is marked bad."
-            )
+        if len(left) > part and not progress.kept:
+            raise _all_died(left)
         if not len(left):
             break
     return left
+
+
+def _all_died(left: pa.Table) -> BatchError:
+    return BatchError(
+        f"every process died before it had done any picture of {len(left)}, {left['picture'][0]} "
+        "for one: too little memory for so many engines? Ask for fewer with --engines. None is "
+        "marked bad."
+    )
 
 
 class _Cluster:

@@ -17,33 +17,36 @@ from runtime.console import one_line, say, show
 _EVERY = 5.0  # seconds between two lines
 _SLOW = 0.5  # of the median: what a straggler does
 _MOST_NAMED = 5
+_MOST_SAID = 20  # pictures that could not be read; a disk that is gone has as many as there are
 
 
 class Progress:
     """Says on stderr how far a run is, every few seconds. `total` pictures, of which `left` are to
-    be done now. `unread` has the pictures that could not be read, with the reasons; the last
-    `in_a_row` pictures are such.
+    be done now. `unread` has the pictures that could not be read, with the reasons.
     """
 
     def __init__(self, left: int, total: int) -> None:
         self._left, self._done, self._bad = left, 0, 0
         self.unread: dict[str, str] = {}
-        self.in_a_row = 0
         self._start = self._said = time.perf_counter()
         if left < total:
             say(f"{total} pictures, {total - left} are done already, {left} to do")
         else:
             say(f"{total} pictures to do")
 
+    @property
+    def kept(self) -> int:
+        """How many pictures have a row now, done or bad."""
+        return self._done - len(self.unread)
+
     def add(self, table: pa.Table) -> None:
         """Count the rows of a finished part, and say each picture that is not done."""
         self._done += len(table)
         for row in table.select(["picture", "status", "note"]).to_pylist():
             self._bad += row["status"] == BAD
-            self.in_a_row = self.in_a_row + 1 if row["status"] == UNREAD else 0
-            if self.in_a_row:
+            if row["status"] == UNREAD:
                 self.unread[row["picture"]] = row["note"]
-            if row["status"] != DONE:
+            if row["status"] == BAD or (row["status"] == UNREAD and len(self.unread) <= _MOST_SAID):
                 say(one_line(f"{row['status'].upper()} {row['picture']}: {row['note']}"))
         now = time.perf_counter()
         if now - self._said >= _EVERY or self._done >= self._left:
@@ -134,7 +137,7 @@ def tell(summary: dict[str, Any], where: str) -> None:
     for reason, count in summary["unread_reasons"].items():
         show(one_line(f"not read: {count}, {reason}"))
     if summary["unread"]:
-        show("the same command tries again what could not be read")
+        show(f"the same command tries again what could not be read: {where}/unread.csv")
     show(where)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TOKEN = "LOTUS_EDGE_TOKEN"
 _GRACE = 5.0  # seconds beyond the deadline, for answers to be written
+_UNDER_WAY = 2**17  # bytes of an answer that the system holds for a client
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -97,12 +98,16 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises: LotusError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LotusError(
             f"cannot listen on {host}, port {port}: {reason}. Choose another with --host and --port"
         ) from error
+    # Connections inherit it. The kernel lets a buffer grow to megabytes, and asks for more once a
+    # third has left: a client that is only slow would take too long for that.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNDER_WAY)
+    return listening
 
 
 def _run(app: Any, listening: socket.socket, pool: Pool, deadline: float) -> Future[None]:

@@ -23,10 +23,14 @@ def why(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
+_REORDERED = 5  # frames: a stream with wrong time stamps has its frames no further out of order
+
+
 class Clock:
     """Brings the time stamps of frames into order, in units of their time base; `step` is the usual
     time between two. Frames without any get them from that, and of two equal ones the second moves.
-    Where they jump back by more than a step, time goes on from there, and `jumped` is True.
+    Where they jump back by more than frames are out of order, time goes on from there, and
+    `jumped` is True.
     """
 
     def __init__(self, step: int) -> None:
@@ -37,7 +41,7 @@ class Clock:
         """The time stamp of the next frame: later than all before, and not negative."""
         following = self._last + self._step
         now = following if pts is None else max(pts, 0) + self._offset
-        if now < self._last - self._step:
+        if now < self._last - _REORDERED * self._step:
             self._offset += following - now
             self.jumped = True
             now = following

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from export.errors import CheckpointError
 from export.network.checkpoint import Modules
 from export.network.hub import read_config
-from export.network.parts import PROMPT_FILE, Parts, check_folder
+from export.network.parts import PROMPT_FILE, Parts, check_folder, has_prompt
 from export.network.weights import NETWORK, TEXT_ENCODER, find_weights
 from export.progress import say
 
@@ -141,7 +141,7 @@ def _load_prompt(folder: Path) -> torch.Tensor:
             raise CheckpointError(
                 f"{stored} must hold the tensor 'prompt_embedding': {error}"
             ) from error
-    if not ((folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()):
+    if not has_prompt(folder):
         raise CheckpointError(
             f"{folder} has neither {PROMPT_FILE} nor text_encoder/ and tokenizer/"
         )

@@ -93,8 +93,8 @@ class Parts:
 
 
 def find_parts(name: str, base: str | None, *, configs_only: bool = False) -> Parts:
-    """The parts of a local folder, `tiny/...` or a hub id, which is downloaded; `base` has what a
-    UNet alone lacks.
+    """The parts of a local folder, `tiny/...` or a hub id, which is downloaded; `base` has what it
+    lacks of autoencoder and prompt.
 
     Raises: CheckpointError.
     """
@@ -111,12 +111,22 @@ def find_parts(name: str, base: str | None, *, configs_only: bool = False) -> Pa
 
 
 def is_whole(name: str) -> bool:
-    """Whether this is known to have an autoencoder of its own: `tiny/...`, `random/...`, and local
-    folders with one. Of what has still to be downloaded nothing is known.
+    """Whether this is known to lack nothing that a base has: `tiny/...`, `random/...`, known ids,
+    and local folders with UNet, autoencoder and prompt. Of other ids nothing is known.
     """
-    if Path(name).is_dir():
-        return (Path(name) / "vae").is_dir()
+    folder, bare = Path(name), split_revision(name)[0]
+    if folder.is_dir():
+        return _own_vae(folder) is not None and has_prompt(folder)
+    known = known_ids().get(bare)
+    if known is not None:
+        return not known[0].unet_alone
     return name.startswith(("tiny/", "random/"))
+
+
+def has_prompt(folder: Path) -> bool:
+    """Whether the empty prompt lies there, stored or as text encoder and tokenizer."""
+    encoder = (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()
+    return encoder or (folder / PROMPT_FILE).is_file()
 
 
 def check_base(name: str, family: Family | None, base: str | None) -> None:
@@ -145,8 +155,7 @@ def check_folder(folder: Path) -> None:
 def _unet_and_base(name: str, base: str, *, configs_only: bool) -> Parts:
     if is_whole(name):
         raise CheckpointError(
-            f"{name!r} is a whole checkpoint, which needs no --base: its own autoencoder would be "
-            "left out"
+            f"{name!r} is a whole checkpoint, which needs no --base: leave it out"
         )
     root = Path(name)
     if not root.is_dir():
@@ -159,9 +168,18 @@ def _unet_and_base(name: str, base: str, *, configs_only: bool) -> Parts:
             f"neither {name!r} nor {base!r} has the config.json of a UNet: copy that of Stable "
             "Diffusion 2.1 beside the weights"
         )
-    vae = _vae_folder(rest)
-    local = (*((unet,) if Path(name).is_dir() else ()), *((vae,) if _is_local(base) else ()))
+    own, given = _own_vae(root), Path(name).is_dir()
+    vae = _vae_folder(rest) if own is None else own
+    whose = _is_local(base) if own is None else given
+    local = (*((unet,) if given else ()), *((vae,) if whose else ()))
+    rest = root if has_prompt(root) else rest
     return Parts(root=root, unet=unet, shape=shape, vae=vae, rest=rest, local=local)
+
+
+def _own_vae(root: Path) -> Path | None:
+    """The autoencoder that belongs to the folder of a checkpoint, and not of a UNet alone."""
+    vae = _vae_folder(root)
+    return vae if (root / "unet").is_dir() and vae.is_dir() else None
 
 
 def _with_weights(root: Path) -> Iterator[Path]:
