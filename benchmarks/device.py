@@ -108,9 +108,11 @@ class Run:
         except (StepFailed, TimeUp) as error:
             raise LotusError(f"this machine cannot be described: {error}") from error
         reasons = not_installed()
-        for names in packages().values():  # a process for each: a broken package ends but its own
+        asked = [("backends", {"names": names}, names) for names in packages().values()]
+        asked.append(("pytorch", {"nvidia": found["nvidia"]}, ["pytorch"]))
+        for action, options, names in asked:  # a process each: a broken package ends but its own
             try:
-                reasons |= self._ask("backends", {"names": names})
+                reasons |= self._ask(action, options)
             except (StepFailed, TimeUp) as error:
                 reasons |= dict.fromkeys(names, str(error))
         for device in OPENVINO_DEVICES:

@@ -18,7 +18,7 @@ from runtime.backends import find_backend
 from runtime.backends.session import Session, check_placement
 from runtime.call import Call, draw_noise
 from runtime.errors import BackendError, ImageError, SchemaError
-from runtime.golden import Verification, check_tolerance
+from runtime.golden import Verification, check_tolerance, golden_on
 from runtime.hub import find_bundle
 from runtime.image import (
     ImageLike,
@@ -250,7 +250,8 @@ class LotusEngine:
             what = f"opening {self.folder} ({bucket}) and its golden"
             found = within(self._deadline, what, partial(opening.measure, bucket))
             errors[str(bucket)], kept[bucket] = found
-        result = check_tolerance(errors, self.backend, self.manifest.golden)
+        golden = golden_on(self.manifest, self.backend)
+        result = check_tolerance(errors, self.backend, golden)
         backend = find_backend(self.backend)
         for bucket in self.manifest.buckets:
             remember_proof(self.manifest, bucket, backend, opening.device, kept=kept[bucket])

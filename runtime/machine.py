@@ -40,8 +40,8 @@ def describe_machine(backend: Backend, device: str | None = None) -> dict[str, s
 
 
 def knows_device(backend: Backend, device: str | None = None) -> bool:
-    """Whether device and driver are described: CPUs, and NVIDIA GPUs on Linux. Elsewhere another
-    driver or device may look the same, and no proof holds.
+    """Whether device and driver are described: CPUs, and NVIDIA GPUs on Linux but for WSL.
+    Elsewhere another driver or device may look the same, and no proof holds.
     """
     if backend.on_gpu:
         return describe_gpu(int(device or 0)) != _NO_GPU and bool(_driver_build())

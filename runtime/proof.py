@@ -15,7 +15,7 @@ from runtime.backends.session import Backend, Session
 from runtime.cache import recall, remember
 from runtime.console import one_line, say
 from runtime.errors import VerificationError
-from runtime.golden import check_tolerance, golden_error
+from runtime.golden import check_tolerance, golden_error, golden_on
 from runtime.machine import describe_machine, knows_device
 from runtime.manifest import Bucket, Manifest
 
@@ -45,7 +45,7 @@ def prove(session: Session) -> None:
         check_tolerance(
             {str(session.bucket): golden_error(session)},
             session.backend.name,
-            session.manifest.golden,
+            golden_on(session.manifest, session.backend.name),
         )
     except VerificationError as error:
         raise VerificationError(f"{here}: {error}") from error

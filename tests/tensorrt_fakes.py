@@ -72,7 +72,8 @@ class FakeCudart:
     """CUDA in host memory: keeps what is allocated, records calls, and fails on request.
 
     `alive` maps every live handle to the function that must free it. During a capture work is
-    recorded, not done.
+    recorded, not done; and while a blocking stream is captured, the legacy stream is forbidden to
+    all threads.
     """
 
     cudaError_t = types.SimpleNamespace(cudaSuccess=0)
@@ -80,6 +81,7 @@ class FakeCudart:
         cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out"
     )
     cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
+    cudaStreamNonBlocking = 1
 
     def __init__(self, capability: tuple[int, int] = (8, 7)) -> None:
         self.capability = capability
@@ -87,6 +89,8 @@ class FakeCudart:
         self.alive: dict[Any, str] = {}
         self.fail: dict[str, int] = {}  # function -> how many calls still succeed
         self._capture = threading.local()  # captures are those of a thread
+        self._blocking: set[int] = set()  # streams
+        self._captured: set[int] = set()  # streams
         self._lock = threading.RLock()
         self._memory: dict[int, Any] = {}
         self._next = 1000
@@ -129,8 +133,11 @@ class FakeCudart:
     def cudaGetDeviceCount(self) -> tuple[int, int]:
         return 0, 1
 
-    def cudaStreamCreate(self) -> tuple[int, int]:
-        return 0, self._new("cudaStreamDestroy")
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
+        stream = self._new("cudaStreamDestroy")
+        if flags != self.cudaStreamNonBlocking:
+            self._blocking.add(stream)
+        return 0, stream
 
     def cudaStreamDestroy(self, stream: int) -> tuple[int]:
         return self._free(stream, "cudaStreamDestroy")
@@ -161,12 +168,21 @@ class FakeCudart:
         self.do(lambda: ctypes.memmove(to, source, size))
         return (0,)
 
+    def cudaMemset(self, address: int, value: int, size: int) -> tuple[int]:
+        """On the legacy stream; 906 is cudaErrorStreamCaptureImplicit."""
+        if self._captured & self._blocking:
+            return (906,)
+        ctypes.memset(address, value, size)
+        return (0,)
+
     def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[int]:
         self.capturing = []
+        self._captured.add(stream)
         return (0,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:
         work, self.capturing = self.capturing, None
+        self._captured.discard(stream)
         graph = tuple(work or ())
         self.alive[graph] = "cudaGraphDestroy"
         return 0, graph

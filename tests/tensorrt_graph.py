@@ -60,6 +60,6 @@ def make_graph(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     path = folder / "model.onnx"
     onnx.save(
-        model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=64
+        model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=128
     )
     return path

@@ -28,8 +28,10 @@ DRAW = plot.plot_device
 SETTING = Setting(work=WORK, image="room.png", seconds=1.0)
 
 
-def machine_with(*usable: str, nvidia: bool = False, torch: bool = True) -> dict[str, Any]:
-    """Facts of a machine on which only these backends open."""
+def machine_with(*usable: str, nvidia: bool = False, no_torch: str = "") -> dict[str, Any]:
+    """Facts of a machine on which only these backends open, and PyTorch unless `no_torch` says
+    why not.
+    """
     places = [*BACKENDS, "openvino:GPU", "openvino:NPU"]
     return {
         "device": "NVIDIA Jetson Orin Nano Developer Kit" if nvidia else "a CPU",
@@ -38,8 +40,9 @@ def machine_with(*usable: str, nvidia: bool = False, torch: bool = True) -> dict
         "gpus": [],
         "machine": {"arch": "x86_64", "cores": "2", "os": "Linux", "python": "3.11", "isa": ""},
         "settings": {},
-        "versions": {"torch": "2"} if torch else {},
-        "backends": {name: "" if name in usable else f"{name} is not here" for name in places},
+        "versions": {"torch": "2"},
+        "backends": {name: "" if name in usable else f"{name} is not here" for name in places}
+        | {"pytorch": no_torch},
     }
 
 
@@ -52,7 +55,7 @@ def result_of(action: str, options: dict[str, Any]) -> Any:
         "build": {"bundle": options.get("bundle"), "manifest": "gone"},
         "verify": {"largest": 1e-5, "tolerance": 1e-3},
         "latency": timed,
-        "reference": timed | {"p50_s": 1.4, "stages_s": stages},
+        "reference": timed | {"p50_s": 1.4, "stages_s": stages, "device": "its CPU"},
         "bound": {"measured": {"fused_ms": 100.0, "kernels_ms": 200.0}},
         "stages": {
             "stages_s": stages,
@@ -88,8 +91,10 @@ class Steps:
     ) -> Any:
         if action == "facts":
             return self.facts
+        known = self.facts["backends"]
+        if action == "pytorch":
+            return {"pytorch": known["pytorch"]}
         if action == "backends":
-            known = self.facts["backends"]
             return {key: known[key] for key in known if key.partition(":")[0] in options["names"]}
         self.ran.append(action)
         if action in self.fail:
@@ -142,7 +147,8 @@ def test_order_of_value_on_a_cpu_and_on_a_gpu(tmp_path: Path) -> None:
 
 
 def test_what_a_machine_lacks_is_said_and_nothing_is_tried(tmp_path: Path) -> None:
-    nothing = plan(contenders(WORK, tmp_path), machine_with(torch=False), SETTING)
+    none_here = machine_with(no_torch="PyTorch is not installed")
+    nothing = plan(contenders(WORK, tmp_path), none_here, SETTING)
     assert [step.name for step in nothing if not step.why_not] == ["rates"]
     reasons = {step.title: step.why_not for step in nothing}
     assert reasons["pytorch: latency"] == "PyTorch is not installed"
@@ -154,6 +160,15 @@ def test_what_a_machine_lacks_is_said_and_nothing_is_tried(tmp_path: Path) -> No
     assert "no instructions for bf16" in why_not(bf16[0], facts)
     facts["machine"]["isa"] = "avx2 amx_bf16"
     assert why_not(bf16[0], facts) == ""
+
+
+def test_int8_is_built_without_a_search(tmp_path: Path) -> None:
+    """Which takes hours; where weights alone are int8 there is none, and its limit is refused."""
+    words = {each.name: {*each.words} for each in contenders(WORK, tmp_path)}
+    no_search = {"--precision=int8", "--budget=1.0", "--calibration-images=1"}
+    for name in ("tensorrt-int8", "openvino-int8", "onnxruntime-int8"):
+        assert no_search <= words[name], name
+    assert no_search & words["tensorrt-rtx-int8"] == {"--precision=int8"}
 
 
 def test_given_bundles_stay_as_they_are(tmp_path: Path) -> None:
@@ -187,7 +202,8 @@ def test_the_second_run_does_nothing_again_and_reports_the_same(
     assert (tmp_path / "drawn.png").stat().st_size > 5000
     text = (tmp_path / "report.md").read_text()
     assert "**lotus-edge, OpenVINO fp32: 700 ms**" in text
-    assert "2.00 times as fast as PyTorch" in text
+    assert "2.00 times as fast as PyTorch in fp32 on its CPU" in text
+    assert "| PyTorch fp32, prompt cached, posterior mean: the reference; on its CPU |" in text
     assert "100 ms - 200 ms, rates as measured" in text
     assert "Parts of it were kept" not in text
     steps.ran.clear()
@@ -229,6 +245,15 @@ def test_the_page_of_a_gpu(steps: Steps, tmp_path: Path, monkeypatch: pytest.Mon
     assert "Checks of the CUDA plumbing that failed: 1" in text
     assert "- astray: **FAILED**: no error" in text
     assert "| no backend 'onnxruntime-cuda' here |" in text
+
+
+def test_a_pytorch_without_cuda_takes_no_time_of_a_gpu(steps: Steps, tmp_path: Path) -> None:
+    steps.facts = machine_with("openvino", nvidia=True, no_torch="this PyTorch has no CUDA: 2+cpu")
+    assert run(tmp_path) == 0
+    assert not {"reference", "folded"} & {*steps.ran}
+    text = (tmp_path / "report.md").read_text()
+    three = "pytorch: latency; pytorch-fp16: latency; folds in PyTorch"
+    assert f"| {three} | this PyTorch has no CUDA: 2+cpu |" in text
 
 
 def test_a_step_that_fails_is_a_line_and_the_others_go_on(steps: Steps, tmp_path: Path) -> None:

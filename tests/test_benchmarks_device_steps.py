@@ -4,6 +4,9 @@ and the page.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import ctypes
 import importlib
 import io
 import json
@@ -11,16 +14,19 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT, write_null_bundle
 
-from benchmarks import roofline
+from benchmarks import baselines, roofline
 from benchmarks.baselines import Work
 from benchmarks.on_device import facts as facts_of
-from benchmarks.on_device import page, plot, rates, running, worker
+from benchmarks.on_device import page, plot, rates, running, speed, watch, worker
 from benchmarks.on_device.repeats import repeat
 from benchmarks.on_device.watch import watched
 from runtime.errors import LotusError
@@ -116,6 +122,36 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     assert _soon(lambda: not child.exists() or "Z" in (child / "stat").read_text().split()[2])
 
 
+def test_on_windows_the_worker_asks_for_its_parent_and_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers, asked, ended = [1, 1, 0], list[Any](), list[int]()
+
+    def peek(handle: ctypes.c_void_p, *rest: Any) -> int:
+        asked.append((handle.value, *rest))
+        return answers.pop(0)
+
+    windll = SimpleNamespace(kernel32=SimpleNamespace(PeekNamedPipe=peek))
+    monkeypatch.setattr(ctypes, "windll", windll, raising=False)
+    msvcrt = SimpleNamespace(get_osfhandle=lambda number: 100 + number)
+    monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(fileno=lambda: 0))  # it has no `read`
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(worker, "_EVERY", 0.0)
+    with monkeypatch.context() as there:
+        there.setattr(sys, "platform", "win32")
+        worker._follow_parent()
+    assert asked == [(100, None, 0, None, None, None)] * 3
+    assert ended == [1]
+
+
+def test_no_child_shares_the_standard_input() -> None:
+    for path in (ROOT / "benchmarks" / "on_device").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("subprocess."):
+                assert "stdin" in [each.arg for each in node.keywords], f"{path}:{node.lineno}"
+
+
 def _soon(true: Any, seconds: float = 30.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -153,25 +189,34 @@ def test_settings_and_readings_of_a_jetson(tmp_path: Path) -> None:
     files = {
         "sys/class/devfreq/17000000.gpu/cur_freq": "918000000",
         "sys/class/devfreq/17000000.gpu/max_freq": "918000000",
+        "sys/class/devfreq/17000000.gpu/min_freq": "306000000",
         "sys/class/devfreq/17000000.gpu/governor": "nvhost_podgov",
         "sys/class/devfreq/other/cur_freq": "1",
         "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil",
         "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1510400",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "729600",
         "sys/class/thermal/thermal_zone1/type": "gpu-thermal",
         "sys/class/thermal/thermal_zone1/temp": "47500",
         "sys/class/hwmon/hwmon1/in1_label": "VDD_IN",
         "sys/class/hwmon/hwmon1/in1_input": "5000",
         "sys/class/hwmon/hwmon1/curr1_input": "2000",
+        "sys/class/hwmon/hwmon1/in3_label": "VDD_SOC",
+        "sys/class/hwmon/hwmon1/in3_input": "5000",
+        "sys/class/hwmon/hwmon1/curr3_input": "300",
+        "sys/class/hwmon/hwmon1/in7_label": "sum of shunt voltages",
+        "sys/class/hwmon/hwmon2/in1_label": "VDD_GPU_SOC",
+        "sys/class/hwmon/hwmon2/in1_input": "19000",
+        "sys/class/hwmon/hwmon2/curr1_input": "1000",
         "proc/meminfo": "MemTotal: 7990000 kB\nMemAvailable:    5000000 kB\n",
         "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3\n",
     }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    _write(tmp_path, files)
     found = facts_of.settings(tmp_path)
     assert found["GPU governor"] == "nvhost_podgov"
     assert found["L4T"] == "R36 (release), REVISION: 4.3"
     assert found["CPU governor"] == "schedutil"
+    raised_by_jetson_clocks = {"GPU min_freq": "306000000", "CPU least, kHz": "729600"}
+    assert raised_by_jetson_clocks.items() <= found.items()
     with watched(tmp_path) as readings:
         time.sleep(0.01)
     medians = {name: each["median"] for name, each in readings.items()}
@@ -181,17 +226,56 @@ def test_settings_and_readings_of_a_jetson(tmp_path: Path) -> None:
             "CPU clock, MHz": 1510.4,
             "gpu-thermal, C": 47.5,
             "power of the board, W": 10,
+            "power of VDD_SOC, W": 1.5,
+            "power of VDD_GPU_SOC, W": 19,
             "memory available, GB": 5,
         }
     )
 
 
+def test_the_cores_of_a_thor_are_its_gpu(tmp_path: Path) -> None:
+    folder = "sys/class/devfreq"
+    clocks = {"gpu-gpc-0": "1575000000", "gpu-nvd-0": "1692000000"}
+    names = ("cur_freq", "max_freq")
+    _write(tmp_path, {f"{folder}/{who}/{n}": hz for who, hz in clocks.items() for n in names})
+    assert facts_of.settings(tmp_path)["GPU max_freq"] == clocks["gpu-gpc-0"]
+    assert watch._sources(tmp_path)["GPU clock, MHz"]() == 1575
+
+
+def _write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+# Two GPUs in the order of their addresses; CUDA takes the second first.
 SMI = """#!/bin/sh
+first="NVIDIA T400, 560.35, 2048 MiB, 7.5, 30.00 W, 1425 MHz, [N/A], P8, Enabled"
+second="NVIDIA GeForce RTX 3060, 560.35, 12288 MiB, 8.6, 170.00 W, 2100 MHz, [N/A], P0, Enabled"
 case "$*" in
-*loop-ms*) while :; do echo "1755, 9501, 61, [N/A], 4096"; sleep 0.05; done;;
-*) echo "NVIDIA GeForce RTX 3060, 560.35, 12288 MiB, 8.6, [N/A], 2100 MHz, 7501 MHz, P0, Enabled";;
+*--id=0000:41:00.0*loop-ms*) while :; do echo "1755, 9501, 61, [N/A], 4096"; sleep 0.05; done;;
+*loop-ms*) while :; do echo "300, 405, 40, 7, 100"; sleep 0.05; done;;
+*--id=0000:41:00.0*) echo "$second";;
+*) echo "$first"; echo "$second";;
 esac
 """
+
+
+class Driver:
+    """What is asked of the NVIDIA driver for an address; 100 is CUDA_ERROR_NO_DEVICE."""
+
+    status = 0
+
+    def cuInit(self, flags: int) -> int:
+        return self.status
+
+    def cuDeviceGet(self, device: Any, number: int) -> int:
+        device._obj.value = 7 + number
+        return 0
+
+    def cuDeviceGetPCIBusId(self, text: Any, length: int, device: Any) -> int:
+        text.value = {7: b"0000:41:00.0"}[device.value]
+        return 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
@@ -200,14 +284,63 @@ def test_readings_and_names_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Mo
     smi.write_text(SMI)
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(facts_of, "nvidia_driver", Driver)
+    called = "NVIDIA GeForce RTX 3060, CUDA 12060, build b"
+    monkeypatch.setattr(facts_of, "describe_gpu", lambda: called)
+    monkeypatch.setattr(facts_of, "_text", lambda path, root=None: "")  # this machine's own
     with watched(tmp_path) as readings:
         time.sleep(0.4)
     assert readings["GPU clock, MHz"]["median"] == 1755
     assert readings["GPU memory in use, MB"]["most"] == 4096
     assert "GPU power, W" not in readings
-    (gpu,) = facts_of._nvidia_smi()
-    assert gpu["name"] == "NVIDIA GeForce RTX 3060"
-    assert "power.limit" not in gpu
+    found = facts_of.facts()
+    (gpu,) = found["gpus"]
+    assert found["device"] == gpu["name"] == "NVIDIA GeForce RTX 3060"
+    assert found["settings"] == {"GPU power limit": "170.00 W"}
+    assert "clocks.max.mem" not in gpu
+    monkeypatch.setattr(Driver, "status", 100)
+    assert facts_of._nvidia_smi() == []
+
+
+def _torch(cuda: bool) -> ModuleType:
+    """A stand-in for PyTorch, for the CPU or with a GPU."""
+    found: Any = ModuleType("torch")
+    found.__spec__, found.__version__ = ModuleSpec("torch", None), "2.8.0"
+    found.cuda = SimpleNamespace(
+        is_available=lambda: cuda,
+        get_device_name=lambda: "Orin",
+        max_memory_allocated=lambda: 2_000_000_000,
+    )
+    return found
+
+
+def test_pytorch_without_cuda_beside_a_gpu_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", _torch(cuda=False))
+    assert facts_of.pytorch(nvidia=False) == {"pytorch": ""}
+    reason = facts_of.pytorch(nvidia=True)["pytorch"]
+    assert reason.startswith("this PyTorch has no CUDA: 2.8.0 finds no GPU")
+    monkeypatch.setitem(sys.modules, "torch", _torch(cuda=True))
+    assert facts_of.pytorch(nvidia=True) == {"pytorch": ""}
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert facts_of.pytorch(nvidia=True) == {"pytorch": "PyTorch is not installed"}
+
+
+@pytest.mark.parametrize(("cuda", "device"), [(True, "Orin"), (False, "CPU")])
+def test_the_reference_names_its_device(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, device: str
+) -> None:
+    @contextlib.contextmanager
+    def opened(name: str, work: Work, bundles: Any, stages: dict[str, float]) -> Iterator[Any]:
+        yield lambda images: stages.update(unet=0.1)
+
+    monkeypatch.setattr(baselines, "opened", opened)
+    monkeypatch.setitem(sys.modules, "torch", _torch(cuda))
+    image = str(ROOT / "tiny" / "samples" / "room.png")
+    options = {"checkpoint": "x", "task": "", "resolution": "64x64", "image": image}
+    found = speed.reference(name="pytorch", seconds=0.01, **options)
+    assert found["device"] == device
+    assert found["device_gb"] == (2.0 if cuda else None)
+    assert found["stages_s"] == {"unet": 0.1}
 
 
 def test_repeats_are_bounded() -> None:

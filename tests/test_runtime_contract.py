@@ -28,6 +28,7 @@ from runtime.errors import (
     DamagedBundleError,
     DeviceMissingError,
 )
+from runtime.golden import golden_on
 from runtime.manifest import Bucket, Manifest
 
 CONTRACT = [
@@ -153,7 +154,7 @@ class TestContract:
             with LotusEngine(bundle, backend=bundles.backend) as engine:
                 result = engine.verify()
             assert result.backend == bundles.backend
-            assert result.tolerance == manifest.golden.tolerance
+            assert result.tolerance == golden_on(manifest, bundles.backend).tolerance
             assert set(result.errors) == {str(bucket) for bucket in manifest.buckets}
 
     def test_is_deterministic_and_depends_on_its_input(

@@ -322,6 +322,9 @@ def test_numbers_of_a_version(version: str, parsed: tuple[int, ...]) -> None:
         ("onnxruntime", "1.9.0", 23, "needs 1.23 or newer"),
         ("onnxruntime", "1.23.0", 23, None),
         ("onnxruntime-cuda", "1.22.1+cu13", 20, "needs 1.23 or newer"),
+        ("onnxruntime-cuda", "1.23.2", 23, "needs 1.24 or newer, or a bundle of opset 20"),
+        ("onnxruntime-cuda", "1.23.2", 20, None),
+        ("onnxruntime-cuda", "1.24.1", 23, None),
         ("tensorrt", "8.0", 23, None),
     ],
 )

@@ -18,6 +18,7 @@ import pytest
 from tensorrt_fakes import (
     BUCKET,
     SHAPES,
+    FakeContext,
     FakeCudart,
     FakeVendor,
     image,
@@ -129,7 +130,7 @@ def test_fake_threads_have_contexts_streams_and_buffers_of_their_own(fakes, tmp_
     assert len(vendor.contexts) == 3
     addresses = [address for context in vendor.contexts for address in context.addresses.values()]
     assert len(set(addresses)) == 6
-    assert cudart.calls.count("cudaStreamCreate") == 3
+    assert cudart.calls.count("cudaStreamCreateWithFlags") == 3
 
 
 def test_fake_runner_that_cannot_be_made_frees_what_it_had(fakes, tmp_path):
@@ -145,6 +146,25 @@ def test_fake_runner_that_cannot_be_made_frees_what_it_had(fakes, tmp_path):
         assert isinstance(failed, BackendError)
         assert cudart.alive == alive
         assert_mean(session, 2)
+
+
+def test_fake_capture_leaves_the_legacy_stream_to_other_threads(fakes, tmp_path, monkeypatch):
+    _, cudart = fakes
+    plain, captures = FakeContext.execute_async_v3, []
+    with open_session(tmp_path, make_manifest("tensorrt", "10.3.0", capability="8.7")) as session:
+        _, address = cudart.cudaMalloc(4)
+
+        def meanwhile(context: FakeContext, stream: int) -> bool:
+            with ThreadPoolExecutor(1) as thread:
+                (status,) = thread.submit(cudart.cudaMemset, address, 0, 4).result()
+            captures.append((cudart.capturing is not None, status))
+            return plain(context, stream)
+
+        monkeypatch.setattr(FakeContext, "execute_async_v3", meanwhile)
+        for seed in range(3):
+            assert_mean(session, seed)
+        cudart.cudaFree(address)
+    assert captures == [(False, 0), (True, 0)]
 
 
 def test_fake_close_is_safe_twice_and_a_closed_session_refuses(fakes, tmp_path):
@@ -167,7 +187,7 @@ def test_fake_close_is_safe_twice_and_a_closed_session_refuses(fakes, tmp_path):
 @pytest.mark.parametrize(
     ("call", "successes"),
     [
-        ("cudaStreamCreate", 0),
+        ("cudaStreamCreateWithFlags", 0),
         ("cudaMallocHost", 0),
         ("cudaMallocHost", 1),
         ("cudaMalloc", 0),
@@ -259,7 +279,7 @@ def test_fake_device_of_another_compute_capability_is_refused_for_tensorrt_only(
         ForeignEngineError, match=r"10\.3\.0 for compute capability 8\.7.*compute capability 11\.0"
     ):
         open_session(tmp_path, make_manifest("tensorrt", "10.3.0", capability="8.7"))
-    assert "cudaStreamCreate" not in cudart.calls
+    assert "cudaStreamCreateWithFlags" not in cudart.calls
     open_session(tmp_path, make_manifest("tensorrt-rtx", "10.3.0")).close()
 
 

@@ -217,7 +217,7 @@ def test_the_real_cuda_bindings_take_the_arguments_we_pass():
     stream, address = cudart.cudaStream_t(0), 4096
     assert int(stream) == 0
     calls: dict[str, tuple[Any, ...]] = {
-        "cudaStreamCreate": (),
+        "cudaStreamCreateWithFlags": (cudart.cudaStreamNonBlocking,),
         "cudaMallocHost": (64,),
         "cudaMalloc": (64,),
         "cudaMemcpyAsync": (

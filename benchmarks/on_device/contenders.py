@@ -45,10 +45,10 @@ class Contender:
         return self.backend if self.device is None else f"{self.backend}:{self.device}"
 
 
-def _known(name: str) -> Contender:
+def _known(name: str, work: Work) -> Contender:
     """A baseline that is a bundle."""
     baseline = BASELINES[name]
-    options = baseline.options
+    options = baseline.build_options(work)
     return Contender(
         name=name,
         meaning=baseline.meaning,
@@ -59,54 +59,57 @@ def _known(name: str) -> Contender:
     )
 
 
-def _openvino_on(device: str) -> Contender:
+def _openvino_on(device: str, work: Work) -> Contender:
     return replace(
-        _known("openvino"),
+        _known("openvino", work),
         name=f"openvino-{device.lower()}",
         meaning=f"lotus-edge, OpenVINO fp32 bundle on its device {device}",
         device=device,
     )
 
 
-_BY_VALUE = (
-    _known("tensorrt-fp16"),
-    _known("tensorrt-int8"),
-    _known("tensorrt-rtx-fp16"),
-    Contender(
-        name="tensorrt-rtx-int8",
-        meaning="lotus-edge, TensorRT-RTX int8 weights (fp16 elsewhere)",
-        backend="tensorrt-rtx",
-        target="tensorrt-rtx",
-        precision="int8",
-        words=("--target=tensorrt-rtx", "--precision=int8"),
-    ),
-    # The same bundle as `tensorrt-fp16`: its graph needs no TensorRT.
-    replace(
-        _known("tensorrt-fp16"),
-        name="onnxruntime-cuda-fp16",
-        meaning="lotus-edge, ONNX Runtime CUDA on the fp16 graph for TensorRT",
-        backend="onnxruntime-cuda",
-    ),
-    _known("onnxruntime-cuda"),
-    _openvino_on("GPU"),
-    _openvino_on("NPU"),
-    _known("openvino"),
-    _known("onnxruntime"),
-    _known("openvino-bf16"),
-    _known("openvino-int8"),
-    _known("onnxruntime-int8"),
-    *(
+def _by_value(work: Work) -> tuple[Contender, ...]:
+    """All, without their bundles; `words` are those of the precision alone."""
+    return (
+        _known("tensorrt-fp16", work),
+        _known("tensorrt-int8", work),
+        _known("tensorrt-rtx-fp16", work),
+        Contender(
+            name="tensorrt-rtx-int8",
+            meaning="lotus-edge, TensorRT-RTX int8 weights (fp16 elsewhere)",
+            backend="tensorrt-rtx",
+            target="tensorrt-rtx",
+            precision="int8",
+            words=("--target=tensorrt-rtx", "--precision=int8"),
+        ),
+        # The same bundle as `tensorrt-fp16`: its graph needs no TensorRT.
         replace(
-            _known("onnxruntime"),
-            name=name,
-            meaning=f"lotus-edge, ONNX Runtime fp32 with {BACKENDS[name].option}",
-            backend=name,
-        )
-        for name in (f"onnxruntime-{each}" for each in ("coreml", "directml", "qnn", "rtx"))
-    ),
-)
+            _known("tensorrt-fp16", work),
+            name="onnxruntime-cuda-fp16",
+            meaning="lotus-edge, ONNX Runtime CUDA on the fp16 graph for TensorRT",
+            backend="onnxruntime-cuda",
+        ),
+        _known("onnxruntime-cuda", work),
+        _openvino_on("GPU", work),
+        _openvino_on("NPU", work),
+        _known("openvino", work),
+        _known("onnxruntime", work),
+        _known("openvino-bf16", work),
+        _known("openvino-int8", work),
+        _known("onnxruntime-int8", work),
+        *(
+            replace(
+                _known("onnxruntime", work),
+                name=name,
+                meaning=f"lotus-edge, ONNX Runtime fp32 with {BACKENDS[name].option}",
+                backend=name,
+            )
+            for name in (f"onnxruntime-{each}" for each in ("coreml", "directml", "qnn", "rtx"))
+        ),
+    )
 
-NAMES = tuple(each.name for each in _BY_VALUE)
+
+NAMES = tuple(each.name for each in _by_value(Work(checkpoint="", resolution="")))
 """Of all contenders, the most valuable first."""
 
 
@@ -122,7 +125,7 @@ def contenders(work: Work, folder: Path, only: Sequence[str] = ()) -> list[Conte
             bundle=str(folder / f"{work.name}-{each.target}-{each.precision}"),
             words=(*checkpoints, *task, f"--resolution={work.resolution}", *each.words),
         )
-        for each in _BY_VALUE
+        for each in _by_value(work)
         if not only or each.name in only
     ]
 

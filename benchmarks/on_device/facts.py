@@ -5,6 +5,8 @@ open a bundle on it. What cannot be asked is left out.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,7 +18,7 @@ from export.versions import tool_versions
 from runtime.backends import BACKENDS, installed
 from runtime.backends.session import Backend, import_vendor
 from runtime.errors import LotusError
-from runtime.machine import describe_gpu
+from runtime.machine import describe_gpu, nvidia_driver
 
 _TOOLS = (
     *("torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy"),
@@ -31,14 +33,15 @@ _SECONDS = 10.0  # for a tool to answer
 
 
 def facts() -> dict[str, Any]:
-    """All but the backends: `device` is its name, `nvidia` whether it has a GPU by NVIDIA,
-    `settings` how it is set.
+    """All but the backends: `device` is its name, `nvidia` whether it has a GPU by NVIDIA, `gpus`
+    what nvidia-smi tells of the one that is measured, `settings` how it is set.
     """
     gpus = _nvidia_smi()
     jetson = _text("/proc/device-tree/model").strip("\0")
     gpu = describe_gpu()
-    name = gpus[0]["name"] if gpus else gpu.partition(",")[0]
+    name = gpu.partition(",")[0]
     nvidia = gpu != "none" and not gpu.startswith(",")
+    limits = [each["power.limit"] for each in gpus if "power.limit" in each]
     here = machine()
     return {
         "device": jetson or (name if nvidia else here.get("cpu") or here["arch"]),
@@ -46,7 +49,7 @@ def facts() -> dict[str, Any]:
         "gpu": gpu if nvidia else "none",
         "gpus": gpus,
         "machine": here,
-        "settings": settings(),
+        "settings": settings() | ({"GPU power limit": limits[0]} if limits else {}),
         "versions": tool_versions(_TOOLS) | {"python": here["python"]},
     }
 
@@ -61,10 +64,11 @@ def settings(root: Path = Path("/")) -> dict[str, str]:
         "power mode": _power_mode(),
         "CPU governor": _text(f"{cpu}/scaling_governor", root),
         "CPU limit, kHz": _text(f"{cpu}/scaling_max_freq", root),
+        "CPU least, kHz": _text(f"{cpu}/scaling_min_freq", root),
         "L4T": _text("etc/nv_tegra_release", root).partition("\n")[0].strip("# "),
     }
     for folder in gpu_clocks(root):
-        for name in ("governor", "max_freq"):
+        for name in ("governor", "max_freq", "min_freq"):
             found[f"GPU {name}"] = _text(f"{folder.relative_to(root)}/{name}", root)
     return {name: value for name, value in found.items() if value}
 
@@ -73,7 +77,26 @@ def gpu_clocks(root: Path = Path("/")) -> list[Path]:
     """The folders in which a Jetson tells and sets its GPU's clock."""
     words = ("gpu", "ga10b", "gv11b", "gb10b", "gpc")
     every = sorted((root / "sys/class/devfreq").glob("*"))
-    return [path for path in every if any(word in path.name for word in words)]
+    found = [path for path in every if any(word in path.name for word in words)]
+    # Thor has gpu-gpc-0, its cores, beside gpu-nvd-0, its video engines.
+    return [path for path in found if "gpc" in path.name] or found
+
+
+def bus_id() -> str:
+    """The address of the GPU that CUDA takes first, such as "0000:01:00.0", by which nvidia-smi
+    knows it; nvidia-smi counts in another order. "" where the driver tells none.
+    """
+    try:
+        driver = nvidia_driver()
+    except OSError:
+        return ""
+    device, text = ctypes.c_int(), ctypes.create_string_buffer(32)
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetPCIBusId(text, len(text), device)
+    )
+    return "" if failed else text.value.decode(errors="replace")
 
 
 def not_installed() -> dict[str, str]:
@@ -108,6 +131,21 @@ def backends(*, names: list[str]) -> dict[str, str]:
     return reasons
 
 
+def pytorch(*, nvidia: bool) -> dict[str, str]:
+    """Why PyTorch cannot be measured here, "" where it can: it must not compute on the CPU where
+    there is a GPU by NVIDIA. It imports the package then: a function of the worker.
+    """
+    reason = ""
+    if importlib.util.find_spec("torch") is None:
+        reason = "PyTorch is not installed"
+    elif nvidia:
+        import torch
+
+        if not torch.cuda.is_available():
+            reason = f"this PyTorch has no CUDA: {torch.__version__} finds no GPU; see pytorch.org"
+    return {"pytorch": reason}
+
+
 def _reason(backend: Backend) -> str:
     if not backend.package:
         return ""
@@ -134,7 +172,12 @@ def _openvino_lacks(device: str) -> str:
 
 
 def _nvidia_smi() -> list[dict[str, str]]:
-    lines = answer_of("nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader")
+    """What it tells of the GPU that CUDA takes first, which is alone in the list."""
+    address = bus_id()
+    if not address:
+        return []
+    query = f"--query-gpu={','.join(_SMI)}"
+    lines = answer_of("nvidia-smi", f"--id={address}", query, "--format=csv,noheader")
     rows = [[value.strip() for value in line.split(",")] for line in lines]
     return [
         {name: value for name, value in zip(_SMI, row, strict=True) if "N/A" not in value}
@@ -156,7 +199,12 @@ def answer_of(*command: str) -> list[str]:
         return []
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
         )
         return done.stdout.splitlines() if done.returncode == 0 else []
     return []

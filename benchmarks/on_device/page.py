@@ -33,16 +33,16 @@ def rows(
     for name in _PROOFS:
         found += [{"what": name} | outcome["result"] for outcome in _done(outcomes, name)]
     for name in PYTORCH:
-        found += [
-            {"what": name, "meaning": BASELINES[name].meaning, "checkpoint": work.checkpoint}
-            | {"latency": outcome["result"], "when": outcome["when"]}
-            for outcome in _done(outcomes, f"{name}.latency")
-        ]
+        for outcome in _done(outcomes, f"{name}.latency"):
+            latency = outcome["result"]
+            meaning = f"{BASELINES[name].meaning}; on {latency['device']}"
+            row: Row = {"what": name, "meaning": meaning, "checkpoint": work.checkpoint}
+            found.append(row | {"latency": latency, "when": outcome["when"]})
     for each in contenders:
         parts = {part: _done(outcomes, f"{each.name}.{part}") for part in _PARTS}
         parts["build"] = _done(outcomes, build_name(each))
         if any(parts.values()):
-            row: Row = {"what": each.name, "meaning": each.meaning, "precision": each.precision}
+            row = {"what": each.name, "meaning": each.meaning, "precision": each.precision}
             row |= {part: done[0]["result"] for part, done in parts.items() if done}
             row |= {"when": parts["latency"][0]["when"]} if parts["latency"] else {}
             _shorten(row.get("build", {}))
@@ -108,8 +108,9 @@ def _headline(timed: list[Row], by_name: Mapping[str, Row]) -> str:
     text = f"**{best['meaning']}: {_ms(best['latency']['p50_s'])}** for one picture"
     reference = by_name.get(PYTORCH[0])
     if reference is not None:
-        ratio = reference["latency"]["p50_s"] / best["latency"]["p50_s"]
-        text += f", {ratio:.2f} times as fast as PyTorch in fp32"
+        latency = reference["latency"]
+        ratio = latency["p50_s"] / best["latency"]["p50_s"]
+        text += f", {ratio:.2f} times as fast as PyTorch in fp32 on {latency['device']}"
     resolution = by_name["device"]["resolution"]
     return f"{text} ({resolution}, median; from the decoded picture to the finished map)."
 
@@ -188,10 +189,9 @@ def _machine(device: Row, rates: Row | None) -> list[str]:
         "memory": machine.get("memory", ""),
         "system": f"{machine['os']} {machine['arch']}, Python {machine['python']}",
     }
-    for number, gpu in enumerate(device["gpus"]):
-        facts[f"GPU {number}, by nvidia-smi"] = ", ".join(
-            f"{name} {value}" for name, value in gpu.items()
-        )
+    for gpu in device["gpus"]:
+        words = (f"{name} {value}" for name, value in gpu.items())
+        facts["GPU, by nvidia-smi"] = ", ".join(words)
     facts |= device["settings"]
     if rates is not None:
         products = ", ".join(

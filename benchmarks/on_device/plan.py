@@ -49,7 +49,7 @@ def plan(contenders: Sequence[Contender], facts: Mapping[str, Any], setting: Set
     nvidia = bool(facts["nvidia"])
     possible = [each for each in contenders if not why_not(each, facts)]
     chains = [list(_chain(each, contenders, facts, setting)) for each in possible]
-    proofs = list(_proofs(setting, nvidia, has_torch="torch" in facts["versions"]))
+    proofs = list(_proofs(setting, nvidia, no_torch=facts["backends"]["pytorch"]))
     references, fold = proofs[3:-1], proofs[-1:]
     if nvidia:
         ordered = [*proofs, *itertools.chain(*chains)]
@@ -72,14 +72,13 @@ def build_name(contender: Contender) -> str:
     return f"{Path(contender.bundle).name}.build"
 
 
-def _proofs(setting: Setting, nvidia: bool, has_torch: bool) -> Iterator[Step]:
+def _proofs(setting: Setting, nvidia: bool, no_torch: str) -> Iterator[Step]:
     """What belongs to no contender: two proofs of the plumbing, the rates, the references, and last
-    the folds.
+    the folds. `no_torch` says why there is no PyTorch, or is "".
     """
     work = setting.work
     edge = int(work.resolution.split("x")[0])
     no_gpu = "" if nvidia else "there is no NVIDIA GPU"
-    no_torch = "" if has_torch else "PyTorch is not installed"
     if not work.checkpoint:
         no_torch = (
             "the bundle's checkpoint is not here, or it has several: name one with --checkpoint"

@@ -154,7 +154,7 @@ def _threads(cuda: Any, vendor: StandIn, folder: Path) -> str:
             thread.join()
     if errors:
         raise Wrong(str(errors[0]))
-    streams = recorder.calls.count("cudaStreamCreate")
+    streams = recorder.calls.count("cudaStreamCreateWithFlags")
     return f"{_MANY} threads of {_FAST} runs on {streams} streams"
 
 

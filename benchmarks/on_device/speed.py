@@ -19,7 +19,7 @@ from benchmarks.on_device.watch import watched
 from runtime import LotusEngine
 from runtime.backends import BACKENDS, open_session
 from runtime.errors import LotusError
-from runtime.golden import worst
+from runtime.golden import golden_on, worst
 from runtime.image import fit_to_bucket, load
 from runtime.layout import plain_folder
 from runtime.manifest import Bucket, Manifest
@@ -62,12 +62,12 @@ def verify(*, bundle: str, backend: str, device: str | None) -> dict[str, Any]:
     start = time.perf_counter()
     with LotusEngine(bundle, backend, device=device) as engine:
         found = worst(engine.verify().errors)
-        tolerance, mean = engine.manifest.golden.tolerance, engine.manifest.golden.mean_tolerance
+        golden = golden_on(engine.manifest, engine.backend)
     return {
         "largest": found.largest,
         "mean": found.mean,
-        "tolerance": tolerance,
-        "mean_tolerance": mean,
+        "tolerance": golden.tolerance,
+        "mean_tolerance": golden.mean_tolerance,
         "verified_s": time.perf_counter() - start,
     }
 
@@ -98,7 +98,9 @@ def latency(
 def reference(
     *, name: str, checkpoint: str, task: str, resolution: str, image: str, seconds: float
 ) -> dict[str, Any]:
-    """The same of PyTorch, with the seconds of each stage (on a GPU by CUDA events)."""
+    """The same of PyTorch, with the seconds of each stage (on a GPU by CUDA events) and the name of
+    the device that it computed on.
+    """
     from benchmarks.baselines import Work, opened
 
     height, width = map(int, resolution.split("x"))
@@ -119,11 +121,12 @@ def reference(
             taken = repeat(once, seconds=seconds)
     import torch
 
-    device = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available()
     return summary(taken) | {
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
         "first_s": first,
         "peak_gb": peak_gb(),
-        "device_gb": torch.cuda.max_memory_allocated() / 1e9 if device else None,
+        "device_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
         "stages_s": {
             stage: float(np.median([each[stage] for each in rounds])) for stage in rounds[0]
         },

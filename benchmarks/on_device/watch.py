@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 import statistics
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.on_device.facts import gpu_clocks
+from benchmarks.on_device.facts import bus_id, gpu_clocks
 
 Readings = dict[str, list[float]]
 """Values by what they are and their unit."""
@@ -25,6 +26,9 @@ _SMI = {
     "memory.used": "GPU memory in use, MB",
 }
 _EVERY = 0.5  # seconds
+_CHANNELS = (1, 2, 3)  # of a Jetson's sensors of power
+_RAILS = {"VDD_IN": "the board"}
+"""What a label means; others stand for themselves: a part of the board."""
 
 
 @contextmanager
@@ -69,8 +73,12 @@ def _sources(root: Path) -> dict[str, Callable[[], float]]:
             kind = (zone / "type").read_text().strip()
             if "gpu" in kind.lower() or "cpu" in kind.lower():
                 found[f"{kind}, C"] = lambda zone=zone: _number(zone / "temp") / 1e3
-    for label in sorted((root / "sys/class/hwmon").glob("hwmon*/in1_label")):
-        found["power of the board, W"] = lambda folder=label.parent: _watts(folder)
+    for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        for channel in _CHANNELS:
+            with contextlib.suppress(OSError):
+                label = (folder / f"in{channel}_label").read_text().strip()
+                name = f"power of {_RAILS.get(label, label)}, W"
+                found[name] = functools.partial(_watts, folder, channel)
     return found
 
 
@@ -85,14 +93,19 @@ def _poll(sources: dict[str, Callable[[], float]], into: Readings, stop: threadi
 
 
 def _follow_smi(into: Readings, stop: threading.Event) -> None:
-    """What nvidia-smi tells of the first GPU, until `stop`."""
-    if shutil.which("nvidia-smi") is None:
+    """What nvidia-smi tells of the GPU that CUDA takes first, until `stop`."""
+    address = bus_id() if shutil.which("nvidia-smi") else ""
+    if not address:
         return
-    words = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(_SMI)}"]
+    words = ["nvidia-smi", f"--id={address}", f"--query-gpu={','.join(_SMI)}"]
     words += ["--format=csv,noheader,nounits", f"--loop-ms={int(_EVERY * 1000)}"]
     try:
         process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
     except OSError:
         return
@@ -130,6 +143,6 @@ def _cpu_clock(root: Path) -> float:
     return max(map(float, re.findall(r"cpu MHz\s*:\s*([\d.]+)", text)))
 
 
-def _watts(folder: Path) -> float:
-    """Of the first channel of a sensor: millivolts times milliamperes."""
-    return _number(folder / "in1_input") * _number(folder / "curr1_input") / 1e6
+def _watts(folder: Path, channel: int) -> float:
+    """Of one channel of a sensor: millivolts times milliamperes."""
+    return _number(folder / f"in{channel}_input") * _number(folder / f"curr{channel}_input") / 1e6

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from runtime.writing import write_together
 ACTIONS = {
     "facts": "facts",
     "backends": "facts",
+    "pytorch": "facts",
     "build": "speed",
     "verify": "speed",
     "latency": "speed",
@@ -36,6 +38,7 @@ ACTIONS = {
     "folded": "folded",
 }
 """The module of this package that has the function of each name."""
+_EVERY = 0.5  # seconds, after which the parent is asked for again
 
 
 def main(words: list[str] | None = None) -> int:
@@ -74,8 +77,19 @@ def _words_of(error: Exception) -> str:
 
 
 def _follow_parent() -> None:
-    if not sys.stdin.read(1):
-        os._exit(1)
+    """Nothing is read on Windows: it would block whoever else asks for that handle, such as a DLL
+    that is loaded, or a child.
+    """
+    if sys.platform == "win32":
+        import ctypes
+        import msvcrt
+
+        pipe = ctypes.c_void_p(msvcrt.get_osfhandle(sys.stdin.fileno()))
+        while ctypes.windll.kernel32.PeekNamedPipe(pipe, None, 0, None, None, None):
+            time.sleep(_EVERY)
+    elif sys.stdin.read(1):
+        return
+    os._exit(1)
 
 
 if __name__ == "__main__":

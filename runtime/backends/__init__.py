@@ -35,8 +35,10 @@ _JETSON = (
 )
 
 # Each row was tried with the versions about it; see docs/experiments.md, "Bugs and limits of the
-# vendors".
+# vendors". That of CUDA was not: it is read off ONNX Runtime's issues.
 _ONNXRUNTIME = (KnownVersions(opset=20, oldest="1.23"),)
+# 1.23 has no CUDA kernels of opset 21 and newer for Reshape, Transpose and Unsqueeze (issue 26065).
+_ONNXRUNTIME_CUDA = (*_ONNXRUNTIME, KnownVersions(opset=21, oldest="1.24"))
 _OPENVINO = (
     KnownVersions(opset=20, oldest="2025.4"),
     KnownVersions(opset=21, oldest="2026.2"),
@@ -85,12 +87,12 @@ BACKENDS = {
             name="onnxruntime-cuda",
             module="onnxruntime",
             package="onnxruntime",
-            product="ONNX Runtime",
+            product="ONNX Runtime (onnxruntime-gpu)",
             extra="gpu",
             on_gpu=True,
             option="CUDAExecutionProvider",
             devices="the number of a GPU",
-            known=_ONNXRUNTIME,
+            known=_ONNXRUNTIME_CUDA,
             environment=_NO_TELEMETRY,
         ),
         *(

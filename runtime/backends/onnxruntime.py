@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.session import Arrays, Session, Tensor, Tensors
+from runtime.backends.session import Arrays, Session, Tensor, Tensors, import_vendor
 from runtime.errors import BackendError
 from runtime.extras import how_to_install
 from runtime.manifest import Manifest
@@ -21,6 +21,9 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     _CUDA: {"use_tf32": "0"},
 }
+# What ONNX Runtime says where it would fall back to the CPU. Why a provider did not start it only
+# logs.
+_WOULD_FALL_BACK = "assigned to the default CPU EP"
 
 # The optimised graph, with weights in the layout of the kernels of this CPU: they are mapped from
 # the file, neither copied nor packed.
@@ -80,12 +83,6 @@ class BackendSession(Session):
     def _open(self) -> Tensors:
         self._ort = ort = self._import()
         provider = self.backend.option
-        if provider not in ort.get_available_providers():
-            raise BackendError(
-                f"this onnxruntime has no {provider}; it has {ort.get_available_providers()}. "
-                f"CUDA comes with the extra `gpu`, {how_to_install('gpu')}; "
-                "backend='onnxruntime' uses the CPU."
-            )
         if provider == _CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any
         path = self.model_folder / self.bucket.graph
@@ -104,24 +101,44 @@ class BackendSession(Session):
         if provider != _CPU:
             # An operator without a kernel there is an error, not a quiet trip to the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        self._session = ort.InferenceSession(
-            str(path),
-            options,
-            providers=[(provider, self._provider_options())],
-            enable_fallback=0,  # would try another provider, and print
-        )
-        # ONNX Runtime falls back to the CPU with a log line when a provider's libraries are
-        # missing; we do not.
-        if self._session.get_providers()[0] != provider:
-            raise BackendError(
-                f"ONNX Runtime could not start {provider} (driver or libraries missing) and "
-                f"offers {self._session.get_providers()}; ask for backend='onnxruntime' to use "
-                "the CPU"
+        try:
+            self._session = ort.InferenceSession(
+                str(path),
+                options,
+                providers=[(provider, self._provider_options())],
+                enable_fallback=0,  # would try another provider, and print
             )
+        except Exception as error:  # its types have no base but this in common
+            if _WOULD_FALL_BACK not in str(error):
+                raise
+            raise self._not_started() from error
+        if self._session.get_providers()[0] != provider:  # a graph without nodes
+            raise self._not_started()
         return {
             node.name: Tensor(_TYPES.get(node.type, node.type), tuple(node.shape))
             for node in (*self._session.get_inputs(), *self._session.get_outputs())
         }
+
+    def _import(self) -> Any:
+        """As `Session._import`; the provider comes before the version, since a newer package for
+        the CPU would not have it either. Raises: BackendError too where it is not there.
+        """
+        offered = import_vendor(self.backend).get_available_providers()
+        if self.backend.option not in offered:
+            raise BackendError(
+                f"this onnxruntime has no {self.backend.option}; it has {offered}. "
+                f"CUDA comes with the extra `gpu`, {how_to_install('gpu')}; "
+                "backend='onnxruntime' uses the CPU."
+            )
+        return super()._import()
+
+    def _not_started(self) -> BackendError:
+        return BackendError(
+            f"ONNX Runtime {self.version} could not start {self.backend.option} (driver or "
+            'libraries missing: `python -c "import onnxruntime; onnxruntime.print_debug_info()"` '
+            f"lists them), or has no kernel there for an operator in {self.folder}. "
+            "backend='onnxruntime' uses the CPU."
+        )
 
     def _provider_options(self) -> dict[str, str]:
         if self.device is not None and not self.device.isdecimal():

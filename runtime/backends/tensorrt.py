@@ -206,7 +206,10 @@ class BackendSession(Session):
         runner = _Runner()
         with ExitStack() as undo:
             undo.enter_context(runner.resources)
-            runner.stream = self._cuda("cudaStreamCreate")
+            # While a blocking stream is captured, whatever another thread does on the legacy stream
+            # fails (cudaErrorStreamCaptureImplicit).
+            flags = self._cuda.module.cudaStreamNonBlocking
+            runner.stream = self._cuda("cudaStreamCreateWithFlags", flags)
             runner.resources.callback(self._cuda.release, "cudaStreamDestroy", runner.stream)
             runner.resources.callback(runner.forget_context)
             runner.context = self._new_context()
