@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 # The guard stands before every other finder, so that a banned package fails even where it is
@@ -123,3 +124,19 @@ def test_a_plan_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     assert "disparity-d (lotus-d)" in done.stdout
     assert not (ROOT / "no-such-folder").exists()
+
+
+def test_openvino_tells_nobody() -> None:
+    """Its telemetry forks a process at each import, which can stay for ever."""
+    pytest.importorskip("openvino", reason="extra `openvino`")
+    code = (
+        "import sys\n"
+        "from runtime.backends import BACKENDS\n"
+        "from runtime.backends.session import import_vendor\n"
+        "vendor = import_vendor(BACKENDS['openvino'])\n"
+        "assert vendor.Core().available_devices\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])\n"
+        "import openvino_telemetry  # who wants it has it\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

@@ -49,6 +49,8 @@ _OPENVINO = (
 # From 1.29 on it sends what it runs to its maker, from its import on: threads, sockets and a
 # database in the user's cache.
 _NO_TELEMETRY = (("ORT_DISABLE_TELEMETRY", "1"),)
+# With it OpenVINO tells its maker of each import, from a process that it forks beside its threads.
+_OPENVINO_TELEMETRY = ("openvino_telemetry",)
 
 FOR_TESTS = "LOTUS_EDGE_NULL"
 """The environment variable with which, set to 1, the null backend can be opened. It answers maps
@@ -119,6 +121,7 @@ BACKENDS = {
             devices="CPU, GPU, GPU.1, NPU",
             threads=True,
             known=_OPENVINO,
+            without=_OPENVINO_TELEMETRY,
             # In fp32 it packs weights as fast from the bundle.
             keeps=("bf16", "int8"),
         ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ class Backend:
     the package is right. With `replays` a run records what later runs replay. `keeps` names the
     precisions of bundles whose compiled networks are worth keeping (runtime/compiled.py): opening
     from them is faster, or takes less memory. `environment` are variables that are set before the
-    package is imported; one that is set already stays.
+    package is imported; one that is set already stays. `without`: optional packages that it must
+    not find then.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Backend:
     replays: bool = False
     keeps: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    without: tuple[str, ...] = ()
 
     @property
     def how_to_install(self) -> str:
@@ -323,12 +326,25 @@ def import_vendor(backend: Backend) -> Any:
     for name, value in backend.environment:
         os.environ.setdefault(name, value)
     try:
-        return importlib.import_module(backend.package)
+        with _hidden(backend.without):
+            return importlib.import_module(backend.package)
     except (ImportError, OSError) as error:  # the wheels load their shared libraries on import
         raise BackendMissingError(
             f"the Python package {backend.package!r} of backend {backend.name!r} cannot be "
             f"imported: {error}. {backend.how_to_install}"
         ) from error
+
+
+@contextmanager
+def _hidden(modules: tuple[str, ...]) -> Iterator[None]:
+    """While the block runs these cannot be imported; what was imported before stays."""
+    hidden = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None, as Python has it
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 def excerpt(words: str) -> str:
