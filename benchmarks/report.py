@@ -113,15 +113,19 @@ def _by_setting(latencies: dict[Path, Body]) -> dict[Path, list[Body]]:
 
 
 def _by_machine(bodies: Iterable[Body]) -> dict[str, list[Body]]:
-    """Those of machines with several sizes or batches, by the machine's kind."""
+    """Those of machines that ran a checkpoint in several sizes or batches, by their kind."""
     groups: dict[str, list[Body]] = {}
     for body in bodies:
         groups.setdefault(_machine(body), []).append(body)
-    return {
-        name: own
-        for name, own in groups.items()
-        if len({(row["resolution"], row["batch"]) for row in measured_rows(own)}) > 1
-    }
+    return {name: own for name, own in groups.items() if _most_settings(own) > 1}
+
+
+def _most_settings(bodies: list[Body]) -> int:
+    """In how many sizes and batches the checkpoint ran that has most of them."""
+    settings: dict[str, set[tuple[str, int]]] = {}
+    for row in measured_rows(bodies):
+        settings.setdefault(row["checkpoint"], set()).add((row["resolution"], row["batch"]))
+    return max(map(len, settings.values()), default=0)
 
 
 def _machine(body: Body) -> str:
