@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.bundle.write import check_destination
+from export.bundle.write import check_destination, with_name
 from export.embedded import embedded_checkpoints
 from export.errors import BuildError
 from export.families import Family
@@ -263,8 +263,7 @@ def _decide(settings: BuildSettings) -> Plan:
     name = "-".join(words)
     opset = settings.opset or target.opset
     largest, mean = recipe.tolerance
-    output = settings.output or Path("engines") / name
-    output = output if output.name not in ("", "..") else output.resolve()
+    output = with_name(settings.output or Path("engines") / name)
     check_destination(output, overwrite=settings.overwrite)
     budgets = limits_of(settings, checkpoints)
     check_unused(settings, recipe)

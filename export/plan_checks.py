@@ -55,7 +55,8 @@ def check_unused(settings: BuildSettings, recipe: Recipe) -> None:
     if unused:
         raise BuildError(
             f"{' and '.join(unused)} would change nothing: {settings.precision} for "
-            f"{settings.target} chooses no layers for int8; leave it out"
+            f"{settings.target} has no use for {'it' if len(unused) == 1 else 'them'}; leave "
+            f"{'it' if len(unused) == 1 else 'them'} out"
         )
 
 

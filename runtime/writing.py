@@ -24,7 +24,7 @@ Content: TypeAlias = bytes | Sequence[Piece]
 
 # Short, so that it is no longer than a name may be where the file's own name is not. The machine's
 # tag is in it because process numbers mean nothing on another one that shares the folder.
-_PARTIAL = re.compile(r"\.lotus-([0-9a-f]{4})-(\d+)-[0-9a-f]{6}\.partial")
+PARTIAL = re.compile(r"\.lotus-([0-9a-f]{4})-(\d+)-[0-9a-f]{6}\.partial")
 # What a file system answers that has no such call.
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
@@ -99,7 +99,7 @@ def _sweep(folder: Path) -> None:
     """Remove what killed processes left in this folder; once in a process for each folder."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            match = _PARTIAL.fullmatch(entry.name)
+            match = PARTIAL.fullmatch(entry.name)
             if match and match[1] == machine_tag() and not is_running(int(match[2])):
                 with contextlib.suppress(OSError):
                     Path(entry.path).unlink()

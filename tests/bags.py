@@ -41,14 +41,18 @@ def truth(values: np.ndarray) -> np.ndarray:
 
 
 def image(rgb: np.ndarray, number: int) -> Any:
-    data = np.ascontiguousarray(rgb[..., ::-1]).reshape(-1)
+    return _image("bgr8", np.ascontiguousarray(rgb[..., ::-1]).reshape(-1), number)
+
+
+def _image(encoding: str, data: np.ndarray, number: int) -> Any:
+    """`data`: the bytes of all pixels, uint8 [N]."""
     return T["sensor_msgs/msg/Image"](
         header=header(number, "camera_optical"),
         height=HEIGHT,
         width=WIDTH,
-        encoding="bgr8",
+        encoding=encoding,
         is_bigendian=0,
-        step=3 * WIDTH,
+        step=len(data) // HEIGHT,
         data=data,
     )
 
@@ -133,15 +137,7 @@ def transform() -> Any:
 
 def depth_image(depth: np.ndarray, number: int) -> Any:
     data = np.where(np.arange(WIDTH) % 2, depth * 1000, 0).astype("<u2")
-    return T["sensor_msgs/msg/Image"](
-        header=header(number, "camera_optical"),
-        height=HEIGHT,
-        width=WIDTH,
-        encoding="16UC1",
-        is_bigendian=0,
-        step=2 * WIDTH,
-        data=data.reshape(-1).view(np.uint8),
-    )
+    return _image("16UC1", data.reshape(-1).view(np.uint8), number)
 
 
 def write_bag(path: Path, messages: Iterable[tuple[str, Any, int]], storage: str = "mcap") -> Path:

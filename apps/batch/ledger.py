@@ -23,6 +23,7 @@ from pyarrow import csv
 
 from apps.batch.store import Store, without_secrets
 from runtime.errors import OutputError
+from runtime.writing import PARTIAL
 
 DONE, BAD, UNREAD, FATAL = "done", "bad", "unread", "fatal"
 PARTS, BEGUN, SHARDS, RESULTS = "ledger", "begun", "shards", "results"
@@ -61,8 +62,6 @@ _OWN = {
     SHARDS: re.compile(rf"{SHARDS}/[0-9a-f]{{20}}(-[0-9]+)?\.parquet"),
 }
 """The names that this command gives: see `worker.part_name`, `shards.Shards`."""
-_START = re.compile(r"run\.lock|\.lotus-[0-9a-f]{4}-\d+-[0-9a-f]{6}\.partial")
-"""What a run leaves that is killed before run.json is there."""
 
 
 class Ledger:
@@ -91,7 +90,8 @@ class Ledger:
         stored = self._store.read(_RUN)
         if stored is None:
             names = self._store.names(folders=True)
-            if there := [name for name in names if not _START.fullmatch(name)]:
+            # A run that is killed before run.json is there leaves these.
+            if there := [name for name in names if name != _LOCK and not PARTIAL.fullmatch(name)]:
                 raise OutputError(
                     f"{self._where} is not empty, {there[0]} is there for one, and is not of this "
                     "command. Name another folder for --output."

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from export.bundle.write import check_destination, staged
+from export.bundle.write import check_destination, staged, with_name
 from export.errors import BuildError
 from export.progress import say
 from export.targets import TARGETS, Target
@@ -102,7 +102,7 @@ def _where(
     Raises: BuildError for a place that would change a working bundle unasked.
     """
     unfinished = manifest.target == target.name and not all(b.engine for b in manifest.buckets)
-    named = source if source.name not in ("", "..") else source.resolve()
+    named = with_name(source)
     beside = named.with_name(f"{named.name}-{target.name}")
     destination = output or (source if unfinished else beside)
     here, there = source.resolve(), destination.resolve()

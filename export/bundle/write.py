@@ -51,6 +51,11 @@ def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iter
         ) from error
 
 
+def with_name(folder: Path) -> Path:
+    """The folder by a path that ends in its name; ".", ".." and "" have none."""
+    return folder if folder.name not in ("", "..") else folder.resolve()
+
+
 def check_destination(destination: Path, *, overwrite: bool) -> None:
     """Refuse a place that may not be written: only a bundle, and nothing beside its own files, is
     ever replaced.

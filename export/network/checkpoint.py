@@ -147,8 +147,6 @@ def describe(
         refuse_by_id(bare)
     check_base(bare, named_family(bare, family), base)
     if bare in RANDOM_UNETS:
-        if base is not None:
-            raise CheckpointError(f"{bare!r} is a whole checkpoint, which needs no --base")
         _unet_seed(bare, revision)
         configs = Configs(unet=RANDOM_UNETS[bare], vae=_VAE_CONFIG)
         folder, parameters, vae_parameters = None, _RANDOM_PARAMETERS, _RANDOM_VAE

@@ -130,10 +130,15 @@ def has_prompt(folder: Path) -> bool:
 
 
 def check_base(name: str, family: Family | None, base: str | None) -> None:
-    """Refuse a known UNet alone without the rest, before anything is downloaded.
+    """Refuse a known UNet alone without the rest, and a base for what is whole, before anything is
+    downloaded.
 
     Raises: CheckpointError.
     """
+    if base is not None and is_whole(name):
+        raise CheckpointError(
+            f"{name!r} is a whole checkpoint, which needs no --base: leave it out"
+        )
     if family is not None and family.unet_alone and base is None and not Path(name).is_dir():
         raise CheckpointError(
             f"{name!r} is a UNet alone: pass --base with the folder or id of the rest, the "
@@ -153,10 +158,6 @@ def check_folder(folder: Path) -> None:
 
 
 def _unet_and_base(name: str, base: str, *, configs_only: bool) -> Parts:
-    if is_whole(name):
-        raise CheckpointError(
-            f"{name!r} is a whole checkpoint, which needs no --base: leave it out"
-        )
     root = Path(name)
     if not root.is_dir():
         root = download(name, _UNET, configs_only=configs_only)

@@ -189,7 +189,7 @@ def read_header(path: Path) -> dict[str, Any]:
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         types = {str(entry["dtype"]) for entry in header.values()}
-        count_numbers(header)
+        count_numbers(header)  # shapes that are none are found here
         whole = 8 + length + end == size
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(
