@@ -37,8 +37,10 @@ from export.graph.stages import layer_of
 from export.graph.to_onnx import quiet_exporter
 from export.quantize.layers import OUTPUT, Range
 from export.targets import TARGETS
+from runtime.backends import BACKENDS
 from runtime.backends.onnxruntime import session_options
 from runtime.backends.openvino import hints
+from runtime.backends.session import import_vendor
 
 _UPSAMPLINGS = ((512, 64), (512, 128), (256, 256), (640, 32))
 _CONVOLUTIONS = ((512, 64), (512, 128), (256, 256), (128, 512))
@@ -213,8 +215,7 @@ def _onnxruntime(path: Path) -> _Run:
 
 
 def _openvino(path: Path, precision: str) -> _Run:
-    import openvino
-
+    openvino = import_vendor(BACKENDS["openvino"])
     core = openvino.Core()
     model = core.read_model(str(path))
     return core.compile_model(model, "CPU", hints(model, precision))

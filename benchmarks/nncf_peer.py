@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from benchmarks.baselines import side_by_side
 from export.embedded import rendered_scenes
+from runtime.backends import BACKENDS
 from runtime.backends.openvino import hints
+from runtime.backends.session import import_vendor
 from runtime.engine import draw_noise
 from runtime.errors import LotusError
 from runtime.extras import require
@@ -62,8 +64,8 @@ def quantise(bundle: Path, preset: str, images: int, output: Path) -> None:
 
     Raises: LotusError, OSError.
     """
+    openvino = import_vendor(BACKENDS["openvino"])  # first, and without its telemetry
     import nncf
-    import openvino
 
     manifest = Manifest.load(bundle)
     kinds = {"preset": nncf.QuantizationPreset, "model_type": nncf.ModelType}
@@ -109,8 +111,7 @@ def open_quantised(folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.flo
 
     Raises: LotusError, and what OpenVINO raises.
     """
-    import openvino
-
+    openvino = import_vendor(BACKENDS["openvino"])
     manifest = Manifest.read(folder)
     bucket = manifest.buckets[0]
     model = openvino.Core().read_model(folder / _GRAPH)

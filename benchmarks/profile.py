@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from benchmarks.rows import parse_arguments, write_rows
 from export.graph.stages import STAGES
+from runtime.backends import BACKENDS
 from runtime.backends.onnxruntime import may_saturate, session_options
 from runtime.backends.openvino import hints
+from runtime.backends.session import import_vendor
 from runtime.manifest import Bucket, Manifest
 
 Feeds = dict[str, NDArray[np.float32]]
@@ -111,8 +113,7 @@ def _onnxruntime(
 
 
 def _openvino(folder: Path, manifest: Manifest, bucket: Bucket, feeds: Feeds, runs: int) -> Times:
-    import openvino
-
+    openvino = import_vendor(BACKENDS["openvino"])
     core = openvino.Core()
     graph = core.read_model(str(folder / bucket.graph))
     request = core.compile_model(

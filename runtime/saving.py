@@ -183,7 +183,8 @@ def stem_of(path: str | os.PathLike[str], name: str | None) -> Path:
 def _without_ending(text: str) -> Path:
     endings = [each.ending for each in FORMATS.values()]
     for ending in sorted(endings, key=len, reverse=True):
-        if Path(text).name.endswith(ending) and Path(text).name != ending:
+        name = Path(text).name
+        if name.endswith(ending) and name.removesuffix(ending) not in ("", ".", ".."):
             return Path(text.removesuffix(ending))
     return Path(text)
 

@@ -4,6 +4,8 @@ lie.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ from PIL import Image
 
 from apps.__main__ import main
 from apps.video import source
+from apps.video.forms import FORMS, Settings
+from apps.video.frames import Answer
 from apps.video.packets import Clock
 from apps.video.source import Choice, Film
+from runtime.errors import OutputError
 
 av = pytest.importorskip("av", reason="extra `video`")
 COUNT, HEIGHT, WIDTH = 12, 64, 96  # the size of the null bundle's bucket
@@ -204,3 +209,23 @@ def test_an_input_is_not_replaced(
     Image.fromarray(frames[0]).save(below / "a.png")
     for options in ((), ("--overwrite",)):
         assert run(bundle, below, below / "maps", *options) == 0
+
+
+def test_a_chunk_of_arrays_is_whole_or_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(folder=tmp_path, tasks=("disparity", "normal"), steady=False)
+    chunk = FORMS["npz"].open(settings, 0)
+    maps = {"disparity": np.zeros((4, 4), np.float32), "normal": np.ones((4, 4, 3), np.float32)}
+    chunk.add(Answer(number=0, time=0.0, pts=0, size=(4, 4), maps=maps, steps={}))
+    saved = np.savez
+
+    def full(stream: Any, **arrays: Any) -> None:
+        if arrays["values"].ndim == 4:  # the second task
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        saved(stream, **arrays)
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OutputError, match="No space left"):
+        chunk.close()
+    assert list(tmp_path.iterdir()) == []

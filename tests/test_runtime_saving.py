@@ -126,6 +126,15 @@ def test_the_uncertainty_goes_with_the_formats_that_can_hold_it(tmp_path: Path) 
     assert [path.name for path in saved] == ["b.npy", "b.png", "b-uncertainty.npy"]
 
 
+@pytest.mark.parametrize("name", ["..png", "...png", ".png", "..npy"])
+def test_a_name_of_dots_and_an_ending_is_a_name(name: str, tmp_path: Path) -> None:
+    saved = result().save(tmp_path / name)
+    assert [path.name for path in saved] == [
+        f"{name}{end}" for end in (".npy", "-16bit.png", ".png")
+    ]
+    assert all(path.parent == tmp_path and path.exists() for path in saved)
+
+
 @pytest.mark.parametrize("formats", [["jpeg"], [], ["npy", "tiff"], "png"])
 def test_a_format_that_there_is_not_is_refused(formats: object, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="saved as any of npy, png16, color, npz, exr; found"):

@@ -21,9 +21,10 @@ if __name__ == "__main__":
 
 from apps.bag.maps import IMAGE, INFO, made_of
 from apps.bag.messages import camera_of, rgb_of
+from runtime.camera import Camera
 from runtime.console import say
 from runtime.engine import LotusEngine
-from runtime.errors import LotusError
+from runtime.errors import GeometryError, LotusError
 
 
 def main() -> int:
@@ -56,12 +57,20 @@ def main() -> int:
         def _keep(self, message: Any) -> None:
             self._info = message
 
+        def _camera(self, height: int, width: int) -> Camera | None:
+            if self._info is None:
+                return None
+            try:
+                return camera_of(self._info, rectified=False).at(height, width)
+            except GeometryError as error:  # of a driver that was never calibrated: zeros
+                words = f"camera_info holds no camera ({error}): no points are published"
+                self.get_logger().warning(words, once=True)
+                return None
+
         def _answer(self, message: Any) -> None:
             try:
                 rgb = rgb_of(message)
-                camera = None
-                if self._info is not None:
-                    camera = camera_of(self._info, rectified=False).at(*rgb.shape[:2])
+                camera = self._camera(*rgb.shape[:2])
                 prediction = self._engine(rgb)
                 for made in made_of(prediction, rgb, camera, metric=None, anchors=None):
                     if made.name not in self._outputs:

@@ -238,13 +238,21 @@ class ArrayChunk:
         self._answers.append(answer)
 
     def close(self) -> None:
+        written: list[Path] = []
         for task in self._settings.tasks:
             arrays = {
                 "values": np.stack([answer.values(task) for answer in self._answers]),
                 "times": np.array([answer.time for answer in self._answers]),
                 "numbers": np.array([answer.number for answer in self._answers]),
             }
-            save_arrays(self._settings.folder / f"{task}-{self._chunk:06d}.npz", arrays)
+            path = self._settings.folder / f"{task}-{self._chunk:06d}.npz"
+            try:
+                save_arrays(path, arrays)
+            except OutputError:  # a full disk: a chunk is whole or absent
+                for earlier in written:
+                    earlier.unlink(missing_ok=True)
+                raise
+            written.append(path)
 
     def abandon(self) -> None:
         pass
