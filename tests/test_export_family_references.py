@@ -4,6 +4,7 @@ formula written out.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,12 +112,17 @@ def independent(checkpoint: Checkpoint, rgb: np.ndarray, noise: np.ndarray | Non
 
 
 def genpercept(checkpoint: Checkpoint, rgb: np.ndarray) -> np.ndarray:
-    """The formula: t = 1, x0 = -o; a mean for one channel, unit vectors for normals."""
-    image = torch.from_numpy(rgb.transpose(2, 0, 1)[None] / np.float32(127.5)) - 1
+    """The formula: t = 1, x0 = -o; a mean for one channel, unit vectors for normals.
+
+    In float64: the decoder of these random weights reaches 8 before it is clipped, and what float32
+    rounds there is as large as the limit.
+    """
+    vae, unet = (copy.deepcopy(each).double() for each in (checkpoint.vae, checkpoint.unet))
+    image = torch.from_numpy(rgb.transpose(2, 0, 1)[None] / 127.5) - 1
     with torch.no_grad():
-        latent = checkpoint.vae.encode(image).latent_dist.mode() * 0.18215
-        output = checkpoint.unet(latent, 1, encoder_hidden_states=checkpoint.prompt).sample
-        decoded = checkpoint.vae.decode(-output / 0.18215).sample[0].permute(1, 2, 0).numpy()
+        latent = vae.encode(image).latent_dist.mode() * 0.18215
+        output = unet(latent, 1, encoder_hidden_states=checkpoint.prompt.double()).sample
+        decoded = vae.decode(-output / 0.18215).sample[0].permute(1, 2, 0).numpy()
     if checkpoint.task.name != "normal":
         return (decoded.mean(axis=2).clip(-1, 1) + 1) / 2
     vectors = decoded.clip(-1, 1)
