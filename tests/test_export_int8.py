@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from conftest import BUCKET, build_bundle, image_inputs
+from conftest import BUCKET, INT8, build_bundle, image_inputs
 from diffusers.models.resnet import ResnetBlock2D
 
 from export.bundle.costs import read_costs
@@ -28,6 +28,7 @@ from export.quantize.layers import (
     find_layers,
 )
 from export.quantize.policy import LayerChoice, Policy
+from export.quantize.ranges import choose_ranges
 from export.targets import TARGETS
 from runtime import LotusEngine
 from runtime.backends.openvino import hints
@@ -59,6 +60,47 @@ def test_each_size_has_the_same_layers(folded: SinglePass) -> None:
         for width in (BUCKET, 104)
     )
     assert square == narrow
+
+
+def test_sizes_share_the_ranges_of_an_upsampling(folded: SinglePass) -> None:
+    """The plain form has one channel where the folded one has four; a graph of either takes the
+    ranges.
+    """
+    layers = find_layers(folded, image_inputs(1)[0], (OUTPUT,))
+    names = [layer.name for layer in layers if "upsamplers" in layer.name]
+    outputs = [name for name in names if name.endswith(OUTPUT)]
+    assert len(outputs) == 6
+    for width in (BUCKET, 104):
+        image = torch.linspace(-1, 1, 3 * BUCKET * width).view(1, 3, BUCKET, width)
+        ranges = choose_ranges(folded, names, lambda image=image: [(image,)])
+        plain = dict(folded.named_modules())
+        for name in outputs:
+            own = plain[name.removesuffix(f"/{OUTPUT}").replace("/", ".", 1)].channels
+            assert ranges[name].scale.shape == (own,)
+        with torch.inference_mode(), FakeQuant(folded, ranges):
+            assert folded(image)[0].isfinite().all()
+
+
+@pytest.mark.slow
+def test_int8_of_sizes_with_and_without_the_fold(checkpoint_d: Path, tmp_path: Path) -> None:
+    """Both graphs from the ranges of the first; each bucket's golden is run at the end."""
+    settings = {**INT8, "resolutions": ((BUCKET, BUCKET), (BUCKET, 104))}
+    bundle = build_bundle(checkpoint_d, tmp_path / "bundle", **settings)
+    with LotusEngine(bundle) as engine:
+        engine.verify()
+
+
+@pytest.mark.slow
+def test_upsamplings_are_put_in_place_as_int8(bundle_int8: Path) -> None:
+    """A quarter of the bytes, and no scales by channel, which one thread turns back one by one."""
+    graph = ir.load(bundle_int8 / "model-64x64.onnx").graph
+    moves = [node for node in graph if node.op_type in ("DepthToSpace", "Slice")]
+    moved = [node for node in moves if "upsamplers" in str(node.name)]
+    assert len([node for node in moved if node.op_type == "DepthToSpace"]) == 6
+    assert {node.outputs[0].dtype for node in moved} == {ir.DataType.UINT8}
+    back = [node for node in graph if str(node.name).endswith("/DequantizeLinear_output")]
+    assert len(back) > 100
+    assert {tuple(node.inputs[1].shape) for node in back} == {()}
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class SubpixelUpsample(nn.Module):
         super().__init__()
         if form not in FORMS:
             raise ValueError(f"upsampling has the forms {FORMS}, not {form!r}")
-        self.plain, self.form = plain, form
+        self.plain, self.form, self.channels = plain, form, conv.out_channels
         # [row parity, column parity, out, in, row tap, column tap]
         kernels = torch.einsum("pre,qsf,oief->pqoirs", _TAPS, _TAPS, weight_of(conv))
         dtype, bias = conv.weight.dtype, None if conv.bias is None else bias_of(conv)

@@ -8,12 +8,14 @@ product and both conversions as one int8 kernel.
 
 Outputs, where a target wants them in int8, have a scale for each channel, s[c], which no engine's
 kernel takes as such. But it multiplies each channel with its weight's scale: w[c] / s[c] there and
-b[c] / s[c] for the bias give y[c] / s[c], which is rounded with the scale 1, and multiplied by s[c]
-when it is turned back: by `DequantizeLinear`, or by a `Mul` of its own where an operator follows
-that answers to `QuantizeLinear`. ONNX Runtime 1.31 makes one int8 operator of `DequantizeLinear`,
-operator and `QuantizeLinear`, and then refuses scales by channel (`Scale and Zero-point must be a
-scalar`). It looks through reshapes, slices and pooling too; no network has such a place, and
-opening it would fail.
+b[c] / s[c] for the bias give y[c] / s[c], which is rounded with the scale 1. `DequantizeLinear`
+turns it back with the scale 1, and a `Mul` by s[c] follows: the same bits as from one
+`DequantizeLinear` with scales by channel, which ONNX Runtime 1.31 computes in one thread and
+element by element. It also makes one int8 operator of `DequantizeLinear`, operator and
+`QuantizeLinear`, and then refuses scales by channel (`Scale and Zero-point must be a scalar`).
+
+What an upsampling's convolution gives is put in place (`DepthToSpace`) and cut (`Slice`) while it
+is int8, which is a quarter of the bytes: the four channels of one have one scale for it.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from export.graph.node_writer import name_output
 from export.graph.shapes import static_shape
 from export.graph.stages import layer_of
 from export.quantize.layers import OUTPUT, RESIDUAL, Ranges
+
+_MOVES = ("DepthToSpace", "Slice")  # move values and change none
 
 
 def quantize(graph: ir.Graph, ranges: Ranges, *, unsigned: bool = False) -> int:
@@ -118,34 +122,44 @@ def _round_output(
     int8 and back.
     """
     output, name = node.outputs[0], f"{node.name}/output"
-    uses = list(output.uses())
     there = [
         _constant(graph, f"{name}_scale", np.ones((), np.float32)),
         _constant(graph, f"{name}_zero", zero),
     ]
-    if any(_is_rounded(user) for user, _ in uses):
-        down, up = _there_and_back(node, output, "_output", there, there)
-        shape = (len(channels), *(1 for _ in static_shape(output)[2:]))
-        factors = _constant(graph, f"{name}_scales", channels.reshape(shape))
-        nodes = [down, up, ir.node("Mul", [up.outputs[0], factors], name=f"{node.name}/Mul_output")]
-        product = nodes[2].outputs[0]
-        product.shape, product.type = output.shape, output.type
-    else:
-        zeros = np.full(channels.shape, zero)
-        back = [
-            _constant(graph, f"{name}_scales", channels),
-            _constant(graph, f"{name}_zeros", zeros),
-        ]
-        nodes = list(_there_and_back(node, output, "_output", there, back, axis=1))
-    graph.insert_after(node, nodes)
+    places = _places(node, len(channels))
+    last = places[-1] if places else node
+    uses = list(last.outputs[0].uses())
+    down, up = _there_and_back(node, output, "_output", there, there)
+    if places:
+        first = places[0]
+        up.replace_input_with(0, last.outputs[0])
+        up.outputs[0].shape = last.outputs[0].shape
+        first.replace_input_with(0, down.outputs[0])
+        for place in places:
+            place.outputs[0].type = down.outputs[0].type
+    shape = (len(channels), *(1 for _ in static_shape(output)[2:]))
+    factors = _constant(graph, f"{name}_scales", channels.reshape(shape))
+    product = ir.node("Mul", [up.outputs[0], factors], name=f"{node.name}/Mul_output")
+    name_output(product, f"{product.name}_output", up.outputs[0], output.dtype)
+    graph.insert_after(node, down)
+    graph.insert_after(last if places else down, [up, product])
     for user, index in uses:
-        user.replace_input_with(index, nodes[-1].outputs[0])
+        user.replace_input_with(index, product.outputs[0])
 
 
-def _is_rounded(node: ir.Node) -> bool:
-    """Whether the node makes int8 of what it reads or answers."""
-    readers = [node, *(usage.node for value in node.outputs for usage in value.uses())]
-    return any(reader.op_type == "QuantizeLinear" for reader in readers)
+def _places(node: ir.Node, channels: int) -> list[ir.Node]:
+    """What puts the output of an upsampling's convolution in place, where it has several channels
+    for each of the `channels` that have a scale: `DepthToSpace`, and what cuts its answer.
+    """
+    places: list[ir.Node] = []
+    value = node.outputs[0]
+    if static_shape(value)[1] == channels:
+        return places
+    while len(users := list(value.uses())) == 1 and users[0].node.op_type in _MOVES:
+        places.append(users[0].node)
+        value = users[0].node.outputs[0]
+    assert places, "only an upsampling's channels share scales"
+    return places
 
 
 def _there_and_back(
@@ -171,7 +185,7 @@ def _there_and_back(
 
 def _store_weight(graph: ir.Graph, node: ir.Node, divisor: NDArray[np.float32]) -> None:
     """The node's weight as int8 with a scale for each output channel, and back; it and the bias
-    over `divisor`, one or one for each output channel.
+    over `divisor`: one, or one for each output channel or for some of them in a row.
     """
     value = node.inputs[1]
     assert value is not None
@@ -180,6 +194,7 @@ def _store_weight(graph: ir.Graph, node: ir.Node, divisor: NDArray[np.float32]) 
     axis = output_axis(node)
     assert axis is not None
     scale = safe_scales(weight, axis)
+    divisor = np.repeat(divisor, len(scale) // divisor.size) if divisor.ndim else divisor
     constants = [
         _constant(graph, f"{node.name}/weight_int8", to_int8(weight, scale, axis)),
         _constant(graph, f"{node.name}/weight_scale", scale / divisor),

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from export.folds.subpixel import SubpixelUpsample
 from export.graph.int8_weights import FEWEST_CHANNELS, LARGEST, safe_scales
 from export.graph.stages import layer_name
 from export.network.single_pass import SinglePass
@@ -78,7 +79,9 @@ class Range:
 
 
 Ranges = Mapping[str, Range]
-"""By layer; those of outputs are of channels."""
+"""By layer; those of outputs are of channels. Channels that an upsampling puts side by side
+(export/folds/subpixel.py) have one: its plain form, for other sizes, has one channel for them.
+"""
 Kernel = Callable[..., Tensor]
 Handle = Callable[[str, Kernel, tuple[Any, ...], dict[str, Any]], Tensor]
 """Called in place of a kernel with the layer's name, the kernel and its arguments: input, weight,
@@ -172,10 +175,24 @@ def find_layers(
     return list(layers.values())
 
 
+def upsampling_channels(module: SinglePass) -> dict[str, int]:
+    """How many channels an upsampling makes, by layer: fewer than its convolution does where that
+    makes several places of each.
+    """
+    return {
+        _layer_name(f"{path}.weight"): part.channels
+        for path, part in module.named_modules()
+        if isinstance(part, SubpixelUpsample)
+    }
+
+
 def round_to_int8(values: Tensor, span: Range) -> Tensor:
-    """Values that went through int8 with one range, or with one for each channel."""
+    """Values that went through int8 with one range, or with one for each channel, or for some
+    channels in a row.
+    """
     if isinstance(span.scale, Tensor):
-        return _round_slices(values, span.scale, axis=1)
+        each = span.scale.repeat_interleave(values.shape[1] // len(span.scale))
+        return _round_slices(values, each, axis=1)
     return torch.fake_quantize_per_tensor_affine(
         values, span.scale, span.zero, -LARGEST - 1, LARGEST
     )

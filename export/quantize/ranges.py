@@ -34,6 +34,7 @@ from export.quantize.layers import (
     Range,
     round_to_int8,
     round_weight,
+    upsampling_channels,
 )
 
 Feeds = Callable[[], Iterable[tuple[Tensor, ...]]]
@@ -126,13 +127,15 @@ def choose_ranges(
     """The range of each named layer, by the calibration images, of which there are `images`: see
     above.
     """
-    wanted = set(names)
+    wanted, upsamplings = set(names), upsampling_channels(module)
     histograms: dict[str, Histogram] = {}
     channels: dict[str, Tensor] = {}
 
     def count(name: str, kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if name in wanted and name.endswith(f"/{OUTPUT}"):
-            largest = args[0].abs().transpose(0, 1).flatten(1).amax(dim=1)
+            each = args[0].abs().transpose(0, 1).flatten(1).amax(dim=1)
+            own = upsamplings.get(name.removesuffix(f"/{OUTPUT}"), len(each))
+            largest = each.view(own, -1).amax(dim=1)
             channels[name] = torch.maximum(channels.get(name, largest), largest)
         elif name in wanted:
             histograms.setdefault(name, Histogram()).update(args[0])
