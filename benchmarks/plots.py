@@ -66,7 +66,11 @@ def plot_scaling(bodies: list[Body], path: Path) -> Path:
         if len({*row["resolution"].split("x")}) == 1
     ]
     batched = {row["resolution"] for row in rows if row["batch"] > 1}
-    figure, (sizes, batches) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    panels = 2 if batched else 1
+    figure, axes = pyplot.subplots(
+        1, panels, figsize=(5.5 * panels, 3.6), layout="constrained", squeeze=False
+    )
+    sizes = axes[0, 0]
     for what in dict.fromkeys(row["what"] for row in rows):
         own = [row for row in rows if row["what"] == what]
         by_edge = {
@@ -75,16 +79,22 @@ def plot_scaling(bodies: list[Body], path: Path) -> Path:
         by_batch = {
             row["batch"]: row["p50_s"] / row["batch"] for row in own if row["resolution"] in batched
         }
-        for axes, points in ((sizes, by_edge), (batches, by_batch)):
+        for panel, points in zip(axes[0], (by_edge, by_batch), strict=False):
             if len(points) > 1:
-                axes.plot(*zip(*sorted(points.items()), strict=True), "o-", label=what)
-    sizes.set(
-        xlabel="edge of a square image, pixels",
-        ylabel="seconds, median",
-        xscale="log",
-        yscale="log",
-    )
-    batches.set(xlabel="images in one call", ylabel="seconds per image, median", ylim=(0, None))
+                panel.plot(*zip(*sorted(points.items()), strict=True), "o-", label=what)
+    sizes.set(xscale="log", yscale="log", ylabel="seconds, median")
+    sizes.set_xlabel("edge of a square image, pixels")
+    for axis, ticks in (
+        (sizes.xaxis, sorted({int(row["resolution"].split("x")[0]) for row in rows})),
+        (sizes.yaxis, [1, 2, 5, 10, 20, 50, 100, 200]),
+    ):
+        low, high = axis.get_view_interval()
+        axis.set_ticks([tick for tick in ticks if low <= tick <= high])
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    if batched:
+        axes[0, 1].set(ylabel="seconds per image, median", ylim=(0, None))
+        axes[0, 1].set_xlabel("images in one call")
     sizes.legend(fontsize=8)
     figure.suptitle(rows[0]["checkpoint"])
     figure.savefig(path, dpi=110)
