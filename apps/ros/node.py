@@ -57,20 +57,11 @@ def main() -> int:
         def _keep(self, message: Any) -> None:
             self._info = message
 
-        def _camera(self, height: int, width: int) -> Camera | None:
-            if self._info is None:
-                return None
-            try:
-                return camera_of(self._info, rectified=False).at(height, width)
-            except GeometryError as error:  # of a driver that was never calibrated: zeros
-                words = f"camera_info holds no camera ({error}): no points are published"
-                self.get_logger().warning(words, once=True)
-                return None
-
         def _answer(self, message: Any) -> None:
             try:
                 rgb = rgb_of(message)
-                camera = self._camera(*rgb.shape[:2])
+                height, width = rgb.shape[:2]
+                camera = _camera(self._info, height, width, self.get_logger())
                 prediction = self._engine(rgb)
                 for made in made_of(prediction, rgb, camera, metric=None, anchors=None):
                     if made.name not in self._outputs:
@@ -90,6 +81,19 @@ def main() -> int:
     finally:
         rclpy.try_shutdown()
     return 0
+
+
+def _camera(info: Any, height: int, width: int, logger: Any) -> Camera | None:
+    """That of pictures of this size; None without `info`, or where it holds none: a driver that was
+    never calibrated sends zeros.
+    """
+    if info is None:
+        return None
+    try:
+        return camera_of(info, rectified=False).at(height, width)
+    except GeometryError as error:
+        logger.warning(f"camera_info holds no camera ({error}): no points are published", once=True)
+        return None
 
 
 def _filled(kind: Any, made: Any, picture: Any) -> Any:
