@@ -92,7 +92,7 @@ def test_int8_of_sizes_with_and_without_the_fold(checkpoint_d: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_upsamplings_are_put_in_place_as_int8(bundle_int8: Path) -> None:
-    """A quarter of the bytes, and no scales by channel, which one thread turns back one by one."""
+    """A quarter of the bytes, and no scales by channel, which take longer to turn back."""
     graph = ir.load(bundle_int8 / "model-64x64.onnx").graph
     moves = [node for node in graph if node.op_type in ("DepthToSpace", "Slice")]
     moved = [node for node in moves if "upsamplers" in str(node.name)]

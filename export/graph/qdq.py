@@ -10,8 +10,8 @@ Outputs, where a target wants them in int8, have a scale for each channel, s[c],
 kernel takes as such. But it multiplies each channel with its weight's scale: w[c] / s[c] there and
 b[c] / s[c] for the bias give y[c] / s[c], which is rounded with the scale 1. `DequantizeLinear`
 turns it back with the scale 1, and a `Mul` by s[c] follows: the same bits as from one
-`DequantizeLinear` with scales by channel, which ONNX Runtime 1.31 computes in one thread and
-element by element. It also makes one int8 operator of `DequantizeLinear`, operator and
+`DequantizeLinear` with scales by channel, for which ONNX Runtime 1.31 takes three times as long.
+It also makes one int8 operator of `DequantizeLinear`, operator and
 `QuantizeLinear`, and then refuses scales by channel (`Scale and Zero-point must be a scalar`).
 
 What an upsampling's convolution gives is put in place (`DepthToSpace`) and cut (`Slice`) while it
