@@ -7,7 +7,8 @@ there is left out if the code is still that of their commit. Rows and text may b
 meanwhile.
 
 Each step builds its bundles anew, in a folder of its own under `--work`, which is removed once its
-rows are there. Without the extra `peers` its contenders are lines that say so.
+rows are there; the steps of all sizes share one, whose bundles hold them all. Without the extra
+`peers` its contenders are lines that say so.
 
 With `--label avx2` rows of latency lie beside those of another machine and do not replace them.
 """
@@ -55,12 +56,14 @@ _FOLDER = "{folder}"  # of the step, in its words
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """`commands` are run one after the other: the words behind `python`, with {folder} for the
-    step's own folder. The last one writes the rows `name`. `minutes` on two cores, about.
+    step's own folder, or for `shared`, which others have too. The last one writes the rows `name`.
+    `minutes` on two cores, about.
     """
 
     name: str
     minutes: float
     commands: tuple[tuple[str, ...], ...]
+    shared: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,14 +122,15 @@ def _latencies(
 ) -> Iterator[Step]:
     """Each size in every precision, all contenders at one; then two tasks, batches, mode G."""
 
-    def step(name: str, size: str, *words: str, bundles: int) -> Step:
+    def step(name: str, size: str, *words: str, bundles: int, shared: str = "") -> Step:
         name = f"{name}-{label}" if label else name
         words = (*words, "--name", name)
         own = ("--resolution", size, "--rounds", str(rounds), "--together", "1", *words)
         height, width = map(int, size.split("x"))
         seconds = 35 * (height * width) / 512**2 * (rounds + 2) * 2 * bundles
         command = ("-m", "benchmarks.latency", *own, "--bundles", _FOLDER)
-        return Step(name=name, minutes=seconds / 60 + 5 * bundles, commands=(command,))
+        minutes = seconds / 60 + 5 * bundles
+        return Step(name=name, minutes=minutes, commands=(command,), shared=shared)
 
     def name_of(checkpoint: str, size: str) -> str:
         return f"latency-{Work(checkpoint=checkpoint, resolution=size).name}"
@@ -134,8 +138,9 @@ def _latencies(
     one = ("--checkpoint", checkpoint)
     for size in sizes:
         what = _CONTENDERS if size == contended else _EVERY
-        words = (*one, "--what", "pytorch", *what)
-        yield step(name_of(checkpoint, size), size, *words, bundles=len(what))
+        words = (*one, "--sizes", ",".join(sizes), "--what", "pytorch", *what)
+        own = name_of(checkpoint, size)
+        yield step(own, size, *words, bundles=len(what), shared="latency")
     two = ("--checkpoint", f"{checkpoint},{checkpoint}", "--task", "disparity,normal")
     if checkpoint.startswith("random/"):
         two = ("--checkpoint", f"{checkpoint},{checkpoint}@1", *two[2:])
@@ -223,7 +228,7 @@ def run(missing: Sequence[Step], work: Path, *, dirty: bool = False) -> list[str
     """Run the steps; the names of those that failed. Ctrl-C leaves the folder of the one at hand,
     where the next run goes on.
     """
-    failed = []
+    failed: list[Step] = []
     expected = spent = 0.0
     for number, step in enumerate(missing, 1):
         rest = sum(other.minutes for other in missing[number - 1 :]) * 60
@@ -231,15 +236,16 @@ def run(missing: Sequence[Step], work: Path, *, dirty: bool = False) -> list[str
         left = rest * (spent / expected if expected else 1)
         print(f"[{number}/{len(missing)}] {step.name}; {_duration(left)} left", flush=True)
         start = time.monotonic()
-        folder = work / f"{step.name}-{rows.commit()}"
+        folder = work / f"{step.shared or step.name}-{rows.commit()}"
         folder.mkdir(parents=True, exist_ok=True)
         if not _run_step(step, folder, dirty=dirty):
-            failed.append(step.name)
+            failed.append(step)
             print(f"FAILED: {step.name}; what it built is in {folder}", flush=True)
             continue
-        shutil.rmtree(folder)
+        if not step.shared or step.shared not in {s.shared for s in (*missing[number:], *failed)}:
+            shutil.rmtree(folder)
         expected, spent = expected + step.minutes * 60, spent + time.monotonic() - start
-    return failed
+    return [step.name for step in failed]
 
 
 def _run_step(step: Step, folder: Path, *, dirty: bool) -> bool:

@@ -33,7 +33,9 @@ with that batch. Of several checkpoints the maps are [N,H,W,C], their channels s
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What every baseline does: `checkpoint` are one or several, with commas between them, and
-    `task` theirs in this order ("" where they imply it). `batch` images are one prediction.
+    `task` theirs in this order ("" where they imply it). `batch` images are one prediction. Bundles
+    are built for `resolution`, or for `sizes`, with commas between them, of which it is one; the
+    first one calibrates int8. NNCF quantises a bundle of one size.
     `trained` weights have an accuracy to keep: int8 stays within its limit, and eight pictures
     calibrate it. Of random weights every layer that can is int8, and one picture does.
     """
@@ -43,6 +45,7 @@ class Work:
     batch: int = 1
     task: str = ""
     trained: bool = False
+    sizes: str = ""
 
     @property
     def checkpoints(self) -> list[tuple[str, str]]:
@@ -255,6 +258,7 @@ def bundle_paths(name: str, work: Work, folder: Path) -> dict[Path, list[tuple[s
     baseline = BASELINES[name]
     if baseline.backend is None:
         return {}
+    work = dataclasses.replace(work, sizes="") if baseline.nncf else work
     options = baseline.build_options(work)
     options |= baseline.recipe
     settings = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
@@ -266,7 +270,8 @@ def bundle_paths(name: str, work: Work, folder: Path) -> dict[Path, list[tuple[s
         words = "+".join(
             f"{checkpoint}={task}" if task else checkpoint for checkpoint, task in part
         )
-        path = f"bench-{words}-{work.resolution}-{settings}".replace("/", "-")
+        sizes = (work.sizes or work.resolution).replace(",", "+")
+        path = f"bench-{words}-{sizes}-{settings}".replace("/", "-")
         bundles[folder / path] = part
     return bundles
 
@@ -289,7 +294,7 @@ def built(name: str, work: Work, folder: Path) -> list[Path]:
         if baseline.nncf:
             if importlib.util.find_spec("nncf") is None:
                 raise BuildError(f"{how_to_get('nncf')}")
-            plain = built(_NNCF_OF, work, folder)[0]
+            plain = built(_NNCF_OF, dataclasses.replace(work, sizes=""), folder)[0]
             words = ["-m", "benchmarks.nncf_peer", str(plain), f"--preset={baseline.nncf}"]
             words += [f"--images={work.calibration_images}"]
         command = [sys.executable, *words, "--output", str(bundle)]
@@ -303,7 +308,7 @@ def _build_words(baseline: Baseline, work: Work, part: list[tuple[str, str]]) ->
     options = baseline.build_options(work)
     words = [checkpoint for checkpoint, _ in part]
     words += [f"--task={','.join(task for _, task in part)}"] if part[0][1] else []
-    words += ["--resolution", work.resolution]
+    words += ["--resolution", work.sizes or work.resolution]
     words += [] if options.pop("folds", True) else ["--no-folds"]
     return words + [f"--{key}={value}" for key, value in options.items()]
 

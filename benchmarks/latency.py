@@ -7,7 +7,7 @@ down slows all of them. The image is read and decoded beforehand; pre- and post-
 inside the timed region. Ratios are of medians within one group. With --batch N a prediction is of N
 images: by PyTorch in one pass, by a bundle one after the other, by `...-batch` in one run. Several
 checkpoints, with commas between them, are one joint bundle; `...-apart` is a bundle for each, and
-PyTorch runs one after the other.
+PyTorch runs one after the other. With --sizes one bundle of several sizes serves the runs of all.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="random/lotus-d", metavar="CHECKPOINT[,...]")
     parser.add_argument("--task", default="", metavar="TASK[,...]", help="as build_engine takes it")
     parser.add_argument("--resolution", default="512x512", metavar="HxW")
+    parser.add_argument(
+        "--sizes", default="", metavar="HxW[,...]", help="of a bundle; default: --resolution alone"
+    )
     alone = [name for name, each in BASELINES.items() if each.alone]
     parser.add_argument("--what", nargs="+", default=alone, choices=BASELINES)
     parser.add_argument(
@@ -58,6 +61,8 @@ def main() -> int:
     arguments = parse_arguments(parser)
     if arguments.task and arguments.task.count(",") != arguments.checkpoint.count(","):
         parser.error("--task names a task for each checkpoint, or is left out")
+    if arguments.sizes and arguments.resolution not in arguments.sizes.split(","):
+        parser.error("--sizes holds --resolution, or is left out")
     others = [name for name in arguments.what if name != arguments.reference]
     groups = [
         others[at : at + arguments.together] for at in range(0, len(others), arguments.together)
@@ -88,6 +93,7 @@ def _work(arguments: argparse.Namespace) -> Work:
         resolution=arguments.resolution,
         batch=arguments.batch,
         task=arguments.task,
+        sizes=arguments.sizes,
     )
 
 
@@ -151,7 +157,8 @@ class _Runner:
         self.name, self.seconds = name, list[float]()
         self._bundles = built(name, _work(arguments), arguments.bundles)
         # Before the rounds: a graph that cannot be counted is told at once. NNCF's is not ONNX.
-        self._counted = {} if BASELINES[name].nncf else _work_of(self._bundles)
+        graphs = [] if BASELINES[name].nncf else self._bundles
+        self._counted = _work_of(graphs, arguments.resolution)
         command = latency_worker.command_line(
             name,
             _work(arguments),
@@ -215,8 +222,10 @@ class _Runner:
         return message
 
 
-def _work_of(bundles: list[Path]) -> dict[str, Any]:
-    """Multiply-adds of the bundles' graphs, for one image, and their folds; nothing of none."""
+def _work_of(bundles: list[Path], resolution: str) -> dict[str, Any]:
+    """Multiply-adds of the bundles' graphs at HxW, for one image, and their folds; nothing of
+    none.
+    """
     from export.bundle.costs import read_costs
     from runtime.manifest import Manifest
 
@@ -224,7 +233,8 @@ def _work_of(bundles: list[Path]) -> dict[str, Any]:
     folds: list[str] = []
     for bundle in bundles:
         manifest = Manifest.load(bundle)
-        bucket, folds = manifest.buckets[0], manifest.folds
+        folds = manifest.folds
+        bucket = next(b for b in manifest.buckets if f"{b.height}x{b.width}" == resolution)
         count += read_costs(bundle / bucket.graph)["all"].multiply_adds // bucket.batch
     return {"multiply_adds": count, "folds": folds} if bundles else {}
 

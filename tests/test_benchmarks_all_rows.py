@@ -89,6 +89,30 @@ def test_what_failed_is_tried_again_and_goes_on_where_it_was(
     assert "0 of 0 rows" in capsys.readouterr().out
 
 
+def test_bundles_of_several_steps_stay_until_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        (Path(command[2]) / command[1]).mkdir()
+        seen.append(sorted(path.name for path in Path(command[2]).iterdir()))
+        return SimpleNamespace(returncode=int(command[1] == broken))
+
+    monkeypatch.setattr(all_rows, "subprocess", SimpleNamespace(run=run))
+    steps = [
+        Step(name=name, minutes=1, commands=((name, "{folder}"),), shared=shared)
+        for name, shared in (("a", "both"), ("b", "both"), ("c", ""))
+    ]
+    broken = ""
+    assert all_rows.run(steps, tmp_path / "work") == []
+    assert seen == [["a"], ["a", "b"], ["c"]]
+    assert not any((tmp_path / "work").iterdir())
+    broken = "a"
+    assert all_rows.run(steps, tmp_path / "work") == ["a"]
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["both-here"], "a's, and b's"
+
+
 def test_each_step_writes_other_rows_with_a_command_that_is_there() -> None:
     steps = all_rows.steps("random/lotus-d", SIZES, 3)
     names = [step.name for step in steps]

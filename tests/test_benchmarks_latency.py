@@ -17,7 +17,7 @@ from conftest import ROOT, bucket, pictures, write_null_bundle
 from PIL import Image
 
 from benchmarks import ceilings, latency, parity, plots, report, rows, tables
-from benchmarks.baselines import BASELINES, Baseline, Work, bundle_paths, opened
+from benchmarks.baselines import BASELINES, Baseline, Work, built, bundle_paths, opened
 
 
 @pytest.mark.slow
@@ -107,6 +107,28 @@ def test_a_joint_bundle_and_one_for_each_task_answer_the_same(
     with opened("apart", work, [*apart], {}) as predict:
         np.testing.assert_array_equal(together, predict(images))
     assert together.shape == (2, 64, 96, 4)
+
+
+def test_one_bundle_of_several_sizes_serves_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The multiply-adds are those of the size that is raced, not those of the first."""
+    sizes, checkpoint = ("64x64", "64x128"), "tiny/disparity-d"
+    counts, folders = [], set()
+    for size in sizes:
+        work = Work(checkpoint=checkpoint, resolution=size, sizes=",".join(sizes))
+        bundles = built("onnxruntime", work, tmp_path)
+        folders |= {*bundles}
+        counts.append(latency._work_of(bundles, size)["multiply_adds"])
+        height, width = map(int, size.split("x"))
+        with opened("onnxruntime", work, bundles, {}) as predict:
+            assert predict(np.zeros((1, height, width, 3), np.uint8)).shape == (1, height, width)
+    assert counts[1] > 1.9 * counts[0]
+    assert len(folders) == 1
+    words = ["latency", "--sizes", ",".join(sizes), "--resolution", "64x192", "--dirty"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        latency.main()
 
 
 def test_the_process_of_a_bundle_carries_no_torch() -> None:
