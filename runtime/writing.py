@@ -14,13 +14,15 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from runtime.errors import OutputError
 
 Piece: TypeAlias = bytes | memoryview
-Content: TypeAlias = bytes | Sequence[Piece]
-"""What a file shall hold: in one piece, or in several, which are not copied together."""
+Content: TypeAlias = "bytes | Sequence[Piece] | Callable[[BinaryIO], object]"
+"""What a file shall hold: in one piece; in several, which are not copied together; or what writes
+it when its turn comes, so that no two files are in memory at once.
+"""
 
 # Short, so that it is no longer than a name may be where the file's own name is not. The machine's
 # tag is in it because process numbers mean nothing on another one that shares the folder.
@@ -68,7 +70,10 @@ def write_together(
 
 def _write_new(path: Path, content: Content) -> None:
     with path.open("xb") as stream:
-        stream.writelines([content] if isinstance(content, bytes) else content)
+        if callable(content):
+            content(stream)
+        else:
+            stream.writelines([content] if isinstance(content, bytes) else content)
         stream.flush()
         try:
             os.fsync(stream.fileno())

@@ -7,12 +7,13 @@ the last one that is finished.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 from apps.video.convert import BT709, LIMITED, Scaler, film_frame, planes
 from apps.video.frames import Answer, deep_range
 from runtime.encoding import png
-from runtime.errors import OutputError
 from runtime.marker import MARKER, TASK
 from runtime.writing import write_together
 
@@ -238,21 +238,21 @@ class ArrayChunk:
         self._answers.append(answer)
 
     def close(self) -> None:
-        written: list[Path] = []
-        for task in self._settings.tasks:
-            arrays = {
-                "values": np.stack([answer.values(task) for answer in self._answers]),
-                "times": np.array([answer.time for answer in self._answers]),
-                "numbers": np.array([answer.number for answer in self._answers]),
+        folder, tasks = self._settings.folder, self._settings.tasks
+        write_together(
+            {
+                folder / f"{task}-{self._chunk:06d}.npz": functools.partial(self._write, task)
+                for task in tasks
             }
-            path = self._settings.folder / f"{task}-{self._chunk:06d}.npz"
-            try:
-                save_arrays(path, arrays)
-            except OutputError:  # a full disk: a chunk is whole or absent
-                for earlier in written:
-                    earlier.unlink(missing_ok=True)
-                raise
-            written.append(path)
+        )
+
+    def _write(self, task: str, stream: BinaryIO) -> None:
+        np.savez(
+            stream,
+            values=np.stack([answer.values(task) for answer in self._answers]),
+            times=np.array([answer.time for answer in self._answers]),
+            numbers=np.array([answer.number for answer in self._answers]),
+        )
 
     def abandon(self) -> None:
         pass
@@ -260,17 +260,7 @@ class ArrayChunk:
 
 def save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     """Write an .npz whole or not at all. Raises: OutputError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            np.savez(stream, **cast(Any, arrays))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_together({path: lambda stream: np.savez(stream, **cast(Any, arrays))})
 
 
 _FILMS = (".mp4", ".mov", ".mkv")
