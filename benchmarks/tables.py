@@ -50,6 +50,22 @@ def latency_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def sizes_table(bodies: list[Body]) -> list[str]:
+    """One line for each resolution and batch: seconds by baseline, and how many times as fast as
+    the reference of the same group. Below, one command of each commit.
+    """
+    table: dict[str, dict[str, str]] = {}
+    for row in measured_rows(bodies):
+        size = row["resolution"] + (f", {row['batch']} images" if row["batch"] > 1 else "")
+        ratio = "" if row["what"] == REFERENCE else f", {row['ratio']:.2f}x"
+        table.setdefault(size, {})[row["what"]] = f"{row['p50_s']:.2f} s{ratio}"
+    names = [*dict.fromkeys(name for cells in table.values() for name in cells)]
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for size, cells in table.items():
+        lines.append(f"| {size} | {' | '.join(cells.get(name, '') for name in names)} |")
+    return lines + made_on([*{body["commit"]: body for body in reversed(bodies)}.values()][::-1])
+
+
 def together_table(bodies: list[Body]) -> list[str]:
     """A joint bundle against one bundle for each task: time, memory, size."""
     lines = [
@@ -274,6 +290,7 @@ def versions_table(bodies: list[Body]) -> list[str]:
 
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
+    "sizes": sizes_table,
     "accuracy": accuracy_table,
     "precisions": precisions_table,
     "contenders": contenders_table,

@@ -199,6 +199,25 @@ def test_one_table_of_several_latencies_names_their_sizes() -> None:
     assert tables.latency_table(bodies[:1])[2].startswith("| a | 1.00 s | 2.00x of 2.0 s |")
 
 
+def test_a_table_of_sizes_has_a_line_for_each() -> None:
+    about = {"machine": {"cores": "2", "cpu": "x"}, "commit": "c", "date": "d", "command": "run"}
+    bodies = [
+        about | {"rows": [_row("pytorch", resolution=size), *rows]}
+        for size, rows in (
+            ("128x128", [_row("a", resolution="128x128", p50_s=0.5)]),
+            ("256x256", [{"what": "a", "resolution": "256x256", "not_measured": "no"}]),
+        )
+    ]
+    assert tables.sizes_table(bodies) == [
+        "| | pytorch | a |",
+        "|---|---|---|",
+        "| 128x128 | 1.00 s | 0.50 s, 2.00x |",
+        "| 256x256 | 1.00 s |  |",
+        "",
+        "2 cores (x), commit c, d. `run`",
+    ]
+
+
 def test_machines_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A table says which instructions the machine has, and plots mix no two machines."""
     monkeypatch.setattr(report, "RESULTS", tmp_path)
