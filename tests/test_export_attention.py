@@ -113,13 +113,15 @@ def test_no_matrix_of_all_scores() -> None:
 def test_short_ones_and_few_keys_stay() -> None:
     assert split_queries(model(8191, 8191).graph, 8192) == 0
     assert split_queries(model(16384, 77).graph, 8192) == 0
+    assert split_queries(model(8192, 8192, 64).graph, 8192, 65) == 0
     for form in ("split", "contrib", "joined"):
         graph = model(8192, 8192).graph
         write_attention(graph, form)
         assert [node.op_type for node in graph] == ["Attention", "MatMul"], form
-    graph = model(8192, 8192).graph
-    write_attention(graph, "blocks")
-    assert Counter(node.op_type for node in graph)["Exp"] == 8192 // 512
+    for depth, blocks in ((64, 0), (512, 8192 // 512)):  # the UNet's heads, and the autoencoder's
+        graph = model(8192, 8192, depth).graph
+        write_attention(graph, "blocks")
+        assert Counter(node.op_type for node in graph)["Exp"] == blocks
     with pytest.raises(ValueError, match="block"):
         write_attention(graph, "block")
 
@@ -133,6 +135,7 @@ def test_a_bundle_whose_maps_are_large(
     """
     pytest.importorskip("openvino")
     monkeypatch.setattr(attention, "_LONG", (BUCKET // 8) ** 2)
+    monkeypatch.setattr(attention, "_WIDE", 0)
     settings = {
         "task": "depth",
         "target": "openvino",

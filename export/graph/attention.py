@@ -10,11 +10,11 @@ ONNX's `Attention` (opset 23) takes [B, S, C] with the number of heads as well, 
 Runtime's own `MultiHeadAttention`, whose CPU kernel works through the keys block by block and never
 stores the S x S matrix.
 
-"blocks": joined, but from 8,192 keys on a block of queries q at a time is multiplied with all keys,
-as large products, and nothing larger than a block's scores is kept. OpenVINO's kernel reads all
-keys and values again for every few queries, and waits for memory where they leave the cache: the
-autoencoder's, of one wide head, beyond 4,096 keys (measured; the UNet's narrow heads gain little or
-nothing):
+"blocks": joined, but over wide heads and from 8,192 keys on a block of queries q at a time is
+multiplied with all keys, as large products, and nothing larger than a block's scores is kept.
+OpenVINO's kernel reads all keys and values again for every few queries, and waits for memory where
+they leave the cache: the autoencoder's, of one wide head, beyond 4,096 keys. Keys of the UNet's
+narrow heads stay there (docs/experiments.md has both):
 
     m = max q K^T        p = exp([q, -m] [K, 1]^T)        y = (p V) / sum p
 
@@ -37,6 +37,7 @@ from export.graph.shapes import static_shape
 
 CONTRIB = "com.microsoft"
 _LONG = 8192  # keys
+_WIDE = 256  # channels of a head
 _BLOCK = 512  # queries
 FORMS = ("split", "contrib", "joined", "blocks")
 
@@ -48,17 +49,20 @@ def write_attention(graph: ir.Graph, form: str) -> None:
     if form not in FORMS:
         raise ValueError(f"attention has the forms {FORMS}, not {form!r}")
     if form == "blocks":
-        split_queries(graph, _LONG)
+        split_queries(graph, _LONG, _WIDE)
     if form != "split":
         join_heads(graph, contrib=form == "contrib")
 
 
-def split_queries(graph: ir.Graph, fewest: int) -> int:
-    """Spell out every `Attention` over `fewest` keys or more, a block of queries at a time. Returns
-    how many were.
+def split_queries(graph: ir.Graph, fewest: int, narrowest: int = 0) -> int:
+    """Spell out every `Attention` over `fewest` keys or more of `narrowest` channels or more, a
+    block of queries at a time. Returns how many were.
     """
-    attentions = [node for node in graph if node.op_type == "Attention" and len(node.inputs) == 3]
-    nodes = [node for node in attentions if static_shape(node.inputs[1])[2] >= fewest]
+    nodes = []
+    for node in graph:
+        if node.op_type == "Attention" and len(node.inputs) == 3:
+            length, depth = static_shape(node.inputs[1])[2:]
+            nodes += [node] if length >= fewest and depth >= narrowest else []
     for node in nodes:
         writer = NodeWriter(graph, node.name or "")
         y = _by_blocks(writer, node)
