@@ -55,6 +55,11 @@ class Work:
         return list(zip(names, tasks, strict=True))
 
     @property
+    def built_for(self) -> str:
+        """The sizes of its bundles."""
+        return self.sizes or self.resolution
+
+    @property
     def calibration_images(self) -> int:
         """How many."""
         return 8 if self.trained else 1
@@ -270,8 +275,7 @@ def bundle_paths(name: str, work: Work, folder: Path) -> dict[Path, list[tuple[s
         words = "+".join(
             f"{checkpoint}={task}" if task else checkpoint for checkpoint, task in part
         )
-        sizes = (work.sizes or work.resolution).replace(",", "+")
-        path = f"bench-{words}-{sizes}-{settings}".replace("/", "-")
+        path = f"bench-{words}-{work.built_for}-{settings}".replace("/", "-").replace(",", "+")
         bundles[folder / path] = part
     return bundles
 
@@ -308,7 +312,7 @@ def _build_words(baseline: Baseline, work: Work, part: list[tuple[str, str]]) ->
     options = baseline.build_options(work)
     words = [checkpoint for checkpoint, _ in part]
     words += [f"--task={','.join(task for _, task in part)}"] if part[0][1] else []
-    words += ["--resolution", work.sizes or work.resolution]
+    words += ["--resolution", work.built_for]
     words += [] if options.pop("folds", True) else ["--no-folds"]
     return words + [f"--{key}={value}" for key, value in options.items()]
 

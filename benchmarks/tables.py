@@ -31,14 +31,10 @@ def latency_table(bodies: list[Body]) -> list[str]:
                 f"| {row['meaning']} | not measured: {_plain(row['not_measured'])} | | | | | |"
             )
             continue
-        size = f", {row['resolution']}" + (f", {row['batch']} images" if row["batch"] > 1 else "")
-        label = row["meaning"] + (size if several else "")
+        label = row["meaning"] + (f", {_size(row)}" if several else "")
         rate = f"{row['gflops']:.0f}" if "gflops" in row else ""
-        beside = f"{row['ratio']:.2f}x" + (
-            "" if row["what"] == REFERENCE else f" of {row['ratio'] * row['p50_s']:.1f} s"
-        )
         lines.append(
-            f"| {label} | {row['p50_s']:.2f} s | {beside} | {row['first_s']:.1f} s | "
+            f"| {label} | {row['p50_s']:.2f} s | {_beside(row)} | {row['first_s']:.1f} s | "
             f"{row['peak_gb']:.1f} GB | {rate} | {row['max_abs_error']:.1e} |"
         )
     for body in bodies:
@@ -50,20 +46,35 @@ def latency_table(bodies: list[Body]) -> list[str]:
     return lines
 
 
+def _size(row: Body) -> str:
+    return row["resolution"] + (f", {row['batch']} images" if row["batch"] > 1 else "")
+
+
+def _beside(row: Body) -> str:
+    """How many times as fast as the reference of the same group, and the seconds of that."""
+    of = "" if row["what"] == REFERENCE else f" of {row['ratio'] * row['p50_s']:.1f} s"
+    return f"{row['ratio']:.2f}x{of}"
+
+
 def sizes_table(bodies: list[Body]) -> list[str]:
     """One line for each resolution and batch: seconds by baseline, and how many times as fast as
-    the reference of the same group. Below, one command of each commit.
+    the reference of the same group, which may be another run than the one in its column. Below,
+    one command of each commit.
     """
     table: dict[str, dict[str, str]] = {}
     for row in measured_rows(bodies):
-        size = row["resolution"] + (f", {row['batch']} images" if row["batch"] > 1 else "")
-        ratio = "" if row["what"] == REFERENCE else f", {row['ratio']:.2f}x"
-        table.setdefault(size, {})[row["what"]] = f"{row['p50_s']:.2f} s{ratio}"
+        beside = "" if row["what"] == REFERENCE else f", {_beside(row)}"
+        table.setdefault(_size(row), {})[row["what"]] = f"{row['p50_s']:.2f} s{beside}"
     names = [*dict.fromkeys(name for cells in table.values() for name in cells)]
     lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for size, cells in table.items():
         lines.append(f"| {size} | {' | '.join(cells.get(name, '') for name in names)} |")
-    return lines + made_on([*{body["commit"]: body for body in reversed(bodies)}.values()][::-1])
+    return lines + made_on(_of_each_commit(bodies))
+
+
+def _of_each_commit(bodies: list[Body]) -> list[Body]:
+    """The first body of each commit."""
+    return [*{body["commit"]: body for body in reversed(bodies)}.values()][::-1]
 
 
 def together_table(bodies: list[Body]) -> list[str]:
@@ -192,7 +203,7 @@ def contenders_table(bodies: list[Body]) -> list[str]:
             for name in heads
         ]
         lines.append(f"| {meaning} | {' | '.join(cells)} |")
-    return lines + made_on([*{body["commit"]: body for body in reversed(bodies)}.values()][::-1])
+    return lines + made_on(_of_each_commit(bodies))
 
 
 def checkpoint_and_setting(body: Body) -> tuple[str, str]:

@@ -215,7 +215,7 @@ def test_a_table_of_sizes_has_a_line_for_each() -> None:
     assert tables.sizes_table(bodies) == [
         "| | pytorch | a |",
         "|---|---|---|",
-        "| 128x128 | 1.00 s | 0.50 s, 2.00x |",
+        "| 128x128 | 1.00 s | 0.50 s, 2.00x of 1.0 s |",
         "| 256x256 | 1.00 s |  |",
         "",
         "2 cores (x), commit c, d. `run`",
