@@ -122,25 +122,30 @@ def _latencies(
 ) -> Iterator[Step]:
     """Each size in every precision, all contenders at one; then two tasks, batches, mode G."""
 
-    def step(name: str, size: str, *words: str, bundles: int, shared: str = "") -> Step:
+    def step(
+        name: str, size: str, *words: str, bundles: int, built: int | None = None, shared: str = ""
+    ) -> Step:
         name = f"{name}-{label}" if label else name
         words = (*words, "--name", name)
         own = ("--resolution", size, "--rounds", str(rounds), "--together", "1", *words)
         height, width = map(int, size.split("x"))
         seconds = 35 * (height * width) / 512**2 * (rounds + 2) * 2 * bundles
         command = ("-m", "benchmarks.latency", *own, "--bundles", _FOLDER)
-        minutes = seconds / 60 + 5 * bundles
+        minutes = seconds / 60 + 5 * (bundles if built is None else built)
         return Step(name=name, minutes=minutes, commands=(command,), shared=shared)
 
     def name_of(checkpoint: str, size: str) -> str:
         return f"latency-{Work(checkpoint=checkpoint, resolution=size).name}"
 
     one = ("--checkpoint", checkpoint)
+    shared: set[str] = set()  # of earlier sizes; their bundles are there
     for size in sizes:
         what = _CONTENDERS if size == contended else _EVERY
+        built = len(set(what) - shared)
+        shared.update(what)
         words = (*one, "--sizes", ",".join(sizes), "--what", "pytorch", *what)
         own = name_of(checkpoint, size)
-        yield step(own, size, *words, bundles=len(what), shared="latency")
+        yield step(own, size, *words, bundles=len(what), built=built, shared="latency")
     two = ("--checkpoint", f"{checkpoint},{checkpoint}", "--task", "disparity,normal")
     if checkpoint.startswith("random/"):
         two = ("--checkpoint", f"{checkpoint},{checkpoint}@1", *two[2:])

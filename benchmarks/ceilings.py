@@ -18,8 +18,8 @@ SLOW_GFLOPS = 5.0
 def product_rates() -> dict[str, float]:
     """GFLOP/s now: the median of five products of EDGE x EDGE, on the GPU where there is one; of
     one smaller product where the machine has no instructions for the type, which takes minutes.
-    float32 and bfloat16 are PyTorch's. int8 is ONNX Runtime's on the CPU (uint8 by int8, as int8
-    networks have it), and left out without it; two operations there are a product and a sum.
+    float32 and bfloat16 are PyTorch's. int8 is ONNX Runtime's on the CPU, and left out without it;
+    two operations there are a product and a sum.
     """
     import torch
 
@@ -37,7 +37,7 @@ def product_rates() -> dict[str, float]:
             small if slow else _rate(product_of(dtype, EDGE), EDGE)
         )
     with contextlib.suppress(ImportError):
-        rates["int8"] = _rate(_int8_product(EDGE), EDGE)
+        rates["int8"] = _rate(int8_product(EDGE), EDGE)
     return rates
 
 
@@ -51,8 +51,12 @@ def _rate(product: Callable[[], Any], edge: int, *, times: int = 5) -> float:
     return 2 * edge**3 / statistics.median(seconds[1:]) / 1e9
 
 
-def _int8_product(edge: int) -> Callable[[], Any]:
-    """Raises: ImportError without onnx or onnxruntime."""
+def int8_product(edge: int) -> Callable[[], Any]:
+    """One product of uint8 by int8, edge x edge both, by ONNX Runtime on the CPU, as int8 networks
+    have it.
+
+    Raises: ImportError without onnx or onnxruntime.
+    """
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper

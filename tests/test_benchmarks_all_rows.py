@@ -122,6 +122,13 @@ def test_each_step_writes_other_rows_with_a_command_that_is_there() -> None:
             file = Path(first) if first != "-m" else Path(*rest[0].split(".")).with_suffix(".py")
             assert (ROOT / file).is_file(), step.name
         assert step.minutes > 0
+    minutes = {step.name: step.minutes for step in steps}
+    alone = {
+        size: next(s.minutes for s in all_rows.steps("random/lotus-d", [size], 3))
+        for size in ("256x256", "384x384")
+    }
+    assert minutes["latency-lotus-d-256x256"] == alone["256x256"]
+    assert minutes["latency-lotus-d-384x384"] == alone["384x384"] - 25, "its five bundles are there"
 
 
 def test_seconds_of_another_machine_replace_none() -> None:

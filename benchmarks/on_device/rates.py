@@ -4,6 +4,7 @@ Functions of the worker.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.ceilings import int8_product
 from benchmarks.on_device.repeats import repeat
 from runtime.errors import LotusError
 from runtime.manifest import Manifest
@@ -23,12 +25,25 @@ _BYTES = 1 << 28
 def rates(*, seconds: float) -> dict[str, Any]:
     """TFLOP/s of one large product by type, and GB/s of a copy (bytes read and written), as
     measured here: on the GPU with CUDA events where torch has one, else on the CPU; without torch
-    by NumPy, in fp32 alone. About `seconds` in all.
+    by NumPy, in fp32 alone. int8 is ONNX Runtime's on the CPU, and left out without it. About
+    `seconds` in all.
     """
     try:
-        import torch
+        found = _torch_rates(seconds)
     except ImportError:
-        return _numpy_rates(seconds)
+        found = _numpy_rates(seconds)
+    if "cpu" in found["by"]:
+        with contextlib.suppress(ImportError):
+            found["tflops"]["int8"] = _rate(
+                lambda edge: _least(int8_product(edge), seconds), seconds / 100
+            )
+    return found
+
+
+def _torch_rates(seconds: float) -> dict[str, Any]:
+    """Raises: ImportError without torch."""
+    import torch
+
     on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if on.type == "cuda":
@@ -46,8 +61,7 @@ def rates(*, seconds: float) -> dict[str, Any]:
             left @ right
             wait()
 
-        once()
-        return min(repeat(once, seconds=seconds / 10, most=20))
+        return _least(once, seconds)
 
     tflops = {
         name: _rate(functools.partial(product, kind), seconds / 100) for name, kind in types.items()
@@ -75,20 +89,25 @@ def bound(
     devices.yaml has it, and by the rates `measured` here. Bounds, no measurements.
 
     `measured` are of the GPU where there is one: a contender that is not `on_gpu` has none then.
+    What an int8 graph has in other types is bounded by fp16 on a GPU, and by the faster one of fp32
+    and bf16 on a CPU.
     Raises: LotusError where neither is known.
     """
     from benchmarks.roofline import bound_as_stored, known_devices
 
     manifest = Manifest.load(Path(bundle))
     graph = Path(bundle) / manifest.buckets[0].graph
-    base = {"int8": "fp16" if on_gpu else "fp32"}.get(precision, precision)
+    of_here = measured is not None and ("cuda" in measured["by"]) == on_gpu
+    tflops = measured["tflops"] if measured is not None and of_here else {}
+    base = precision
+    if precision == "int8":
+        base = "fp16" if on_gpu else max(("fp32", "bf16"), key=lambda kind: tflops.get(kind, 0.0))
     found: dict[str, Any] = {"multiply_adds": _multiply_adds(graph)}
     entries = [each for each in known_devices() if on_gpu and re.search(each["match"], device)]
     if entries:
         entry = entries[0]
         found["peak"] = {"device": entry["name"]} | bound_as_stored(graph, entry, base)
-    of_here = measured is not None and ("cuda" in measured["by"]) == on_gpu
-    if measured is not None and of_here and base in measured["tflops"] and precision != "int8":
+    if measured is not None and {base, precision} <= tflops.keys():
         entry = measured | {"memory_gb": float("inf")}
         found["measured"] = bound_as_stored(graph, entry, base)
     if len(found) == 1:
@@ -115,11 +134,16 @@ def _rate(seconds_of: Callable[[int], float], long: float) -> float:
     return rate
 
 
+def _least(product: Callable[[], Any], seconds: float) -> float:
+    """The least seconds of some products in a tenth of `seconds`; the first one is not counted."""
+    product()
+    return min(repeat(product, seconds=seconds / 10, most=20))
+
+
 def _numpy_rates(seconds: float) -> dict[str, Any]:
     def product(edge: int) -> float:
         left, right = (np.ones((edge, edge), np.float32) for _ in range(2))
-        left @ right
-        return min(repeat(lambda: left @ right, seconds=seconds / 10, most=20))
+        return _least(lambda: left @ right, seconds)
 
     source, into = (np.ones(_BYTES // 4, np.float32) for _ in range(2))
     copied = min(repeat(lambda: np.copyto(into, source), seconds=seconds / 10))
