@@ -16,6 +16,7 @@ from runtime.extras import explain_missing_packages
 if __name__ == "__main__":
     explain_missing_packages()
 
+from runtime.backends import find_backend
 from runtime.batch import predict_all
 from runtime.console import prepare, release, say, show
 from runtime.encoding import FORMATS
@@ -25,6 +26,7 @@ from runtime.found import find_pictures
 from runtime.hub import find_bundle
 from runtime.manifest import Bucket, Checkpoint, EngineInfo, Manifest
 from runtime.memory import estimate
+from runtime.opening import is_worth_keeping
 from runtime.options import named, natural, path, positive, seconds
 from runtime.reuse import keep_memory
 from runtime.saving import DEFAULT, check_formats
@@ -237,8 +239,15 @@ def _memory_in_words(manifest: Manifest) -> dict[str, str]:
     """What a process takes that opens a bucket, with the bundle's target; nothing where unknown."""
     rows = {}
     for bucket in manifest.buckets:
-        if (needed := estimate(manifest, bucket, manifest.target)) is not None:
-            rows[f"memory {bucket}"] = f"about {needed / 1e9:.2f} GB to open and predict"
+        needed, again = (
+            estimate(manifest, bucket, manifest.target, kept=kept) for kept in (False, True)
+        )
+        if needed is None or again is None:
+            continue
+        words = f"about {needed / 1e9:.2f} GB to open and predict"
+        if again != needed and is_worth_keeping(manifest, bucket, find_backend(manifest.target)):
+            words += f", {again / 1e9:.2f} GB once its network is kept"
+        rows[f"memory {bucket}"] = words
     return rows
 
 

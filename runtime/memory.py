@@ -7,8 +7,8 @@ activations that are alive at once. What a backend makes of them was measured (d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.backends.cgroups import cgroup_folders, read_text
@@ -20,55 +20,83 @@ from runtime.manifest import Bucket, Manifest
 @dataclass(frozen=True, kw_only=True)
 class _Use:
     """Bytes of memory for each byte of weights of a type, and of activations; and `libraries`, what
-    a process has loaded beside them. `without_bf16` replaces types on a CPU that has no bf16.
+    a process has loaded beside them. `kept` is for weights of a network that was compiled before
+    (runtime/compiled.py), `half` for activations of a network in bf16 or int8. On a CPU that has no
+    bf16 it is `without_bf16`.
     """
 
     libraries: float
     activations: float
+    half: float
     weights: Mapping[str, float]
-    without_bf16: Mapping[str, float] = field(default_factory=dict)
+    kept: Mapping[str, float]
+    without_bf16: _Use | None = None
 
 
 _FEW = 2  # buckets that stay open where nobody knows how much memory they take
+_HALF = {"bfloat16", "int8"}  # types of weights
 
-# OpenVINO packs each weight into a copy. What is stored as bf16 it first makes float32.
+_PACKED = {"float32": 1.02, "int8": 1.1}
+# OpenVINO packs each weight into a copy. What is stored as bf16 it first makes float32. What it
+# kept is mapped, and used as it is.
+_OPENVINO = _Use(
+    libraries=0.19e9,
+    activations=1.0,
+    half=1.0,
+    weights={"float32": 1.14, "bfloat16": 4.1, "int8": 1.2},
+    kept={"bfloat16": 2.0},
+)
 _USES = {
-    "onnxruntime": _Use(libraries=0.09e9, activations=1.05, weights={"float32": 1.02, "int8": 1.1}),
+    "onnxruntime": _Use(
+        libraries=0.09e9, activations=1.05, half=1.05, weights=_PACKED, kept=_PACKED
+    ),
     "openvino": _Use(
         libraries=0.19e9,
         activations=1.0,
-        weights={"float32": 1.14, "bfloat16": 3.1, "int8": 1.2},
-        without_bf16={"bfloat16": 4.1},
+        half=0.5,
+        weights={**_OPENVINO.weights, "bfloat16": 3.1},
+        kept={},
+        without_bf16=_OPENVINO,
     ),
 }
 
 
-def estimate(manifest: Manifest, bucket: Bucket, backend: str, parallel: int = 1) -> int | None:
+def estimate(
+    manifest: Manifest, bucket: Bucket, backend: str, parallel: int = 1, *, kept: bool = False
+) -> int | None:
     """Bytes of resident memory, at its peak, of a process that opens this bucket on the CPU and
     makes so many predictions at once; None where the bundle does not say what it needs, or the
-    backend was never measured.
+    backend was never measured. `kept`: the compiled network is there from an earlier opening.
     """
     needs = manifest.memory
     if needs is None or str(bucket) not in needs.activations:
         return None
-    return estimate_needs(needs.weights, parallel * needs.activations[str(bucket)], backend)
+    activations = parallel * needs.activations[str(bucket)]
+    return estimate_needs(needs.weights, activations, backend, kept=kept)
 
 
-def estimate_needs(weights: Mapping[str, int], activations: int, backend: str) -> int | None:
+def estimate_needs(
+    weights: Mapping[str, int], activations: int, backend: str, *, kept: bool = False
+) -> int | None:
     """As `estimate`, of so many bytes of weights by type, and of activations."""
     use = _USES.get(backend)
     if use is None:
         return None
-    factors = {**use.weights, **({} if has_bf16() else use.without_bf16)}
+    if use.without_bf16 is not None and not has_bf16():
+        use = use.without_bf16
+    factors = use.kept if kept else use.weights
     packed = sum(size * factors.get(kind, 1.0) for kind, size in weights.items())
-    return round(use.libraries + packed + activations * use.activations)
+    return round(
+        use.libraries + packed + activations * (use.half if _HALF & {*weights} else use.activations)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
     """How many buckets of a bundle may be open at once: `most`, or if None as many as memory holds.
 
-    By memory a bucket is opened beside others if it takes no more than half of what is available.
+    By memory a bucket is opened beside others if it takes no more than half of what is available;
+    `is_kept` says of which ones the compiled network is there.
     Where that cannot be told, two are open at most. Raises: BackendError.
     """
 
@@ -77,6 +105,7 @@ class Room:
     most: int | None = None
     device: str | None = None
     parallel: int = 1
+    is_kept: Callable[[Bucket], bool] = lambda bucket: False
 
     def __post_init__(self) -> None:
         if self.most is not None and (type(self.most) is not int or self.most < 1):
@@ -87,7 +116,7 @@ class Room:
         if self.most is not None:
             return len(kept) < self.most
         sizes = [
-            estimate(self.manifest, each, self.backend, self.parallel)
+            estimate(self.manifest, each, self.backend, self.parallel, kept=self.is_kept(each))
             for each in (bucket, *given_up)
         ]
         needed, *freed = [size for size in sizes if size is not None] or [0]

@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from runtime import compiled
-from runtime.backends import find_backend, open_session
+from runtime.backends import Backend, find_backend, open_session
 from runtime.backends.cores import usable_cores
 from runtime.backends.session import Session
 from runtime.compiled import Kept
@@ -49,6 +50,7 @@ class Opening:
             most=most,
             device=self.device,
             parallel=self.parallel,
+            is_kept=self._is_kept,
         )
 
     def __call__(self, bucket: Bucket) -> Session:
@@ -119,24 +121,14 @@ class Opening:
         """The bucket, opened from what was compiled before, with the entry; it is compiled and kept
         first where that was not done yet. None where it is not worth it, or cannot be kept.
         """
-        backend = find_backend(self.backend)
-        size = sum(file.bytes for file in files_of(self.manifest, bucket))
-        worth = self.manifest.precision in backend.keeps and size >= compiled.SMALLEST
-        if not (self.keep and worth and self.device in (None, "CPU") and knows_cpu()):
+        key = self._key(bucket)
+        if key is None:
             return None
-        key = {
-            "format": compiled.FORMAT,
-            "bundle": self.manifest.checksum,
-            "bucket": str(bucket),
-            "machine": describe_machine(backend),
-            "parallel": self.parallel,
-            "threads": self.threads,
-            "cores": usable_cores(),
-        }
         kept = None
         try:
             kept = compiled.find(key)
             if kept is None and self.make:
+                size = bytes_of(self.manifest, bucket)
                 kept = compiled.make(key, size, partial(self._keep, bucket))
             return None if kept is None else (self._open(bucket, kept), kept)
         except (BackendError, DamagedBundleError):
@@ -146,10 +138,40 @@ class Opening:
                 kept.discard()
             return None
 
+    def _is_kept(self, bucket: Bucket) -> bool:
+        key = self._key(bucket)
+        return key is not None and compiled.find(key) is not None
+
+    def _key(self, bucket: Bucket) -> dict[str, Any] | None:
+        """Under which the bucket is kept, compiled; None where it is not."""
+        backend = find_backend(self.backend)
+        worth = self.keep and is_worth_keeping(self.manifest, bucket, backend)
+        if not (worth and self.device in (None, "CPU") and knows_cpu()):
+            return None
+        return {
+            "format": compiled.FORMAT,
+            "bundle": self.manifest.checksum,
+            "bucket": str(bucket),
+            "machine": describe_machine(backend),
+            "parallel": self.parallel,
+            "threads": self.threads,
+            "cores": usable_cores(),
+        }
+
     def _keep(self, bucket: Bucket, folder: Path) -> None:
         name = one_line(f"{self.manifest.name} ({bucket})")
         say(f"lotus-edge: keeping {name}, compiled, for the next opening: {folder.parent}")
         self._open(bucket, keep_in=folder).close()
+
+
+def is_worth_keeping(manifest: Manifest, bucket: Bucket, backend: Backend) -> bool:
+    """Whether the bucket takes so long to compile that what comes out is kept."""
+    return manifest.precision in backend.keeps and bytes_of(manifest, bucket) >= compiled.SMALLEST
+
+
+def bytes_of(manifest: Manifest, bucket: Bucket) -> int:
+    """Of the files that opening this bucket reads."""
+    return sum(file.bytes for file in files_of(manifest, bucket))
 
 
 def files_of(manifest: Manifest, bucket: Bucket) -> list[File]:

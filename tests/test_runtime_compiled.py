@@ -18,6 +18,7 @@ from runtime.backends.null import BackendSession
 from runtime.backends.session import Arrays, Session, Tensors
 from runtime.errors import VerificationError
 from runtime.files import describe_file
+from runtime.manifest import Manifest
 
 KEY = {"bundle": "b", "bucket": "64x64"}
 PHOTO = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -173,6 +174,18 @@ def test_small_bundles_are_opened_plainly(
         engine(PHOTO)
     assert opened == ["plain"]
     assert not (own_cache / "compiled").exists()
+
+
+def test_it_is_known_which_buckets_are_kept(keeping: Path) -> None:
+    manifest = Manifest.load(keeping)
+    bucket, other = manifest.buckets
+    start = opening.Opening(folder=keeping, manifest=manifest, backend="null")
+    is_kept = start.room(None).is_kept
+    assert not is_kept(bucket)
+    with LotusEngine(keeping) as engine:
+        engine(PHOTO)
+    assert (is_kept(bucket), is_kept(other)) == (True, False)
+    assert not dataclasses.replace(start, keep=False).room(None).is_kept(bucket)
 
 
 @pytest.mark.slow

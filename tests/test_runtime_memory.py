@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def four(tmp_path: Path) -> Path:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The null backend takes what weights and activations take."""
-    plain = memory._Use(libraries=0, activations=1, weights={"float32": 1})
+    plain = memory._Use(libraries=0, activations=1, half=1, weights={"float32": 1}, kept={})
     monkeypatch.setitem(memory._USES, "null", plain)
 
 
@@ -172,6 +174,44 @@ def test_available_memory_is_that_of_the_container(
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     assert memory.available_memory(tmp_path) == expected
+
+
+# What a full-size bundle of 512x512 says of itself: bytes of weights by type.
+_FULL = {
+    "fp32": {"float32": 3_605_715_536},
+    "bf16": {"float32": 1_594_368, "bfloat16": 1_802_328_832},
+    "int8": {"float32": 11_608_832, "int8": 898_922_368},
+}
+_OPENED = [
+    pytest.param(body["machine"]["isa"], row, id=f"{path.stem}-{row['bundle']}-{row['way']}")
+    for path in sorted((ROOT / "benchmarks" / "results").glob("opening*.json"))
+    for body in [json.loads(path.read_text(encoding="utf-8"))]
+    for row in body["rows"]
+]
+
+
+@pytest.mark.parametrize(("isa", "row"), _OPENED)
+def test_the_estimate_is_within_a_fifth_of_what_full_size_took(
+    monkeypatch: pytest.MonkeyPatch, isa: str, row: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(memory, "has_bf16", lambda: "bf16" in isa)
+    *_, precision, target = row["bundle"].split("-")
+    told = memory.estimate_needs(
+        _FULL[precision], 2**30, row["backend"], kept=row["way"] == "kept, second time"
+    )
+    assert told is not None
+    assert (target, abs(told / 1e9 / row["peak_gb"] - 1) < 0.2) == (row["backend"], True), told
+
+
+def test_a_kept_network_needs_less_room(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second bucket fits beside the first, once its network is compiled."""
+    needs = Memory(weights={"bfloat16": GB}, activations=NEEDS.activations)
+    manifest = dataclasses.replace(Manifest.load(four), memory=needs, target="openvino")
+    monkeypatch.setattr(memory, "available_memory", lambda: 5 * GB)
+    first, second, *_ = manifest.buckets
+    room = memory.Room(manifest=manifest, backend="openvino")
+    assert not room(second, [first], [])
+    assert dataclasses.replace(room, is_kept=lambda bucket: bucket == second)(second, [first], [])
 
 
 @pytest.mark.slow
