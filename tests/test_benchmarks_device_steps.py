@@ -23,13 +23,12 @@ from typing import Any
 import pytest
 from conftest import ROOT, write_null_bundle
 
-from benchmarks import baselines, roofline
+from benchmarks import baselines
 from benchmarks.baselines import Work
 from benchmarks.on_device import facts as facts_of
-from benchmarks.on_device import page, plot, rates, running, speed, watch, worker
+from benchmarks.on_device import page, plot, running, speed, watch, worker
 from benchmarks.on_device.repeats import repeat
 from benchmarks.on_device.watch import watched
-from runtime.errors import LotusError
 
 
 def test_every_action_is_a_function_and_the_worker_says_what_went_wrong(
@@ -346,42 +345,6 @@ def test_the_reference_names_its_device(
 def test_repeats_are_bounded() -> None:
     assert len(repeat(lambda: None, seconds=0, least=3)) == 3
     assert len(repeat(lambda: None, seconds=60, most=7)) == 7
-
-
-def test_bounds_name_the_device_and_the_rates_that_they_are_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_null_bundle(tmp_path / "bundle")
-    monkeypatch.setattr(rates, "_multiply_adds", lambda graph: 1)
-    monkeypatch.setattr(roofline, "_costs", lambda graph: ([], 0))
-    options: dict[str, Any] = {"bundle": str(tmp_path / "bundle"), "precision": "int8"}
-    measured = {"tflops": {"fp32": 1.0}, "bandwidth_gb_s": 1.0, "by": "torch on cpu"}
-    nano = "NVIDIA Jetson Orin Nano Developer Kit"
-    found = rates.bound(**options, device=nano, on_gpu=True, measured=measured)
-    assert found["peak"]["device"].startswith("Jetson Orin Nano")
-    assert "measured" not in found, "the rates of a CPU bound no GPU"
-    with pytest.raises(LotusError, match="no rate of int8 was measured"):
-        rates.bound(**options, device="x", on_gpu=False, measured=measured)
-    asked: list[str] = []
-    monkeypatch.setattr(roofline, "bound_as_stored", lambda graph, entry, base: asked.append(base))
-    for bf16, other in ((3.0, "bf16"), (0.1, "fp32")):
-        known = measured | {"tflops": {"fp32": 1.0, "bf16": bf16, "int8": 4.0}}
-        assert "measured" in rates.bound(**options, device="x", on_gpu=False, measured=known)
-        assert asked.pop() == other, "the faster type bounds what is not int8"
-    options["precision"] = "fp32"
-    assert "measured" in rates.bound(**options, device="x", on_gpu=False, measured=measured)
-    with pytest.raises(LotusError, match="has no 'GeForce RTX 3060 Ti'"):
-        rates.bound(**options, device="GeForce RTX 3060 Ti", on_gpu=True, measured=None)
-
-
-def test_a_cpu_has_a_rate_of_int8_where_onnx_runtime_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "_EDGES", (64, 128))
-    monkeypatch.setattr(rates, "_BYTES", 4096)
-    tflops = rates.rates(seconds=0.1)["tflops"]
-    assert all(rate > 0 for rate in tflops.values())
-    assert set(tflops) == {"fp32", "bf16", "int8"}
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert set(rates.rates(seconds=0.1)["tflops"]) == {"fp32", "bf16"}
 
 
 def test_a_page_and_a_plot_of_nothing(tmp_path: Path) -> None:
