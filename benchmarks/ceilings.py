@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backends import BACKENDS
+from runtime.backends.session import import_vendor
+from runtime.errors import BackendMissingError
+
 EDGE = 3072
 SLOW_GFLOPS = 5.0
 """Below this rate a machine has no instructions for the type."""
@@ -36,7 +40,7 @@ def product_rates() -> dict[str, float]:
         rates[str(dtype).removeprefix("torch.")] = (
             small if slow else _rate(product_of(dtype, EDGE), EDGE)
         )
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError, BackendMissingError):
         rates["int8"] = _rate(int8_product(EDGE), EDGE)
     return rates
 
@@ -55,10 +59,9 @@ def int8_product(edge: int) -> Callable[[], Any]:
     """One product of uint8 by int8, edge x edge both, by ONNX Runtime on the CPU, as int8 networks
     have it.
 
-    Raises: ImportError without onnx or onnxruntime.
+    Raises: ImportError without onnx, BackendMissingError without onnxruntime.
     """
     import onnx
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     random = np.random.default_rng(0)
@@ -74,6 +77,7 @@ def int8_product(edge: int) -> Callable[[], Any]:
     )
     opset = helper.make_opsetid("", 17)
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    onnxruntime = import_vendor(BACKENDS["onnxruntime"])
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )

@@ -33,7 +33,9 @@ import onnx
 from numpy.typing import NDArray
 
 from export.graph.stages import STAGES
+from runtime.backends import BACKENDS
 from runtime.backends.onnxruntime import session_options
+from runtime.backends.session import import_vendor
 from runtime.errors import BackendError, BackendMissingError, LotusError
 from runtime.manifest import Bucket, Manifest
 
@@ -217,8 +219,7 @@ def _float_outputs(graph: Path, folder: Path) -> set[str]:
 
 
 def _session(graph: Path, *, optimised: bool) -> Any:
-    import onnxruntime as ort
-
+    ort = import_vendor(BACKENDS["onnxruntime"])
     options = session_options(ort)
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -205,8 +205,7 @@ def _quantised(path: Path, target: str) -> Path:
 
 
 def _onnxruntime(path: Path) -> _Run:
-    import onnxruntime as ort
-
+    ort = import_vendor(BACKENDS["onnxruntime"])
     session = ort.InferenceSession(
         str(path), session_options(ort), providers=["CPUExecutionProvider"]
     )

@@ -10,17 +10,19 @@ import argparse
 import statistics
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from benchmarks.rows import parse_arguments, write_rows
 from export.graph.group_norm import spell_out_group_norm
+from runtime.backends import BACKENDS
+from runtime.backends.session import import_vendor
 
 _GROUPS, _EPSILON = 32, 1e-6
 # (channels, edge, mean over spread): encoder and decoder at 512x512 inputs, the UNet, and a nearly
@@ -79,15 +81,14 @@ def _model(shape: tuple[int, ...]) -> ir.Model:
     )
 
 
-def _session(model: ir.Model) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(
+def _session(model: ir.Model) -> Any:
+    ort = import_vendor(BACKENDS["onnxruntime"])
+    return ort.InferenceSession(
         ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
 
-def _measure(
-    session: onnxruntime.InferenceSession, x: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], float]:
+def _measure(session: Any, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
     """The output, and the median of 9 runs in milliseconds after one that is not counted."""
     y = session.run(None, {"x": x})[0]
     times = []

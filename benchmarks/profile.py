@@ -80,7 +80,8 @@ def _onnxruntime(
     folder: Path, manifest: Manifest, bucket: Bucket, feeds: Feeds, runs: int
 ) -> Times:
     import onnx
-    import onnxruntime as ort
+
+    ort = import_vendor(BACKENDS["onnxruntime"])
 
     with tempfile.TemporaryDirectory() as log_folder:
         options = session_options(ort, saturates=may_saturate(manifest, "onnxruntime"))

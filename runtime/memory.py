@@ -95,9 +95,9 @@ def estimate_needs(
 class Room:
     """How many buckets of a bundle may be open at once: `most`, or if None as many as memory holds.
 
-    By memory a bucket is opened beside others if it takes no more than half of what is available;
-    `is_kept` says of which ones the compiled network is there.
-    Where that cannot be told, two are open at most. Raises: BackendError.
+    By memory a bucket is opened beside others if it takes no more than half of what is available.
+    Where that cannot be told, two are open at most. `is_kept` says of which buckets the compiled
+    network is there. Raises: BackendError.
     """
 
     manifest: Manifest

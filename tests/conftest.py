@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from export.network.single_pass import SinglePass
     from runtime.manifest import Bucket, Manifest
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports ONNX Runtime
+
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "photos"
 BUCKET = 64  # pixels; four levels of the VAE and four of the UNet still have a pixel

@@ -143,6 +143,13 @@ def test_a_vendor_is_imported_in_one_file() -> None:
     assert wrong == {}
 
 
+def test_nothing_reaches_a_vendor_that_tells_its_maker_past_the_runtime() -> None:
+    """`import_vendor` switches the telemetry of these two off. Tests have it off from the start."""
+    paths = tracked("benchmarks/*.py", "export/*.py", "tiny/*.py", "tools/*.py")
+    wrong = [path for path in paths if {"onnxruntime", "openvino"} & {*imported(parsed(path))}]
+    assert wrong == []
+
+
 def test_conftest_is_imported_one_way() -> None:
     """Two names for it would be two modules, and two copies of its state."""
     assert [path for path in tracked("tests/*.py") if "tests" in imported(parsed(path))] == []

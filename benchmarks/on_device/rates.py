@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.ceilings import int8_product
 from benchmarks.on_device.repeats import repeat
-from runtime.errors import LotusError
+from runtime.errors import BackendMissingError, LotusError
 from runtime.manifest import Manifest
 
 _EDGES = (512, 1024, 2048, 4096)  # of a square product; the next where one took a moment only
@@ -33,7 +33,7 @@ def rates(*, seconds: float) -> dict[str, Any]:
     except ImportError:
         found = _numpy_rates(seconds)
     if "cpu" in found["by"]:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ImportError, BackendMissingError):
             found["tflops"]["int8"] = _rate(
                 lambda edge: _least(int8_product(edge), seconds), seconds / 100
             )
