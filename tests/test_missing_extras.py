@@ -45,7 +45,7 @@ COMPLETE = {
     "benchmarks/evaluate.py": ["{bundle}", "--data", "{folder}"],
     "benchmarks/full_size.py": ["--dirty"],
     "benchmarks/host.py": ["--rounds", "1", "--dirty"],
-    "benchmarks/kill_build.py": ["--count", "1"],
+    "benchmarks/kill_build.py": ["--count", "1", "--dirty"],
     "benchmarks/latency.py": ["--checkpoint", "tiny/disparity-d", "--resolution=64x64", "--dirty"],
     "benchmarks/nncf_peer.py": ["{bundle}", "--output", "{folder}/nncf"],
     "benchmarks/parity.py": ["tiny/samples/room.png", "--dirty"],
