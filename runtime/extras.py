@@ -6,6 +6,8 @@ import importlib.util
 import sys
 from types import TracebackType
 
+from runtime.errors import BackendMissingError
+
 EXTRAS = {
     "cpu": ("onnxruntime",),
     "openvino": ("openvino",),
@@ -92,7 +94,8 @@ def explain_missing_packages() -> None:
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    advice = how_to_get(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+    missing = error.__cause__ if isinstance(error, BackendMissingError) else error
+    advice = how_to_get(missing.name or "") if isinstance(missing, ModuleNotFoundError) else None
     if advice is None:
         sys.__excepthook__(kind, error, trace)
         return

@@ -162,6 +162,18 @@ def test_a_command_without_any_extra_ends_in_a_sentence(
         ), done.stderr
 
 
+@pytest.mark.parametrize(("backend", "extra"), [("onnxruntime", "cpu"), ("openvino", "openvino")])
+def test_a_backend_alone_is_missing(
+    backend: str, extra: str, null_bundle: Path, tmp_path: Path
+) -> None:
+    """It is imported by the runtime, whose error has words of its own."""
+    words = ["--bundle", str(null_bundle), "--backend", backend, "--dirty"]
+    done = run(Path("benchmarks/profile.py"), *words, env=without(tmp_path, backend))
+    assert done.returncode == 1
+    assert done.stderr == f"error: {how_to_get(backend)}\n"
+    assert f"this needs the extra `{extra}`" in done.stderr
+
+
 @pytest.mark.parametrize("entry", [Path("apps/__main__.py"), Path("runtime/__main__.py")], ids=str)
 def test_a_command_without_pillow(entry: Path, tmp_path: Path) -> None:
     done = run(entry, "--help", env=without(tmp_path, "PIL"))
