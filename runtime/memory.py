@@ -8,7 +8,7 @@ activations that are alive at once. What a backend makes of them was measured (d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtime.backends.cgroups import cgroup_folders, read_text
@@ -39,7 +39,7 @@ _HALF = {"bfloat16", "int8"}  # types of weights
 _PACKED = {"float32": 1.02, "int8": 1.1}
 # OpenVINO packs each weight into a copy. What is stored as bf16 it first makes float32. What it
 # kept is mapped, and used as it is.
-_OPENVINO = _Use(
+_WITHOUT_BF16 = _Use(
     libraries=0.19e9,
     activations=1.0,
     half=1.0,
@@ -50,13 +50,12 @@ _USES = {
     "onnxruntime": _Use(
         libraries=0.09e9, activations=1.05, half=1.05, weights=_PACKED, kept=_PACKED
     ),
-    "openvino": _Use(
-        libraries=0.19e9,
-        activations=1.0,
+    "openvino": replace(
+        _WITHOUT_BF16,
         half=0.5,
-        weights={**_OPENVINO.weights, "bfloat16": 3.1},
+        weights={**_WITHOUT_BF16.weights, "bfloat16": 3.1},
         kept={},
-        without_bf16=_OPENVINO,
+        without_bf16=_WITHOUT_BF16,
     ),
 }
 

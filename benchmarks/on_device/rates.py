@@ -29,10 +29,12 @@ def rates(*, seconds: float) -> dict[str, Any]:
     `seconds` in all.
     """
     try:
-        found = _torch_rates(seconds)
+        import torch
     except ImportError:
         found = _numpy_rates(seconds)
-    if "cpu" in found["by"]:
+    else:
+        found = _torch_rates(torch, seconds)
+    if "cuda" not in found["by"]:
         with contextlib.suppress(ImportError, BackendMissingError):
             found["tflops"]["int8"] = _rate(
                 lambda edge: _least(int8_product(edge), seconds), seconds / 100
@@ -40,10 +42,7 @@ def rates(*, seconds: float) -> dict[str, Any]:
     return found
 
 
-def _torch_rates(seconds: float) -> dict[str, Any]:
-    """Raises: ImportError without torch."""
-    import torch
-
+def _torch_rates(torch: Any, seconds: float) -> dict[str, Any]:
     on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if on.type == "cuda":
@@ -54,7 +53,7 @@ def _torch_rates(seconds: float) -> dict[str, Any]:
         if on.type == "cuda":
             torch.cuda.synchronize()
 
-    def product(kind: torch.dtype, edge: int) -> float:
+    def product(kind: Any, edge: int) -> float:
         left, right = (torch.randn(edge, edge, device=on).to(kind) for _ in range(2))
 
         def once() -> None:
