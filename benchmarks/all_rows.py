@@ -150,7 +150,7 @@ def _latencies(
     two = ("--checkpoint", f"{checkpoint},{checkpoint}", "--task", "disparity,depth")
     if checkpoint.startswith("random/"):
         two = ("--checkpoint", f"{checkpoint},{checkpoint}@1", *two[2:])
-    for precision in ("", "-bf16"):
+    for precision in ("", "-bf16", "-int8"):
         what = ("--reference", f"openvino{precision}-apart", "--what", f"openvino{precision}")
         name = f"together-joint-{sizes[0]}{precision}"
         yield step(name, sizes[0], *two, *what, bundles=4)

@@ -236,7 +236,10 @@ BASELINES |= {
     f"{name}-apart": dataclasses.replace(
         BASELINES[name], meaning=f"{BASELINES[name].meaning}, a bundle for each task", apart=True
     )
-    for name in ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
+    for name in (
+        *("onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openvino-int8"),
+        *("tensorrt-fp16", "tensorrt-rtx-fp16"),
+    )
 }
 BASELINES |= {
     f"{name}-one-decode": dataclasses.replace(
