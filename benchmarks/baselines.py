@@ -317,6 +317,8 @@ def _build_words(baseline: Baseline, work: Work, part: list[tuple[str, str]]) ->
     words += [f"--task={','.join(task for _, task in part)}"] if part[0][1] else []
     words += ["--resolution", work.built_for]
     words += [] if options.pop("folds", True) else ["--no-folds"]
+    if "budget" in options:
+        options["budget"] = ",".join([str(options["budget"])] * len(part))  # one for each task
     return words + [f"--{key}={value}" for key, value in options.items()]
 
 

@@ -122,3 +122,13 @@ def test_what_nncf_makes_predicts_close_to_the_plain_bundle(tmp_path: Path) -> N
     with subjects.open_baseline("nncf-best", work, tmp_path) as peer:
         found = peer.predict(image[0], None, 1).values
     assert 0 < np.abs(found - exact).mean() < 0.1
+
+
+@pytest.mark.parametrize("name", ["openvino-int8", "onnxruntime-int8-apart", "openvino-bf16"])
+def test_a_joint_bundle_is_asked_for_in_words_that_a_build_takes(name: str, tmp_path: Path) -> None:
+    """One budget for each task of a bundle."""
+    work = Work(checkpoint="tiny/disparity-d,tiny/normal-d", resolution="64x64")
+    work = dataclasses.replace(work, task="disparity,normal")
+    for bundle, part in baselines.bundle_paths(name, work, tmp_path).items():
+        words = baselines._build_words(baselines.BASELINES[name], work, part)
+        assert build_engine.main([*words, "--output", str(bundle), "--dry-run"]) == 0
