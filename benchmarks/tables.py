@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -58,14 +59,15 @@ def _beside(row: Body) -> str:
 
 def sizes_table(bodies: list[Body]) -> list[str]:
     """One line for each resolution and batch: seconds by baseline, and how many times as fast as
-    the reference of the same group, which may be another run than the one in its column. Below,
-    one command of each commit.
+    the reference of the same group, which may be another run than the one in its column. What ran
+    at one of three sizes or more alone is left out. Below, one command of each commit.
     """
     table: dict[str, dict[str, str]] = {}
     for row in measured_rows(bodies):
         beside = "" if row["what"] == REFERENCE else f", {_beside(row)}"
         table.setdefault(_size(row), {})[row["what"]] = f"{row['p50_s']:.2f} s{beside}"
-    names = [*dict.fromkeys(name for cells in table.values() for name in cells)]
+    counts = Counter(name for cells in table.values() for name in cells)
+    names = [name for name in counts if counts[name] > 1 or len(table) < 3]
     lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for size, cells in table.items():
         lines.append(f"| {size} | {' | '.join(cells.get(name, '') for name in names)} |")

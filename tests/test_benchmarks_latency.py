@@ -220,6 +220,10 @@ def test_a_table_of_sizes_has_a_line_for_each() -> None:
         "",
         "2 cores (x), commit c, d. `run`",
     ]
+    other = [_row("pytorch", resolution="64x64"), _row("b", resolution="64x64")]
+    lines = tables.sizes_table([*bodies, about | {"rows": other}])
+    assert lines[:2] == ["| | pytorch |", "|---|---|"]  # of three sizes a and b have one each
+    assert lines[4] == "| 64x64 | 1.00 s |"
 
 
 def test_machines_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
