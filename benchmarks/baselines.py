@@ -226,20 +226,18 @@ BASELINES = {
         options={"target": "tensorrt-rtx", "precision": "fp16"},
     ),
 }
+_VARIED = ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
 BASELINES |= {
     f"{name}-batch": dataclasses.replace(
         BASELINES[name], meaning=f"{BASELINES[name].meaning}, the batch in one run", batched=True
     )
-    for name in ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
+    for name in _VARIED
 }
 BASELINES |= {
     f"{name}-apart": dataclasses.replace(
         BASELINES[name], meaning=f"{BASELINES[name].meaning}, a bundle for each task", apart=True
     )
-    for name in (
-        *("onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openvino-int8"),
-        *("tensorrt-fp16", "tensorrt-rtx-fp16"),
-    )
+    for name in (*_VARIED, "onnxruntime-int8", "openvino-int8")
 }
 BASELINES |= {
     f"{name}-one-decode": dataclasses.replace(
@@ -247,7 +245,7 @@ BASELINES |= {
         meaning=f"{BASELINES[name].meaning}, all latents decoded as one batch",
         recipe={"decodes_batched": True},
     )
-    for name in ("onnxruntime", "openvino", "openvino-bf16", "tensorrt-fp16", "tensorrt-rtx-fp16")
+    for name in _VARIED
 }
 BASELINES["openvino-int8-stored-bf16"] = dataclasses.replace(
     BASELINES["openvino-int8"],

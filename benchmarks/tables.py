@@ -59,8 +59,9 @@ def _beside(row: Body) -> str:
 
 def sizes_table(bodies: list[Body]) -> list[str]:
     """One line for each resolution and batch: seconds by baseline, and how many times as fast as
-    the reference of the same group, which may be another run than the one in its column. What ran
-    at one of three sizes or more alone is left out. Below, one command of each commit.
+    the reference of the same group, which may be another run than the one in its column. A table
+    of three lines or more leaves out what is in one of them only. Below, one command of each
+    commit.
     """
     table: dict[str, dict[str, str]] = {}
     for row in measured_rows(bodies):

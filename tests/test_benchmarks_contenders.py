@@ -127,8 +127,8 @@ def test_what_nncf_makes_predicts_close_to_the_plain_bundle(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["openvino-int8", "onnxruntime-int8-apart", "openvino-bf16"])
 def test_a_joint_bundle_is_asked_for_in_words_that_a_build_takes(name: str, tmp_path: Path) -> None:
     """One budget for each task of a bundle."""
-    work = Work(checkpoint="tiny/disparity-d,tiny/normal-d", resolution="64x64")
-    work = dataclasses.replace(work, task="disparity,normal")
+    checkpoint, task = "tiny/disparity-d,tiny/normal-d", "disparity,normal"
+    work = Work(checkpoint=checkpoint, resolution="64x64", task=task)
     for bundle, part in baselines.bundle_paths(name, work, tmp_path).items():
         words = baselines._build_words(baselines.BASELINES[name], work, part)
         assert build_engine.main([*words, "--output", str(bundle), "--dry-run"]) == 0
