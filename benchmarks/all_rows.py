@@ -10,7 +10,8 @@ Each step builds its bundles anew, in a folder of its own under `--work`, which 
 rows are there; the steps of all sizes share one, whose bundles hold them all. Without the extra
 `peers` its contenders are lines that say so.
 
-With `--label avx2` rows of latency lie beside those of another machine and do not replace them.
+Joint bundles are measured of random weights alone. With `--label avx2` rows of latency lie beside
+those of another machine and do not replace them.
 """
 
 from __future__ import annotations
@@ -147,18 +148,16 @@ def _latencies(
         own = name_of(checkpoint, size)
         yield step(own, size, *words, bundles=len(what), built=built, shared="latency")
     # No normals: with random weights bf16 is too far off for a bundle to prove itself.
-    two = ("--checkpoint", f"{checkpoint},{checkpoint}", "--task", "disparity,depth")
-    if checkpoint.startswith("random/"):
-        two = ("--checkpoint", f"{checkpoint},{checkpoint}@1", *two[2:])
-    for precision in ("", "-bf16", "-int8"):
+    # Weights that are not random predict one task: there is no second one for a joint bundle.
+    joint = checkpoint.startswith("random/")
+    two = ("--checkpoint", f"{checkpoint},{checkpoint}@1", "--task", "disparity,depth")
+    for precision in ("", "-bf16", "-int8") if joint else ():
         what = ("--reference", f"openvino{precision}-apart", "--what", f"openvino{precision}")
         name = f"together-joint-{sizes[0]}{precision}"
         yield step(name, sizes[0], *two, *what, bundles=4)
     backends = ("onnxruntime", "openvino", "openvino-bf16")
-    for what, words in (
-        ("batch", (*one, "--batch", "4")),
-        ("one-decode", two),
-    ):
+    pairs = (("batch", (*one, "--batch", "4")), ("one-decode", two))
+    for what, words in pairs if joint else pairs[:1]:
         for backend in backends:
             name = f"together-{backend}-{what}"
             pair = ("--reference", backend, "--what", f"{backend}-{what}")

@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,8 @@ def _plot() -> None:
         rows = measured_rows(bodies)
         if len(rows) > _FEW:
             print(plot_latency({"rows": rows}, path.with_suffix(".png")))
-    for name, bodies in _by_machine(latencies.values()).items():
-        print(plot_scaling(bodies, RESULTS / f"scaling-{name}.png"))
+    for bodies in _tables_of_sizes():
+        print(plot_scaling(bodies, RESULTS / f"scaling-{_machine(bodies[0])}.png"))
     plots = {"profile": ("stages", plot_stages), "sensitivity": ("sensitivity", plot_policies)}
     for kind, (name, plot) in plots.items():
         bodies = [_read(path) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
@@ -112,20 +112,13 @@ def _by_setting(latencies: dict[Path, Body]) -> dict[Path, list[Body]]:
     return groups
 
 
-def _by_machine(bodies: Iterable[Body]) -> dict[str, list[Body]]:
-    """Those of machines that ran a checkpoint in several sizes or batches, by their kind."""
-    groups: dict[str, list[Body]] = {}
-    for body in bodies:
-        groups.setdefault(_machine(body), []).append(body)
-    return {name: own for name, own in groups.items() if _most_settings(own) > 1}
-
-
-def _most_settings(bodies: list[Body]) -> int:
-    """In how many sizes and batches the checkpoint ran that has most of them."""
-    settings: dict[str, set[tuple[str, int]]] = {}
-    for row in measured_rows(bodies):
-        settings.setdefault(row["checkpoint"], set()).add((row["resolution"], row["batch"]))
-    return max(map(len, settings.values()), default=0)
+def _tables_of_sizes() -> Iterator[list[Body]]:
+    """The bodies of each table of sizes, in its order: a plot shows what its table says."""
+    for path in DOCUMENTS:
+        for match in _BLOCK.finditer(path.read_text(encoding="utf-8")) if path.exists() else ():
+            kind, *names = match["names"].split(", ")
+            if kind == "sizes":
+                yield [_read(RESULTS / f"{name}.json") for name in names]
 
 
 def _machine(body: Body) -> str:

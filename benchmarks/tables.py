@@ -48,7 +48,7 @@ def latency_table(bodies: list[Body]) -> list[str]:
 
 
 def _size(row: Body) -> str:
-    return row["resolution"] + (f", {row['batch']} images" if row["batch"] > 1 else "")
+    return row["resolution"] + (f", for {row['batch']} images" if row["batch"] > 1 else "")
 
 
 def _beside(row: Body) -> str:

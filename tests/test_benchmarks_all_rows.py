@@ -4,6 +4,7 @@ command is one that the benchmark understands.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from conftest import ROOT
 from benchmarks import all_rows, latency, rows
 from benchmarks.all_rows import SIZES, Step
 from benchmarks.baselines import BASELINES, Work, bundle_paths
+from export.families import resolve_task
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +131,20 @@ def test_each_step_writes_other_rows_with_a_command_that_is_there() -> None:
     }
     assert minutes["latency-lotus-d-256x256"] == alone["256x256"]
     assert minutes["latency-lotus-d-384x384"] == alone["384x384"] - 25, "its five bundles are there"
+
+
+@pytest.mark.parametrize("checkpoint", ["random/lotus-d", "tiny/disparity-d"])
+def test_no_step_asks_for_a_task_that_the_weights_are_not_of(checkpoint: str) -> None:
+    joint = 0
+    for step in all_rows.steps(checkpoint, SIZES, 3):
+        words = dict(itertools.pairwise(step.commands[0]))
+        if "--task" in words:
+            for name, task in zip(
+                words["--checkpoint"].split(","), words["--task"].split(","), strict=True
+            ):
+                assert resolve_task(name.removesuffix("@1"), task).name == task
+            joint += 1
+    assert joint == (6 if checkpoint.startswith("random/") else 0)
 
 
 def test_seconds_of_another_machine_replace_none() -> None:

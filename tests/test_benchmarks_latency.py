@@ -199,7 +199,7 @@ def test_one_table_of_several_latencies_names_their_sizes() -> None:
     ]
     lines = tables.latency_table(bodies)
     assert lines[2].startswith("| a, 128x128 | 1.00 s |")
-    assert lines[3].startswith("| a, 256x256, 4 images | 1.00 s |")
+    assert lines[3].startswith("| a, 256x256, for 4 images | 1.00 s |")
     assert tables.latency_table(bodies[:1])[2].startswith("| a | 1.00 s | 2.00x of 2.0 s |")
 
 
@@ -227,7 +227,13 @@ def test_a_table_of_sizes_has_a_line_for_each() -> None:
 
 
 def test_machines_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A table says which instructions the machine has, and plots mix no two machines."""
+    """A table says which instructions the machine has, and plots mix no two machines. The plot of
+    sizes shows the rows of their table alone.
+    """
+    document = tmp_path / "sizes.md"
+    names = "latency-x-128x128, latency-x-256x256"
+    document.write_text(f"<!-- rows: sizes, {names} -->\n<!-- end -->\n")
+    monkeypatch.setattr(report, "DOCUMENTS", (document, tmp_path / "none.md"))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     drawn: dict[str, int] = {}
 

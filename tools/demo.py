@@ -7,6 +7,7 @@ encoder and one decoder), verifies it, and predicts for the pictures in tiny/sam
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,13 @@ def main(argv: list[str] | None = None) -> int:
         if status:
             return status
     print("Look at out/demo/*-disparity.png and out/demo/*-normal.png")
+    print(f"The environment for commands of your own: {_activation(venv)}")
     return 0
+
+
+def _activation(venv: Path) -> str:
+    programs = python_of(venv).parent
+    return str(programs / "Activate.ps1") if os.name == "nt" else f"source {programs}/activate"
 
 
 if __name__ == "__main__":
