@@ -23,7 +23,7 @@ from benchmarks.on_device import events, kernel, plumbing
 from benchmarks.on_device.plumbing import CHECKS, run_astray, run_checks
 from benchmarks.on_device.stand_in import StandIn, exact, picture
 from runtime.backends import tensorrt as backend
-from runtime.errors import BackendError, BackendMissingError
+from runtime.errors import BackendError, BackendMissingError, LotusError
 
 EDGE = 16
 
@@ -157,9 +157,23 @@ def _has_endless_memory(cudart: DeviceCudart) -> None:
     cudart.cudaMalloc = lambda size: allocate(min(size, 1 << 20))  # type: ignore[method-assign]
 
 
+def _refuses_the_first_capture(cudart: DeviceCudart) -> None:
+    """Of each stream: an error, but not the one that a check is about."""
+    begin, seen = cudart.cudaStreamBeginCapture, set[int]()
+
+    def refuse(stream: int, mode: str) -> tuple[int]:
+        if stream in seen:
+            return begin(stream, mode)
+        seen.add(stream)
+        return (999,)
+
+    cudart.cudaStreamBeginCapture = refuse  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize(
     ("fault", "failing"),
     [
+        (_refuses_the_first_capture, {"_runs", "_refusal", "_forbidden"}),
         (_replays_nothing, {"_runs", "_copies", "_threads", "_refusal", "_forbidden"}),
         (_copies_nothing_back, {"_runs", "_copies", "_threads"}),
         (_keeps_memory, {"_memory"}),
@@ -240,12 +254,20 @@ def test_device_and_layer_times_of_an_engine(
             if hasattr(context, "profiler"):
                 context.profiler.report_layer_time("unet/mid/conv + unet/mid/add", 2.0)
                 context.profiler.report_layer_time("Reformat of decoder/conv_in", 1.0)
+                context.profiler.report_layer_time("{ForeignNode[encoder/a...decoder/b]}", 4.0)
                 context.profiler.report_layer_time("copy", 0.5)
             return bool(run(stream))
 
         context.execute_async_v3 = profiled
         layers = events.layer_times(session, fake_image(0), runs=2)
-    assert layers == pytest.approx({"unet": 2e-3, "decoder": 1e-3, "other": 0.5e-3})
+    assert layers == pytest.approx(
+        {"unet": 2e-3, "decoder": 1e-3, "other": 0.5e-3, "several stages": 4e-3}
+    )
+    with (
+        open_session(tmp_path, manifest) as session,
+        pytest.raises(LotusError, match="told nothing of any layer"),
+    ):
+        events.layer_times(session, fake_image(0), runs=2)
     assert device.alive == {}
 
 

@@ -83,7 +83,8 @@ def compile_kernels(capability: str) -> bytes:
         nvrtc.nvrtcDestroyProgram(program)
     except RuntimeError as error:  # the bindings' own, where the library is not there
         raise BackendMissingError(
-            f"NVRTC is not here ({error}): `pip install nvidia-cuda-nvrtc`, or the CUDA toolkit"
+            f"NVRTC is not here ({error}): `pip install nvidia-cuda-nvrtc`, of CUDA 12 "
+            "`nvidia-cuda-nvrtc-cu12`, on a Jetson `sudo apt install cuda-nvrtc-12-6`"
         ) from error
     return code
 

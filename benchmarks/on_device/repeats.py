@@ -10,7 +10,7 @@ import numpy as np
 
 
 def repeat(
-    call: Callable[[], Any], *, seconds: float, least: int = 3, most: int = 50
+    call: Callable[[], Any], *, seconds: float, least: int = 3, most: int = 10_000
 ) -> list[float]:
     """The seconds that each call took: at least `least` calls and at most `most`, and between the
     two as many as begin within `seconds`.

@@ -23,7 +23,7 @@ _SMI = {
     "clocks.mem": "GPU memory clock, MHz",
     "temperature.gpu": "GPU temperature, C",
     "power.draw": "GPU power, W",
-    "memory.used": "GPU memory in use, MB",
+    "memory.used": "GPU memory in use, MiB",
 }
 _EVERY = 0.5  # seconds
 _CHANNELS = (1, 2, 3)  # of a Jetson's sensors of power
@@ -131,7 +131,7 @@ def _number(path: Path) -> float:
 
 def _available(root: Path) -> float:
     text = (root / "proc/meminfo").read_text()
-    return int(re.findall(r"MemAvailable:\s+(\d+)", text)[0]) / 1e6
+    return int(re.findall(r"MemAvailable:\s+(\d+)", text)[0]) * 1024 / 1e9
 
 
 def _cpu_clock(root: Path) -> float:
