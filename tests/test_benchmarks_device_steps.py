@@ -227,7 +227,7 @@ def test_settings_and_readings_of_a_jetson(tmp_path: Path) -> None:
             "power of the board, W": 10,
             "power of VDD_SOC, W": 1.5,
             "power of VDD_GPU_SOC, W": 19,
-            "memory available, GB": 5,
+            "memory available, GB": 5.12,
         }
     )
 
@@ -290,7 +290,7 @@ def test_readings_and_names_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Mo
     with watched(tmp_path) as readings:
         time.sleep(0.4)
     assert readings["GPU clock, MHz"]["median"] == 1755
-    assert readings["GPU memory in use, MB"]["most"] == 4096
+    assert readings["GPU memory in use, MiB"]["most"] == 4096
     assert "GPU power, W" not in readings
     found = facts_of.facts()
     (gpu,) = found["gpus"]
