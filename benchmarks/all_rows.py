@@ -149,18 +149,19 @@ def _latencies(
         yield step(own, size, *words, bundles=len(what), built=built, shared="latency")
     # No normals: with random weights bf16 is too far off for a bundle to prove itself.
     # Weights that are not random predict one task: there is no second one for a joint bundle.
-    joint = checkpoint.startswith("random/")
-    two = ("--checkpoint", f"{checkpoint},{checkpoint}@1", "--task", "disparity,depth")
-    for precision in ("", "-bf16", "-int8") if joint else ():
-        what = ("--reference", f"openvino{precision}-apart", "--what", f"openvino{precision}")
-        name = f"together-joint-{sizes[0]}{precision}"
-        yield step(name, sizes[0], *two, *what, bundles=4)
+    pairs = {"batch": (*one, "--batch", "4")}
+    if checkpoint.startswith("random/"):
+        two = ("--checkpoint", f"{checkpoint},{checkpoint}@1", "--task", "disparity,depth")
+        pairs["one-decode"] = two
+        for precision in ("", "-bf16", "-int8"):
+            what = ("--reference", f"openvino{precision}-apart", "--what", f"openvino{precision}")
+            name = f"together-joint-{sizes[0]}{precision}"
+            yield step(name, sizes[0], *two, *what, bundles=4)
     backends = ("onnxruntime", "openvino", "openvino-bf16")
-    pairs = (("batch", (*one, "--batch", "4")), ("one-decode", two))
-    for what, words in pairs if joint else pairs[:1]:
+    for variant, words in pairs.items():
         for backend in backends:
-            name = f"together-{backend}-{what}"
-            pair = ("--reference", backend, "--what", f"{backend}-{what}")
+            name = f"together-{backend}-{variant}"
+            pair = ("--reference", backend, "--what", f"{backend}-{variant}")
             yield step(name, sizes[0], *words, *pair, bundles=4)
     other = checkpoint.replace("-d", "-g")
     if other != checkpoint:

@@ -62,8 +62,7 @@ def main() -> int:
 
 def stale_documents() -> list[Path]:
     """The documents with a table that is not what its rows give."""
-    texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS if path.exists()}
-    return [path for path, text in texts.items() if render(text) != text]
+    return [path for path, text in _texts().items() if render(text) != text]
 
 
 def render(text: str) -> str:
@@ -73,8 +72,7 @@ def render(text: str) -> str:
     """
 
     def table(match: re.Match[str]) -> str:
-        names = match["names"].split(", ")
-        kind = names.pop(0) if names[0] in TABLES and len(names) > 1 else names[0].split("-")[0]
+        kind, names = _kind_and_names(match)
         lines = TABLES[kind]([_read(RESULTS / f"{name}.json") for name in names])
         return f"<!-- rows: {match['names']} -->\n" + "\n".join(lines) + "\n<!-- end -->"
 
@@ -114,11 +112,21 @@ def _by_setting(latencies: dict[Path, Body]) -> dict[Path, list[Body]]:
 
 def _tables_of_sizes() -> Iterator[list[Body]]:
     """The bodies of each table of sizes, in its order: a plot shows what its table says."""
-    for path in DOCUMENTS:
-        for match in _BLOCK.finditer(path.read_text(encoding="utf-8")) if path.exists() else ():
-            kind, *names = match["names"].split(", ")
+    for text in _texts().values():
+        for kind, names in map(_kind_and_names, _BLOCK.finditer(text)):
             if kind == "sizes":
                 yield [_read(RESULTS / f"{name}.json") for name in names]
+
+
+def _texts() -> dict[Path, str]:
+    return {path: path.read_text(encoding="utf-8") for path in DOCUMENTS if path.exists()}
+
+
+def _kind_and_names(match: re.Match[str]) -> tuple[str, list[str]]:
+    """Of a table: its kind, and the names of its rows."""
+    names = match["names"].split(", ")
+    kind = names.pop(0) if names[0] in TABLES and len(names) > 1 else names[0].split("-")[0]
+    return kind, names
 
 
 def _machine(body: Body) -> str:

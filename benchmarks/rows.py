@@ -173,5 +173,5 @@ def machine() -> dict[str, str]:
         flags = facts.get("flags", facts.get("Features", "")).split()
         info["cpu"] = facts.get("model name", "unknown")
         info["isa"] = " ".join(flag for flag in _INSTRUCTION_SETS if flag in flags)
-        info["memory"] = f"{int(Path('/proc/meminfo').read_text().split()[1]) / 1e6:.0f} GB"
+        info["memory"] = f"{int(Path('/proc/meminfo').read_text().split()[1]) * 1024 / 1e9:.0f} GB"
     return info

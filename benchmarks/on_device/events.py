@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.on_device.repeats import repeat
@@ -19,7 +20,8 @@ from runtime.errors import LotusError
 _STAGE = re.compile(rf"\b({'|'.join(STAGES)})/")
 OTHER = "other"
 SEVERAL = "several stages"
-_PLAIN = 7  # runs of which the first two, which load and initialise, do not count
+_PLAIN = 7  # runs of which the first do not count, which load and initialise: so many
+_COLD = 2
 
 
 class Evented:
@@ -104,14 +106,8 @@ def device_times(session: BackendSession, inputs: Arrays, seconds: float) -> dic
     evented = Evented(session._cuda)
     session._cuda = evented  # type: ignore[assignment]
     try:
-        plains: list[dict[str, float]] = []
         with session._runners.borrow(session._new_runner) as runner:
-            for name, array in inputs.items():
-                runner.buffers[name].array[...] = array
-            for _ in range(_PLAIN):
-                session._enqueue(runner)
-                session._cuda("cudaStreamSynchronize", runner.stream)
-                plains.append(evented.times())
+            plains = [evented.times() for _ in _plain_runs(session, runner, inputs, _PLAIN)]
         for _ in range(2):  # the second captures
             session(inputs)
             evented.times()
@@ -123,7 +119,7 @@ def device_times(session: BackendSession, inputs: Arrays, seconds: float) -> dic
 
         repeat(replay, seconds=seconds, most=100)
         names = [name for name in plains[0] if name != "all"]
-        plain = {name: statistics.median(each[name] for each in plains[2:]) for name in names}
+        plain = {name: statistics.median(each[name] for each in plains[_COLD:]) for name in names}
         return plain | {"replayed": statistics.median(runs)}
     finally:
         session._cuda = evented._cuda
@@ -150,15 +146,21 @@ def layer_times(session: BackendSession, inputs: Arrays, runs: int = 5) -> dict[
 
     profiler = Profiler()
     with session._runners.borrow(session._new_runner) as runner:
-        for name, array in inputs.items():
-            runner.buffers[name].array[...] = array
         context = runner.context
         context.profiler = profiler  # before a vendor captures
-        for turn in range(runs + 1):
-            session._enqueue(runner)
-            session._cuda("cudaStreamSynchronize", runner.stream)
+        for turn in _plain_runs(session, runner, inputs, runs + 1):
             if turn == 0:  # it initialises
                 times.clear()
     if not times:
         raise LotusError("the engine's profiler told nothing of any layer")
     return {stage: seconds / runs for stage, seconds in times.items()}
+
+
+def _plain_runs(session: BackendSession, runner: Any, inputs: Arrays, runs: int) -> Iterator[int]:
+    """Run so many times without a capture; the number of each run, from 0, once it has ended."""
+    for name, array in inputs.items():
+        runner.buffers[name].array[...] = array
+    for number in range(runs):
+        session._enqueue(runner)
+        session._cuda("cudaStreamSynchronize", runner.stream)
+        yield number

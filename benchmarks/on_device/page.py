@@ -111,7 +111,6 @@ def _headline(timed: list[Row], by_name: Mapping[str, Row]) -> str:
         latency = reference["latency"]
         ratio = latency["p50_s"] / best["latency"]["p50_s"]
         text += f", {ratio:.2f} times as fast as PyTorch in fp32 on {latency['device']}"
-        text += "" if latency["device"] == "CPU" else " (its convolutions in TF32, as by default)"
     resolution = by_name["device"]["resolution"]
     return f"{text} ({resolution}, median; from the decoded picture to the finished map)."
 
@@ -148,7 +147,8 @@ _LEGEND = (
     "are by its engine's own profiler, in a run of its own; what an engine merged over several "
     "stages stands in no column. *Least by roofline*: if all is fused - "
     "if every operator is a kernel of its own; bounds, no measurements. *First* is opening and the "
-    "first prediction, with TensorRT-RTX also the kernels that it compiles on the device."
+    "first prediction, with TensorRT-RTX also the kernels that it compiles on the device. "
+    "By default PyTorch's convolutions in fp32 use TF32 on GPUs that have it."
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.on_device.events import Evented
+from benchmarks.on_device.events import device_times
 from benchmarks.on_device.kernel import ASTRAY, Kernels
 from benchmarks.on_device.repeats import repeat
 from benchmarks.on_device.stand_in import NAME, StandIn, exact, open_stand_in, picture
@@ -23,7 +23,7 @@ from runtime.backends.session import Session
 from runtime.backends.tensorrt import Cuda, compute_capability
 from runtime.errors import BackendError
 
-_OPENINGS = 20
+_OPENINGS = 23  # of a session; groups of three at both ends are compared
 _SLACK = 40e6  # bytes that other programs may take of the GPU meanwhile
 _TOO_MUCH = 1 << 50  # bytes
 _FAST, _MANY = 16, 4  # runs of a thread; threads
@@ -207,26 +207,13 @@ def _memory(cuda: Any, vendor: StandIn, folder: Path) -> str:
 
 def _times(cuda: Any, vendor: StandIn, folder: Path) -> dict[str, float]:
     """CUDA events time the copies, the kernel and the replayed graph."""
-    edge = vendor.shapes["image"][2]
-    inputs = picture(edge, 0)
-    evented = Evented(cuda)
-    replayed: list[float] = []
-    with open_stand_in(folder, vendor, evented) as session:
-        session(inputs)
-        plain = evented.times()
-        session(inputs)
-        evented.times()
-
-        def replay() -> None:
-            session(inputs)
-            replayed.append(evented.times()["graph"])
-
-        walls = repeat(replay, seconds=2.0, most=200)
-        evented.close()
-    found = {f"{name}, ms": 1e3 * plain[name] for name in ("copy in", "execute", "copy out")}
-    found["graph, ms"] = 1e3 * statistics.median(replayed)
-    found["a whole run as the caller sees it, ms"] = 1e3 * statistics.median(walls)
-    return found
+    inputs = picture(vendor.shapes["image"][2], 0)
+    with open_stand_in(folder, vendor, cuda) as session:
+        times = device_times(session, inputs, 1.0)
+        walls = repeat(lambda: session(inputs), seconds=1.0)
+    times["graph"] = times.pop("replayed")
+    times["a whole run as the caller sees it"] = statistics.median(walls)
+    return {f"{name}, ms": 1e3 * seconds for name, seconds in times.items()}
 
 
 CHECKS: tuple[Callable[[Any, StandIn, Path], Any], ...] = (
