@@ -15,6 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from export.errors import BuildError
+from export.graph.simplify import simplify
 from export.graph.stages import STAGES
 from export.network.single_pass import SinglePass
 from runtime.manifest import Shape
@@ -44,6 +45,7 @@ def trace(network: SinglePass, shapes: Mapping[str, Shape], opset: int) -> Trace
     if exported is None:
         raise BuildError("the exporter kept no program of the traced network")
     model = program.model
+    simplify(model)
     _name_nodes(model.graph)
     operators = {node: _operator(node) for node in model.graph}
     _strip(model)
@@ -62,6 +64,7 @@ def _export(network: SinglePass, shapes: Mapping[str, Shape], opset: int) -> tor
                 input_names=list(inputs),
                 output_names=list(network.tasks),
                 verbose=False,
+                optimize=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise BuildError(
