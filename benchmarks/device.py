@@ -153,7 +153,8 @@ class Run:
             name: self.outcomes.get(other, {}).get("result") for name, other in step.uses.items()
         }
         options = dict(step.options) | uses
-        identity = [keeping.identity_of(Path(options["given"]))] if options.get("given") else []
+        brought = options.get("words") == []  # a bundle of the user's, which may change
+        identity = [keeping.identity_of(Path(options["bundle"]))] if brought else []
         identity += [
             self.outcomes[name]["result"].get("manifest")
             for name in step.after

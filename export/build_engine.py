@@ -86,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, metavar="DIR", help="the bundle's folder; default: engines/<name>")
     add("--overwrite", action="store_true", help="replace an old bundle")
+    add(
+        "--no-engine",
+        dest="engine",
+        action="store_false",
+        help="leave the engine of --target to the device it is for, though it could be built here",
+    )
     _add_network_options(parser)
     _add_precision_options(parser)
     add("--dry-run", action="store_true", help="print what would be built, and build nothing")

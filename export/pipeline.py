@@ -90,7 +90,8 @@ class Build:
             del network  # the engine builder and the golden run need the memory
             gc.collect()
             description = self._describe(sources, folds, quantisation)
-            finalize(stage, dataclasses.replace(description, memory=memory))
+            description = dataclasses.replace(description, memory=memory)
+            finalize(stage, description, engine="if possible" if plan.engine else "later")
         shutil.rmtree(plan.search_cache, ignore_errors=True)
         return plan.output
 

@@ -55,6 +55,7 @@ class Plan:
     buckets: tuple[Bucket, ...]
     noise_seed: int
     fixed_noise: bool
+    engine: bool
     folds: bool
     calibration: Calibration
     budgets: Mapping[str, float]
@@ -105,7 +106,7 @@ class Plan:
     @property
     def copies(self) -> int:
         """How often the weights lie in the bundle: in the graph's file, and in each engine."""
-        return 1 + (len(self.buckets) if self.target.build is not None else 0)
+        return 1 + (len(self.buckets) if self.engine else 0)
 
     @property
     def disk_bytes(self) -> int:
@@ -115,7 +116,7 @@ class Plan:
     @property
     def memory_bytes(self) -> int:
         """What the build takes at its peak, about."""
-        engine = self._typed_bytes * _ENGINE_FACTOR if self.target.build is not None else 0
+        engine = self._typed_bytes * _ENGINE_FACTOR if self.engine else 0
         return round(_LIBRARY_BYTES + self.weight_bytes * _BUILD_FACTOR + engine)
 
     @property
@@ -164,7 +165,7 @@ class Plan:
             "precision": f"{self.precision}: {recipe.graph_types} in the graph"
             + (f" (asked for {self.asked_precision})" if self._falls_back else ""),
             "folds": "all that apply" if self.folds else "none: the plain graph",
-            "engine": f"by {self.target.name}, or left to the device" if self.target.build else "-",
+            "engine": self._engine_words(),
             "tolerance": "{:g} at most, {:g} in the mean".format(*self.tolerance),
             "calibration": str(self.calibration) if recipe.half or recipe.int8 else "-",
             "int8": self._int8_words() if recipe.quantizes_layers else "-",
@@ -177,6 +178,13 @@ class Plan:
         }
         for label, text in rows.items():
             yield f"{label:<13}{text}"
+
+    def _engine_words(self) -> str:
+        if self.target.build is None:
+            return "-"
+        return (
+            f"by {self.target.name}, or left to the device" if self.engine else "left to the device"
+        )
 
     def _opened_words(self) -> str:
         if not self.weight_bytes:
@@ -266,7 +274,7 @@ def _decide(settings: BuildSettings) -> Plan:
     output = with_name(settings.output or Path("engines") / name)
     check_destination(output, overwrite=settings.overwrite)
     budgets = limits_of(settings, checkpoints)
-    check_unused(settings, recipe)
+    check_unused(settings, target, recipe)
     return Plan(
         checkpoints=checkpoints,
         encoder=encoder,
@@ -279,6 +287,7 @@ def _decide(settings: BuildSettings) -> Plan:
         buckets=buckets,
         noise_seed=settings.seed,
         fixed_noise=settings.fixed_noise,
+        engine=settings.engine and target.build is not None,
         folds=settings.folds,
         calibration=calibration,
         budgets=budgets,

@@ -10,7 +10,7 @@ from export.errors import BuildError
 from export.network.checkpoint import Description
 from export.quantize.policy import Policy
 from export.settings import BuildSettings
-from export.targets import Recipe
+from export.targets import Recipe, Target
 from runtime.manifest import Bucket
 from runtime.manifest_check import LARGEST_AREA, LARGEST_BATCH, LARGEST_EDGE, MOST_BUCKETS
 
@@ -43,8 +43,10 @@ def check_int8(settings: BuildSettings) -> None:
     Policy.read(settings.policy)  # a file that cannot be read is refused before calibration
 
 
-def check_unused(settings: BuildSettings, recipe: Recipe) -> None:
+def check_unused(settings: BuildSettings, target: Target, recipe: Recipe) -> None:
     """Refuse options that would change nothing. Raises: BuildError."""
+    if not settings.engine and target.build is None:
+        raise BuildError(f"--no-engine would change nothing: {target.name} has no engine")
     unused = []
     if not recipe.quantizes_layers:
         options = {"--budget": settings.budget, "--policy": settings.policy}

@@ -26,6 +26,7 @@ class BuildSettings:
     `output`: the bundle's folder; None is `engines/<name>`. `overwrite` replaces an old bundle.
     `seed`: draws the golden's noise (mode G), is the bundle's default noise seed, and draws the
         weights of `random/...`. `fixed_noise` makes that noise part of the graph.
+    `engine`: False leaves the engine of the target to the device it is for.
     `folds`: False builds the plain graph, for comparison.
     `vae`: a small autoencoder that stands in for the checkpoint's; `vae_encoder`, `vae_decoder`:
         the same for one half, and before `vae`.
@@ -49,6 +50,7 @@ class BuildSettings:
     opset: int | None = None
     output: Path | None = None
     seed: int = 0
+    engine: bool = True
     folds: bool = True
     fixed_noise: bool = False
     vae: str | None = None

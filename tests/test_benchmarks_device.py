@@ -5,7 +5,6 @@ command end to end on the null backend.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -53,6 +52,7 @@ def result_of(action: str, options: dict[str, Any]) -> Any:
     timed["readings"] = {"CPU clock, MHz": {"least": 1.0, "median": 2.0, "most": 3.0}}
     return {
         "build": {"bundle": options.get("bundle"), "manifest": "gone"},
+        "engine": {"bundle": options.get("bundle"), "manifest": "gone"},
         "verify": {"largest": 1e-5, "tolerance": 1e-3},
         "latency": timed,
         "reference": timed | {"p50_s": 1.4, "stages_s": stages, "device": "its CPU"},
@@ -139,11 +139,31 @@ def test_order_of_value_on_a_cpu_and_on_a_gpu(tmp_path: Path) -> None:
     ]
     build = [step for step in on_gpu if step.name == "disparity-d-64x64-tensorrt-fp16.build"]
     assert len(build) == 1, "TensorRT and ONNX Runtime share the bundle"
-    assert build[0].options["engine"] is True
-    assert {"tensorrt-fp16.latency", "onnxruntime-cuda-fp16.latency"} <= set(names)
+    assert "--no-engine" in build[0].options["words"]
+    by_name = {step.name: step for step in on_gpu}
+    engine = by_name["tensorrt-fp16.engine"]
+    assert engine.options["source"] == build[0].options["bundle"] != engine.options["bundle"]
+    assert build[0].name in engine.after
+    assert engine.name in by_name["tensorrt-fp16.latency"].after
     without = plan(every, machine_with("onnxruntime-cuda", nvidia=True), SETTING)
-    graph = next(step for step in without if step.name == build[0].name)
-    assert graph.options["engine"] is False
+    assert not [step.name for step in without if step.action == "engine"]
+
+
+def test_an_engine_that_cannot_be_built_takes_no_other_backend_with_it(
+    steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable = ["tensorrt", "onnxruntime-cuda"]
+    steps.facts = machine_with(*usable, nvidia=True)
+    monkeypatch.setattr(device, "packages", lambda: {"both": usable, "openvino": ["openvino"]})
+    steps.fail = {"engine": running.StepFailed("the parser refuses Attention")}
+    names = ("tensorrt-fp16", "onnxruntime-cuda-fp16")
+    assert run(tmp_path, "--only", *names) == 0
+    rows = {row["what"]: row for row in json.loads((tmp_path / "row.json").read_text())["rows"]}
+    assert rows[names[1]]["latency"]["p50_s"] == 0.7
+    assert "latency" not in rows[names[0]]
+    lines = {line["step"]: line["reason"] for line in rows["missing"]["lines"]}
+    assert lines["tensorrt-fp16: engine"] == "the parser refuses Attention"
+    assert lines["tensorrt-fp16: latency"] == "without tensorrt-fp16.engine, see there"
 
 
 def test_what_a_machine_lacks_is_said_and_nothing_is_tried(tmp_path: Path) -> None:
@@ -183,10 +203,11 @@ def test_given_bundles_stay_as_they_are(tmp_path: Path) -> None:
 
     replace(Manifest.load(paths[0]), target="tensorrt").save(paths[0])
     own, by_cuda = given_bundles(paths[:1], tmp_path / "out")
-    assert (own.backend, own.given) == ("tensorrt", str(paths[0]))
+    assert (own.backend, own.source, own.words) == ("tensorrt", str(paths[0]), ())
     assert Path(own.bundle).parent == tmp_path / "out"
     assert (by_cuda.backend, by_cuda.bundle) == ("onnxruntime-cuda", str(paths[0]))
-    assert build_name(own) != build_name(by_cuda)
+    assert build_name(own) == build_name(by_cuda) != build_name(second)
+    assert (own.needs_engine, by_cuda.needs_engine) == (True, False)
     assert manifest.is_file()
 
 
@@ -310,23 +331,6 @@ def test_a_damaged_step_is_measured_again(steps: Steps, tmp_path: Path) -> None:
     steps.ran.clear()
     run(tmp_path)
     assert {"rates", "folded"} <= set(steps.ran)
-
-
-def test_a_kept_build_is_good_while_its_bundle_is_the_same(tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    write_null_bundle(bundle)
-    store = kept.Kept(tmp_path / "folder")
-    identity = kept.identity_of(bundle)
-    result = {"bundle": str(bundle), "manifest": identity}
-    store.save("a.build", {"key": "k", "result": result})
-    assert store.load("a.build", "k") is not None
-    assert store.load("a.build", "another") is None
-    with (bundle / "manifest.json").open("a") as stream:
-        stream.write(" ")
-    assert store.load("a.build", "k") is None
-    shutil.rmtree(bundle)
-    assert store.load("a.build", "k") is None
-    store.close()
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(

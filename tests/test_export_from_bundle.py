@@ -125,6 +125,31 @@ def test_a_bundle_that_lacks_its_own_engine_is_completed_in_place(tmp_path: Path
     assert engines(again) == ["model-64x96.engine"] * 2
 
 
+@pytest.mark.parametrize(
+    ("when", "builder", "found"),
+    [
+        ("if possible", write_engine, "model-64x96.engine"),
+        ("if possible", raiser(DeviceMissingError("no GPU")), None),
+        ("if possible", raiser(DeviceMissingError("no GPU"), after=1), None),
+        ("later", write_engine, None),
+    ],
+)
+def test_when_an_engine_is_built(
+    when: finalize.When,
+    builder: Callable[[Path, Path], EngineInfo],
+    found: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_builder(monkeypatch, builder)
+    stage = write_null_bundle(tmp_path / "x")
+    description = Manifest.load(stage)
+    (stage / "manifest.json").unlink()
+    finalize.finalize(stage, description, engine=when)
+    assert engines(stage) == [found] * 2
+    assert {path.name for path in stage.glob("*.engine")} == {found} - {None}
+
+
 def test_a_finished_bundle_of_this_very_target_stays_as_it_is(tmp_path: Path) -> None:
     """Its engine may be one of another version; the new one comes beside it."""
     source = finish(write_null_bundle(tmp_path / "x"))

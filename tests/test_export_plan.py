@@ -92,6 +92,21 @@ def test_a_dry_run_says_what_is_built_instead(tmp_path: Path) -> None:
     assert rows["int8"] == rows["calibration"] == rows["engine"] == "-"
 
 
+def test_an_engine_that_is_left_to_the_device_takes_nothing_here(tmp_path: Path) -> None:
+    words = ["tiny/disparity-d", "--resolution", "64x64,64x96", "--target", "tensorrt"]
+    settings = BuildSettings(
+        checkpoint=words[0], target="tensorrt", resolutions=((64, 64), (64, 96))
+    )
+    with_engine, without = (
+        make_plan(settings),
+        make_plan(dataclasses.replace(settings, engine=False)),
+    )
+    assert with_engine.copies == 3 * without.copies
+    assert with_engine.memory_bytes > without.memory_bytes
+    lines, _ = dry_run(tmp_path, *words, "--no-engine")
+    assert "engine       left to the device" in lines
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -159,6 +174,7 @@ def test_a_dry_run_says_what_is_built_instead(tmp_path: Path) -> None:
         ),
         ({"calibration": Path("photos")}, "--calibration would change nothing"),
         ({"output": Path("x" * 300)}, "cannot be used: .*too long"),
+        ({"engine": False}, "--no-engine would change nothing: onnxruntime has no engine"),
     ],
 )
 def test_every_refusal_comes_before_a_weight_is_loaded(

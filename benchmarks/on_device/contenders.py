@@ -24,20 +24,26 @@ _BF16 = ("avx512_bf16", "amx_bf16")
 class Contender:
     """One way to run the network.
 
-    `backend` and its `device` open `bundle`. Where the bundle is built here, `words` are what
-    `export/build_engine.py` gets; where a user brought it, `given` is that one, and `bundle` the
-    copy that gets an engine if it lacks one. `precision` is that of the bundle.
+    `backend` and its `device` open `bundle`. That is `source`, or a copy of it with an engine. The
+    source is built with `words` for `export/build_engine.py`; a user's own has none. `kind` is what
+    contenders of one source share. `precision` is that of the bundle.
     """
 
     name: str
     meaning: str
     backend: str
+    kind: str = ""
+    source: str = ""
     bundle: str = ""
     device: str | None = None
     target: str = "onnxruntime"
     precision: str = "fp32"
     words: tuple[str, ...] = ()
-    given: str | None = None
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether `bundle` is a copy of the source that gets an engine."""
+        return self.bundle != self.source
 
     @property
     def place(self) -> str:
@@ -119,15 +125,24 @@ def contenders(work: Work, folder: Path, only: Sequence[str] = ()) -> list[Conte
     """
     checkpoints = [checkpoint for checkpoint, _ in work.checkpoints]
     task = [f"--task={work.task}"] if work.task else []
-    return [
-        replace(
-            each,
-            bundle=str(folder / f"{work.name}-{each.target}-{each.precision}"),
-            words=(*checkpoints, *task, f"--resolution={work.resolution}", *each.words),
+    found = []
+    for each in _by_value(work):
+        kind = f"{work.name}-{each.target}-{each.precision}"
+        source, has_engine = str(folder / kind), TARGETS[each.target].build is not None
+        runs_engine = has_engine and each.backend == each.target
+        found.append(
+            replace(
+                each,
+                kind=kind,
+                source=source,
+                bundle=f"{source}-finished" if runs_engine else source,
+                words=(
+                    *(*checkpoints, *task, f"--resolution={work.resolution}", *each.words),
+                    *(["--no-engine"] if has_engine else []),
+                ),
+            )
         )
-        for each in _by_value(work)
-        if not only or each.name in only
-    ]
+    return [each for each in found if not only or each.name in only]
 
 
 def given_bundles(bundles: Sequence[Path], folder: Path) -> Iterator[Contender]:
@@ -149,10 +164,11 @@ def given_bundles(bundles: Sequence[Path], folder: Path) -> Iterator[Contender]:
             name=name,
             meaning=f"{name} ({manifest.target})",
             backend=manifest.target,
+            kind=name,
+            source=str(whole),
             bundle=str(whole if finished else folder / f"{name}-finished"),
             target=manifest.target,
             precision=manifest.precision,
-            given=str(whole),
         )
         yield own
         if makes_engine:

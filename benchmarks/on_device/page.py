@@ -11,7 +11,7 @@ from benchmarks.on_device.contenders import PYTORCH, Contender
 from benchmarks.on_device.plan import ASTRAY, FOLDED, PLUMBING, RATES, Step, build_name
 from export.graph.stages import STAGES
 
-_PARTS = ("verify", "latency", "bound", "stages")
+_PARTS = ("engine", "verify", "latency", "bound", "stages")
 _PROOFS = (PLUMBING, ASTRAY, RATES, FOLDED)
 Row = dict[str, Any]
 Body = dict[str, Any]
@@ -45,7 +45,8 @@ def rows(
             row = {"what": each.name, "meaning": each.meaning, "precision": each.precision}
             row |= {part: done[0]["result"] for part, done in parts.items() if done}
             row |= {"when": parts["latency"][0]["when"]} if parts["latency"] else {}
-            _shorten(row.get("build", {}))
+            for part in ("build", "engine"):
+                _shorten(row.get(part, {}))
             found.append(row)
     lines = [
         {"step": step.title, "reason": _public(outcomes.get(step.name, _NOT_BEGUN))}

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import Work
 from benchmarks.on_device.contenders import PYTORCH, Contender, why_not
-from export.targets import TARGETS
 
 RATES, PLUMBING, ASTRAY, FOLDED = "rates", "plumbing", "plumbing-astray", "folds"
 
@@ -48,7 +46,7 @@ def plan(contenders: Sequence[Contender], facts: Mapping[str, Any], setting: Set
     """
     nvidia = bool(facts["nvidia"])
     possible = [each for each in contenders if not why_not(each, facts)]
-    chains = [list(_chain(each, contenders, facts, setting)) for each in possible]
+    chains = [list(_chain(each, facts, setting)) for each in possible]
     proofs = list(_proofs(setting, nvidia, no_torch=facts["backends"]["pytorch"]))
     references, fold = proofs[3:-1], proofs[-1:]
     if nvidia:
@@ -57,19 +55,19 @@ def plan(contenders: Sequence[Contender], facts: Mapping[str, Any], setting: Set
         first, later = itertools.chain(*chains[:1]), itertools.chain(*chains[1:])
         ordered = [*proofs[:3], *first, *references, *later, *fold]
     lacking = [
-        Step(name=f"{each.name}.build", title=each.meaning, action="build", why_not=reason)
+        Step(name=each.name, title=each.meaning, action="build", why_not=reason)
         for each in contenders
         if (reason := why_not(each, facts))
     ]
     seen: dict[str, Step] = {}
     for step in (*ordered, *lacking):
-        seen.setdefault(step.name, step)  # two contenders may share a bundle
+        seen.setdefault(step.name, step)  # two contenders may share a source
     return list(seen.values())
 
 
 def build_name(contender: Contender) -> str:
-    """The step that builds its bundle; contenders that share a bundle share the step."""
-    return f"{Path(contender.bundle).name}.build"
+    """The step that builds its source; contenders that share it share the step."""
+    return f"{contender.kind}.build"
 
 
 def _proofs(setting: Setting, nvidia: bool, no_torch: str) -> Iterator[Step]:
@@ -129,23 +127,28 @@ def _proofs(setting: Setting, nvidia: bool, no_torch: str) -> Iterator[Step]:
     )
 
 
-def _chain(
-    contender: Contender, every: Sequence[Contender], facts: Mapping[str, Any], setting: Setting
-) -> Iterator[Step]:
+def _chain(contender: Contender, facts: Mapping[str, Any], setting: Setting) -> Iterator[Step]:
     """Build, verify and measure one contender."""
     name, built = contender.name, build_name(contender)
     yield Step(
         name=built,
-        title=f"{name}: build",
+        title=f"{contender.kind}: build",
         action="build",
-        options={
-            "bundle": contender.bundle,
-            "words": list(contender.words),
-            "given": contender.given,
-            "target": contender.target,
-            "engine": any(_needs_engine(each, contender, facts) for each in every),
-        },
+        options={"bundle": contender.source, "words": list(contender.words)},
     )
+    if contender.needs_engine:
+        yield Step(
+            name=(finished := f"{name}.engine"),
+            title=f"{name}: engine",
+            action="engine",
+            options={
+                "source": contender.source,
+                "bundle": contender.bundle,
+                "target": contender.target,
+            },
+            after=(built,),
+        )
+        built = finished
     opened = {
         "bundle": contender.bundle,
         "backend": contender.backend,
@@ -188,10 +191,3 @@ def _chain(
         after=(built, verified),
         uses={"latency": f"{name}.latency"},
     )
-
-
-def _needs_engine(user: Contender, contender: Contender, facts: Mapping[str, Any]) -> bool:
-    """Whether `user` runs the engine of the contender's bundle, and can do so here."""
-    target = TARGETS.get(user.target)
-    runs = user.backend == user.target and target is not None and target.build is not None
-    return runs and user.bundle == contender.bundle and not why_not(user, facts)

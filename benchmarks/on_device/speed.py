@@ -29,27 +29,30 @@ _MOST_PROFILED = 20  # runs
 _UNTIMED = 2  # the first prediction may be plain, the next one captures
 
 
-def build(
-    *, bundle: str, words: list[str], given: str | None, target: str, engine: bool
-) -> dict[str, Any]:
-    """Build the bundle with these `words`, or take the `given` one; then its engine, where `engine`
-    asks for one and it is lacking. Raises: LotusError with the builder's words.
+def build(*, bundle: str, words: list[str]) -> dict[str, Any]:
+    """Build the bundle with these `words`; without any it is there. Raises: LotusError with the
+    builder's words.
     """
     start = time.perf_counter()
-    path = Path(bundle)
-    if given is None:
+    if words:
         _build([*words, "--output", bundle, "--overwrite"])
-    manifest = Manifest.load(Path(given or bundle))
-    if engine and not all(bucket.engine for bucket in manifest.buckets):
-        source = given or bundle
-        output = ["--output", bundle, "--overwrite"] if source != bundle else []
-        _build(["--from-bundle", source, "--target", target, *output])
-    manifest = Manifest.load(path)
-    if engine and not all(bucket.engine for bucket in manifest.buckets):
-        raise LotusError("the engine was not built")
+    return _built(bundle, start)
+
+
+def engine(*, source: str, bundle: str, target: str) -> dict[str, Any]:
+    """Make `bundle` of `source`, with the engine of `target`. Raises: LotusError with the builder's
+    words.
+    """
+    start = time.perf_counter()
+    _build(["--from-bundle", source, "--target", target, "--output", bundle, "--overwrite"])
+    return _built(bundle, start)
+
+
+def _built(bundle: str, start: float) -> dict[str, Any]:
+    manifest = Manifest.load(Path(bundle))
     return {
         "bundle": bundle,
-        "manifest": identity_of(path),
+        "manifest": identity_of(Path(bundle)),
         "built_s": time.perf_counter() - start,
         "bytes": sum(file.bytes for file in manifest.files),
         "folds": manifest.folds,

@@ -27,6 +27,7 @@ ACTIONS = {
     "backends": "facts",
     "pytorch": "facts",
     "build": "speed",
+    "engine": "speed",
     "verify": "speed",
     "latency": "speed",
     "stages": "speed",

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from export.bundle.write import check_destination, staged, with_name
 from export.errors import BuildError
@@ -22,17 +23,20 @@ from runtime.golden import GoldenError, check_tolerance, golden_error, worst
 from runtime.manifest import Bucket, EngineInfo, Manifest, Measured, describe_file
 from runtime.proof import remember_proof
 
+When: TypeAlias = Literal["now", "if possible", "later"]
+"""When the engine of a target is built; later is on the device."""
 
-def finalize(stage: Path, description: Manifest, *, engine_required: bool = False) -> Manifest:
+
+def finalize(stage: Path, description: Manifest, *, engine: When = "if possible") -> Manifest:
     """Make a bundle of the folder `stage`, and write its manifest last.
 
     `description` is the manifest without what comes out here: engine, files and what the golden
-    run measured. Without the target's builder or device the engine is left to the device, unless
-    `engine_required`. Raises: BuildError, VerificationError when an answer on this machine is
-    beyond the tolerance.
+    run measured. The engine is left to the device where that is asked for, and where the target's
+    builder or device is not here and it is not asked for now. Raises: BuildError,
+    BackendMissingError, VerificationError when an answer on this machine is beyond the tolerance.
     """
     target = TARGETS[description.target]
-    buckets, engine = _build_engines(stage, description.buckets, target, engine_required)
+    buckets, built = _build_engines(stage, description.buckets, target, engine)
     say("computing checksums")
     paths = sorted(
         path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()
@@ -40,7 +44,7 @@ def finalize(stage: Path, description: Manifest, *, engine_required: bool = Fals
     manifest = dataclasses.replace(
         description,
         buckets=buckets,
-        engine=engine,
+        engine=built,
         files=[describe_file(stage, path) for path in paths],
     )
     measured = _run_golden(stage, manifest, target)
@@ -90,7 +94,7 @@ def finish_on_device(
             buckets=[dataclasses.replace(bucket, engine=None) for bucket in manifest.buckets],
             golden=dataclasses.replace(manifest.golden, tolerance=largest, mean_tolerance=mean),
         )
-        finalize(stage, description, engine_required=True)
+        finalize(stage, description, engine="now")
     return destination
 
 
@@ -151,20 +155,23 @@ def _check_source(source: Path, manifest: Manifest, target: Target) -> Target:
 
 
 def _build_engines(
-    stage: Path, buckets: list[Bucket], target: Target, required: bool
+    stage: Path, buckets: list[Bucket], target: Target, engine: When
 ) -> tuple[list[Bucket], EngineInfo | None]:
     """The buckets with their engines, and what built them; as they were where none is built."""
-    if target.build is None:
+    if target.build is None or engine == "later":
         return buckets, None
     info, finished = None, []
+    suffix = target.engine_suffix or ".engine"
     for bucket in buckets:
-        name = Path(bucket.graph).with_suffix(target.engine_suffix or ".engine").name
+        name = Path(bucket.graph).with_suffix(suffix).name
         say(f"building the {target.name} engine for {bucket}")
         try:
             info = target.build(stage / bucket.graph, stage / name)
         except (BackendMissingError, DeviceMissingError) as error:
-            if required:
+            if engine == "now":
                 raise
+            for half_done in stage.glob(f"*{suffix}"):
+                half_done.unlink()
             say(
                 f"no engine built here: {error}\nThe bundle carries the graph; on the device, "
                 f"`python export/build_engine.py --from-bundle BUNDLE --target {target.name}` "
