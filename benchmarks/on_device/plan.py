@@ -149,6 +149,14 @@ def _chain(contender: Contender, facts: Mapping[str, Any], setting: Setting) -> 
             after=(built,),
         )
         built = finished
+    yield from _measured(contender, built, facts, setting)
+
+
+def _measured(
+    contender: Contender, built: str, facts: Mapping[str, Any], setting: Setting
+) -> Iterator[Step]:
+    """Verify and measure one whose bundle is there after the step `built`."""
+    name = contender.name
     opened = {
         "bundle": contender.bundle,
         "backend": contender.backend,
