@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript.rewriter.rules.common import slice_split_rule
 from torch.export import ExportedProgram
 
 from export.errors import BuildError
-from export.graph.simplify import simplify
 from export.graph.stages import STAGES
 from export.network.single_pass import SinglePass
 from runtime.manifest import Shape
@@ -45,7 +46,6 @@ def trace(network: SinglePass, shapes: Mapping[str, Shape], opset: int) -> Trace
     if exported is None:
         raise BuildError("the exporter kept no program of the traced network")
     model = program.model
-    simplify(model)
     _name_nodes(model.graph)
     operators = {node: _operator(node) for node in model.graph}
     _strip(model)
@@ -54,7 +54,7 @@ def trace(network: SinglePass, shapes: Mapping[str, Shape], opset: int) -> Trace
 
 def _export(network: SinglePass, shapes: Mapping[str, Shape], opset: int) -> torch.onnx.ONNXProgram:
     inputs = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    with quiet_exporter(), torch.no_grad():
+    with quiet_exporter(), quick_clean_up(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 network,
@@ -64,7 +64,6 @@ def _export(network: SinglePass, shapes: Mapping[str, Shape], opset: int) -> tor
                 input_names=list(inputs),
                 output_names=list(network.tasks),
                 verbose=False,
-                optimize=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise BuildError(
@@ -89,6 +88,23 @@ def quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def quick_clean_up() -> Iterator[None]:
+    """The exporter's rule that makes one `Split` of two `Slice`s walks the whole graph at each
+    node, which takes more than all others do. Asked at each `Slice` alone it answers the same.
+    """
+    ask = slice_split_rule.try_rewrite
+
+    def ask_slices(model: ir.Model, graph: Any, node: ir.Node, **more: Any) -> Any:
+        return ask(model, graph, node, **more) if node.op_type == "Slice" else None
+
+    slice_split_rule.try_rewrite = ask_slices
+    try:
+        yield
+    finally:
+        del slice_split_rule.try_rewrite
 
 
 def _name_nodes(graph: ir.Graph) -> None:
