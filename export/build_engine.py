@@ -214,6 +214,8 @@ def _refuse_build_options(parser: argparse.ArgumentParser, words: list[str]) -> 
     ]
     if given.dry_run is not untouched:
         parser.error("--dry-run shows no plan with --from-bundle: leave it out")
+    if given.engine is not untouched:
+        parser.error("--no-engine leaves nothing to do with --from-bundle: leave one of them out")
     if changed:
         parser.error(
             f"{', '.join(changed)} cannot be changed with --from-bundle: the graph in the bundle "

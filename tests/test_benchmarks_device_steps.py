@@ -11,7 +11,6 @@ import importlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from conftest import ROOT, write_null_bundle
 from benchmarks import baselines
 from benchmarks.baselines import Work
 from benchmarks.on_device import facts as facts_of
-from benchmarks.on_device import kept, page, plot, running, speed, watch, worker
+from benchmarks.on_device import page, plot, running, speed, watch, worker
 from benchmarks.on_device.repeats import repeat
 from benchmarks.on_device.watch import watched
 
@@ -183,23 +182,6 @@ def test_the_command_on_a_bundle_end_to_end(tmp_path: Path) -> None:
         "the bundle's checkpoint is not here, or it has several: name one with --checkpoint" in text
     )
     assert "roofline" in text
-
-
-def test_a_kept_build_is_good_while_its_bundle_is_the_same(tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    write_null_bundle(bundle)
-    store = kept.Kept(tmp_path / "folder")
-    identity = kept.identity_of(bundle)
-    result = {"bundle": str(bundle), "manifest": identity}
-    store.save("a.build", {"key": "k", "result": result})
-    assert store.load("a.build", "k") is not None
-    assert store.load("a.build", "another") is None
-    with (bundle / "manifest.json").open("a") as stream:
-        stream.write(" ")
-    assert store.load("a.build", "k") is None
-    shutil.rmtree(bundle)
-    assert store.load("a.build", "k") is None
-    store.close()
 
 
 def test_settings_and_readings_of_a_jetson(tmp_path: Path) -> None:

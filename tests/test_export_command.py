@@ -132,6 +132,7 @@ def test_rtx_engine_is_built_here_and_finished_again_from_its_bundle(
             ["--from-bundle", "x", "--resolution", "64x64", "--opset", "20"],
             "--resolution, --opset cannot be changed",
         ),
+        (["--from-bundle", "x", "--no-engine"], "--no-engine leaves nothing to do"),
         (["x", "--target", "tflite"], "invalid choice"),
     ],
 )

@@ -15,6 +15,7 @@ from conftest import build_bundle
 from diffusers import DDIMScheduler
 from family_checkpoints import ask_pipeline, save_family
 
+from export.bundle.finalize import finish_on_device
 from export.folds import FOLDS
 from export.network.checkpoint import Checkpoint, load_checkpoint
 from export.network.single_pass import SinglePass
@@ -273,8 +274,8 @@ def test_every_way_of_building(
 
 
 @pytest.mark.slow
-def test_an_rtx_engine_of_diffusion_e2e_ft_is_built(
-    checkpoints: Callable[[str], Path], tmp_path: Path
+def test_an_rtx_engine_of_diffusion_e2e_ft_is_left_to_later_and_built_then(
+    checkpoints: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     bundle = build_bundle(
@@ -286,6 +287,15 @@ def test_an_rtx_engine_of_diffusion_e2e_ft_is_built(
         target="tensorrt-rtx",
         precision="fp16",
         calibration_images=2,
+        engine=False,
+    )
+    assert not list(bundle.glob("*.rtx"))
+    assert Manifest.load(bundle).golden.measured[0].backend == "onnxruntime, emulated"
+    said = capsys.readouterr().err
+    assert "--from-bundle BUNDLE --target tensorrt-rtx` completes it in place" in said
+    assert "partial-" not in said, "a folder that is not there any more"
+    finish_on_device(
+        bundle, target_name="tensorrt-rtx", output=None, overwrite=False, command="finish"
     )
     assert (bundle / "model-64x64.rtx").stat().st_size > 100_000
     assert Manifest.load(bundle).engine is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +24,8 @@ class Contender:
     """One way to run the network.
 
     `backend` and its `device` open `bundle`. That is `source`, or a copy of it with an engine. The
-    source is built with `words` for `export/build_engine.py`; a user's own has none. `kind` is what
-    contenders of one source share. `precision` is that of the bundle.
+    source is built with `words` for `export/build_engine.py`; a user's own has none. `kind` names
+    the source and the step that builds it. `precision` is that of the bundle.
     """
 
     name: str
@@ -151,12 +150,13 @@ def given_bundles(bundles: Sequence[Path], folder: Path) -> Iterator[Contender]:
 
     Raises: BundleError.
     """
-    seen: Counter[str] = Counter()
+    seen: set[str] = set()
     for bundle in bundles:
         manifest, whole = Manifest.load(bundle), bundle.resolve()
         name = re.sub(r"[^\w.+-]", "-", manifest.name)  # a file's name too
-        seen[name] += 1
-        name += f"-{seen[name]}" if seen[name] > 1 else ""
+        names = (name, *(f"{name}-{number}" for number in range(2, len(bundles) + 2)))
+        name = next(each for each in names if each not in seen)
+        seen.add(name)
         target = TARGETS.get(manifest.target)
         makes_engine = target is not None and target.build is not None
         finished = not makes_engine or all(bucket.engine for bucket in manifest.buckets)

@@ -28,6 +28,7 @@ def rows(
     """One row for the device, one for each proof, each reference and each contender that can be
     measured here, and one for all that was not measured, by its title.
     """
+    planned = {step.name for step in steps}
     told = {name: value for name, value in facts.items() if name != "backends"}  # see `missing`
     found: list[Row] = [{"what": "device", "resolution": work.resolution} | told]
     for name in _PROOFS:
@@ -41,7 +42,7 @@ def rows(
     for each in contenders:
         parts = {part: _done(outcomes, f"{each.name}.{part}") for part in _PARTS}
         parts["build"] = _done(outcomes, build_name(each))
-        if any(parts.values()):
+        if any(parts.values()) and f"{each.name}.verify" in planned:
             row = {"what": each.name, "meaning": each.meaning, "precision": each.precision}
             row |= {part: done[0]["result"] for part, done in parts.items() if done}
             row |= {"when": parts["latency"][0]["when"]} if parts["latency"] else {}

@@ -55,7 +55,7 @@ def plan(contenders: Sequence[Contender], facts: Mapping[str, Any], setting: Set
         first, later = itertools.chain(*chains[:1]), itertools.chain(*chains[1:])
         ordered = [*proofs[:3], *first, *references, *later, *fold]
     lacking = [
-        Step(name=each.name, title=each.meaning, action="build", why_not=reason)
+        Step(name=f"{each.name}.lacking", title=each.meaning, action="build", why_not=reason)
         for each in contenders
         if (reason := why_not(each, facts))
     ]

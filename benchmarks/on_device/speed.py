@@ -30,8 +30,9 @@ _UNTIMED = 2  # the first prediction may be plain, the next one captures
 
 
 def build(*, bundle: str, words: list[str]) -> dict[str, Any]:
-    """Build the bundle with these `words`; without any it is there. Raises: LotusError with the
-    builder's words.
+    """Build the bundle with these `words`; without words it is there already.
+
+    Raises: LotusError with what the builder says.
     """
     start = time.perf_counter()
     if words:
@@ -40,8 +41,9 @@ def build(*, bundle: str, words: list[str]) -> dict[str, Any]:
 
 
 def engine(*, source: str, bundle: str, target: str) -> dict[str, Any]:
-    """Make `bundle` of `source`, with the engine of `target`. Raises: LotusError with the builder's
-    words.
+    """Make `bundle` of `source`, with the engine of `target`.
+
+    Raises: LotusError with what the builder says.
     """
     start = time.perf_counter()
     _build(["--from-bundle", source, "--target", target, "--output", bundle, "--overwrite"])

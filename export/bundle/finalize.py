@@ -18,7 +18,7 @@ from export.errors import BuildError
 from export.progress import say
 from export.targets import TARGETS, Target
 from runtime.backends import BACKENDS, open_session
-from runtime.errors import BackendMissingError, DeviceMissingError, UnfinishedBundleError
+from runtime.errors import BackendMissingError, DeviceMissingError
 from runtime.golden import GoldenError, check_tolerance, golden_error, worst
 from runtime.manifest import Bucket, EngineInfo, Manifest, Measured, describe_file
 from runtime.proof import remember_proof
@@ -31,9 +31,10 @@ def finalize(stage: Path, description: Manifest, *, engine: When = "if possible"
     """Make a bundle of the folder `stage`, and write its manifest last.
 
     `description` is the manifest without what comes out here: engine, files and what the golden
-    run measured. The engine is left to the device where that is asked for, and where the target's
-    builder or device is not here and it is not asked for now. Raises: BuildError,
-    BackendMissingError, VerificationError when an answer on this machine is beyond the tolerance.
+    run measured. The engine is left to the device with "later"; with "if possible" also where the
+    target's builder or a device that it needs is not here. Raises: BuildError,
+    BackendMissingError, DeviceMissingError, and VerificationError when an answer on this machine is
+    beyond the tolerance.
     """
     target = TARGETS[description.target]
     buckets, built = _build_engines(stage, description.buckets, target, engine)
@@ -67,7 +68,8 @@ def finish_on_device(
     A bundle of this target that lacks its engine is completed in place. Any other stays as it is:
     the engine comes into a new bundle, `output` or `<source>-<target>` beside it.
 
-    Raises: BundleError, BuildError, BackendMissingError when the target's package is not installed.
+    Raises: BundleError, BuildError, BackendMissingError when the target's package is not installed,
+    DeviceMissingError, VerificationError.
     """
     manifest = Manifest.load(source)
     target = TARGETS[target_name]
@@ -158,7 +160,10 @@ def _build_engines(
     stage: Path, buckets: list[Bucket], target: Target, engine: When
 ) -> tuple[list[Bucket], EngineInfo | None]:
     """The buckets with their engines, and what built them; as they were where none is built."""
-    if target.build is None or engine == "later":
+    if target.build is None:
+        return buckets, None
+    if engine == "later":
+        _say_how_to_finish("no engine is built here, as asked", target)
         return buckets, None
     info, finished = None, []
     suffix = target.engine_suffix or ".engine"
@@ -172,24 +177,30 @@ def _build_engines(
                 raise
             for half_done in stage.glob(f"*{suffix}"):
                 half_done.unlink()
-            say(
-                f"no engine built here: {error}\nThe bundle carries the graph; on the device, "
-                f"`python export/build_engine.py --from-bundle BUNDLE --target {target.name}` "
-                "completes it in place"
-            )
+            _say_how_to_finish(f"no engine built here: {error}", target)
             return buckets, None
         finished.append(dataclasses.replace(bucket, engine=name))
     return finished, info
 
 
+def _say_how_to_finish(why: str, target: Target) -> None:
+    say(
+        f"{why}\nThe bundle carries the graph; on the device, "
+        f"`python export/build_engine.py --from-bundle BUNDLE --target {target.name}` completes it "
+        "in place"
+    )
+
+
 def _run_golden(stage: Path, manifest: Manifest, target: Target) -> list[Measured]:
-    """Run the golden with the target's own backend or, where that cannot run, the graph with a
-    stand-in.
+    """Run the golden with the target's own backend or, where that cannot run or lacks its engine,
+    the graph with a stand-in.
 
     No stand-in rounds a half graph as its target does; it runs one that says where to round.
     """
     half = target.recipe(manifest.precision).half is not None
-    for backend in dict.fromkeys((target.name, *target.stand_ins)):
+    finished = target.build is None or all(bucket.engine for bucket in manifest.buckets)
+    own = (target.name,) if finished else ()
+    for backend in dict.fromkeys((*own, *target.stand_ins)):
         if backend not in BACKENDS:
             continue
         say(f"running the golden sample with {backend}")
@@ -202,7 +213,7 @@ def _run_golden(stage: Path, manifest: Manifest, target: Target) -> list[Measure
                     open_session(backend, stage, manifest, opened) as session,
                 ):
                     errors[str(bucket)] = golden_error(session)
-        except (BackendMissingError, DeviceMissingError, UnfinishedBundleError) as error:
+        except (BackendMissingError, DeviceMissingError) as error:
             say(f"not run with {backend}: {error}")
             continue
         worst_error = worst(errors)

@@ -104,7 +104,7 @@ def quick_clean_up() -> Iterator[None]:
     try:
         yield
     finally:
-        del slice_split_rule.try_rewrite
+        vars(slice_split_rule).pop("try_rewrite", None)
 
 
 def _name_nodes(graph: ir.Graph) -> None:
