@@ -153,9 +153,7 @@ class Run:
             name: self.outcomes.get(other, {}).get("result") for name, other in step.uses.items()
         }
         options = dict(step.options) | uses
-        brought = options.get("words") == []  # a bundle of the user's, which may change
-        identity = [keeping.identity_of(Path(options["bundle"]))] if brought else []
-        identity += [
+        identity = [
             self.outcomes[name]["result"].get("manifest")
             for name in step.after
             if "result" in self.outcomes[name]

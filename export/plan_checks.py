@@ -45,8 +45,6 @@ def check_int8(settings: BuildSettings) -> None:
 
 def check_unused(settings: BuildSettings, target: Target, recipe: Recipe) -> None:
     """Refuse options that would change nothing. Raises: BuildError."""
-    if not settings.engine and target.build is None:
-        raise BuildError(f"--no-engine would change nothing: {target.name} has no engine")
     unused = []
     if not recipe.quantizes_layers:
         options = {"--budget": settings.budget, "--policy": settings.policy}
@@ -54,6 +52,8 @@ def check_unused(settings: BuildSettings, target: Target, recipe: Recipe) -> Non
     calibrates = recipe.half or recipe.int8 or settings.precision != "fp32"
     if settings.calibration is not None and not calibrates:
         unused.append("--calibration")
+    if not settings.engine and target.build is None:
+        unused.append("--no-engine")
     if unused:
         raise BuildError(
             f"{' and '.join(unused)} would change nothing: {settings.precision} for "

@@ -34,12 +34,13 @@ def write_film(
     options: dict[str, str] | None = None,
 ) -> Path:
     """A film of RGB frames [T,H,W,3] (or what `pixels` has of them), at `times` in units of BASE
-    (default: 30 frames/s); with a tone where `sound` says so.
+    (default: 30 frames/s); with a tone where `sound` says so. No random ids are in the file, so
+    that damage at the same places takes the same.
     """
     import av
 
     times = times or [20 * number for number in range(len(frames))]
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=30, options=options or {})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
         stream.codec_context.time_base = BASE

@@ -51,7 +51,10 @@ def result_of(action: str, options: dict[str, Any]) -> Any:
     timed = {"p50_s": 0.7, "p90_s": 0.8, "first_s": 2.0, "peak_gb": 1.0, "device_gb": 0.5}
     timed["readings"] = {"CPU clock, MHz": {"least": 1.0, "median": 2.0, "most": 3.0}}
     return {
-        "build": {"bundle": options.get("bundle"), "manifest": "gone"},
+        "build": {
+            "bundle": options.get("bundle"),
+            "manifest": kept.identity_of(Path(str(options.get("bundle")))) or "gone",
+        },
         "engine": {"bundle": options.get("bundle"), "manifest": "gone"},
         "verify": {"largest": 1e-5, "tolerance": 1e-3},
         "latency": timed,

@@ -174,7 +174,7 @@ def test_an_engine_that_is_left_to_the_device_takes_nothing_here(tmp_path: Path)
         ),
         ({"calibration": Path("photos")}, "--calibration would change nothing"),
         ({"output": Path("x" * 300)}, "cannot be used: .*too long"),
-        ({"engine": False}, "--no-engine would change nothing: onnxruntime has no engine"),
+        ({"engine": False}, "--no-engine would change nothing: fp32 for onnxruntime"),
     ],
 )
 def test_every_refusal_comes_before_a_weight_is_loaded(
