@@ -30,6 +30,7 @@ from pathlib import Path
 from benchmarks import rows
 from benchmarks.baselines import Work
 from benchmarks.rows import ROOT, parse_arguments
+from export.families import FAMILIES
 
 SIZES = ("256x256", "384x384", "512x512", "576x768", "768x768", "1024x1024")
 """Heights and widths in pixels; 576x768 is what the published code makes of a 4:3 photograph."""
@@ -121,7 +122,7 @@ def steps(
 def _latencies(
     checkpoint: str, sizes: Sequence[str], rounds: int, *, contended: str, label: str
 ) -> Iterator[Step]:
-    """Each size in every precision, all contenders at one; then two tasks, batches, mode G."""
+    """Each size in every precision, all contenders at one; then two tasks, batches, families."""
 
     def step(
         name: str, size: str, *words: str, bundles: int, built: int | None = None, shared: str = ""
@@ -163,8 +164,12 @@ def _latencies(
             name = f"together-{backend}-{variant}"
             pair = ("--reference", backend, "--what", f"{backend}-{variant}")
             yield step(name, sizes[0], *words, *pair, bundles=4)
-    other = checkpoint.replace("-d", "-g")
-    if other != checkpoint:
+    others = [checkpoint.replace("-d", "-g")]
+    if checkpoint.startswith("random/"):
+        others = [f"random/{family}" for family in FAMILIES]
+    for other in others:
+        if other == checkpoint:
+            continue
         words = ("--checkpoint", other, "--what", "pytorch", *_EVERY)
         yield step(name_of(other, sizes[0]), sizes[0], *words, bundles=len(_EVERY))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.errors import CheckpointError
+from export.families import Family
 from export.network.checkpoint import load_checkpoint
 from runtime.engine import draw_noise
 from runtime.manifest import Preprocess
@@ -45,8 +45,6 @@ def open_pytorch(
     loaded = load_checkpoint(checkpoint, task=task)
     vae, unet = loaded.vae.to(device), loaded.unet.to(device)
     family, answered = loaded.family, loaded.task
-    if family.step is not None:
-        raise CheckpointError(f"the PyTorch baseline is Lotus's; {checkpoint!r} is {family.name}")
     class_vector, stored_prompt = family.class_labels(), loaded.prompt.to(device)
     if class_vector is not None:
         class_vector = class_vector.to(device)
@@ -67,20 +65,31 @@ def open_pytorch(
                 pixels = np.concatenate([Preprocess().apply(image) for image in images])
                 posterior = encoder(torch.from_numpy(pixels).to(device)).latent_dist
                 latent = (posterior.sample() if published else posterior.mode()) * scaling
-            if family.takes_noise:
-                latent = _with_noise(latent)
+            beside = _beside(family, latent)
             with _timed(stages, "unet"):
-                predicted = network(
-                    latent,
+                output = network(
+                    latent if beside is None else torch.cat([latent, beside], dim=1),
                     family.timestep,
                     encoder_hidden_states=prompt.expand(len(images), -1, -1),
                     class_labels=class_vector,
                 ).sample
+                predicted = family.latent_factor * output
+                if beside is not None:
+                    predicted = predicted + family.noise_factor * beside
             with _timed(stages, "decoder"):
-                unit = (decoder(predicted / scaling).sample.float() / 2 + 0.5).clamp(0, 1)
-            return values_of(unit, answered)
+                decoded = decoder(predicted / scaling).sample.float()
+            return _maps(family, decoded, answered)
 
     return predict
+
+
+def _maps(family: Family, decoded: torch.Tensor, task: Task) -> NDArray[np.float32]:
+    """The task's values [N,H,W] or [N,H,W,C] of decoded pictures [N,3,H,W]. Lotus's are written out
+    here; those of other families are the exported network's own.
+    """
+    if family.step is None:
+        return values_of((decoded / 2 + 0.5).clamp(0, 1), task)
+    return np.stack([task.decode(each) for each in family.to_map(decoded, task).cpu().numpy()])
 
 
 def _quantise(parts: list[torch.nn.Module], configuration: str | None) -> None:
@@ -119,10 +128,14 @@ def _timed(stages: dict[str, float], stage: str) -> Iterator[None]:
     stages[stage] = time.perf_counter() - before
 
 
-def _with_noise(latent: torch.Tensor) -> torch.Tensor:
-    """Mode G's input: latents [N,C,h,w], and the same noise behind each, [N,2C,h,w]."""
+def _beside(family: Family, latent: torch.Tensor) -> torch.Tensor | None:
+    """What the UNet reads beside latents [N,C,h,w]: zeros, the same noise for each, or nothing."""
+    if family.beside_latent is None:
+        return None
+    if not family.takes_noise:
+        return torch.zeros_like(latent)
     noise = torch.from_numpy(draw_noise(_NOISE_SEED, (1, *latent.shape[1:])))
-    return torch.cat([latent, noise.expand(len(latent), -1, -1, -1).to(latent)], dim=1)
+    return noise.expand(len(latent), -1, -1, -1).to(latent)
 
 
 def _text_encoder(checkpoint: str, device: str) -> Callable[[], Any]:

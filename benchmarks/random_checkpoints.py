@@ -6,52 +6,47 @@ import json
 from pathlib import Path
 from typing import Any
 
-STABLE_DIFFUSION = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "steps_offset": 1,
-}
+from export.families.one_step import SD_SCHEDULE
+
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "v1-0": {
-        **STABLE_DIFFUSION,
+        **SD_SCHEDULE,
         "prediction_type": "v_prediction",
         "set_alpha_to_one": False,
         "timestep_spacing": "leading",
     },
     "v1-1": {
-        **STABLE_DIFFUSION,
+        **SD_SCHEDULE,
         "prediction_type": "v_prediction",
         "set_alpha_to_one": True,
         "timestep_spacing": "trailing",
         "rescale_betas_zero_snr": True,
     },
     "v1-1, another last alpha": {
-        **STABLE_DIFFUSION,
+        **SD_SCHEDULE,
         "prediction_type": "v_prediction",
         "set_alpha_to_one": False,
         "timestep_spacing": "trailing",
         "rescale_betas_zero_snr": True,
     },
     "epsilon": {
-        **STABLE_DIFFUSION,
+        **SD_SCHEDULE,
         "prediction_type": "epsilon",
         "set_alpha_to_one": False,
         # A signal that one step can still find: with 0.0047 of it the step is 15 times the noise.
         "beta_start": 0.0001,
         "beta_end": 0.002,
     },
-    "sample": {**STABLE_DIFFUSION, "prediction_type": "sample", "set_alpha_to_one": False},
-    "lcm": {**STABLE_DIFFUSION, "prediction_type": "v_prediction", "_class": "LCMScheduler"},
+    "sample": {**SD_SCHEDULE, "prediction_type": "sample", "set_alpha_to_one": False},
+    "lcm": {**SD_SCHEDULE, "prediction_type": "v_prediction", "_class": "LCMScheduler"},
     "e2e": {
-        **STABLE_DIFFUSION,
+        **SD_SCHEDULE,
         "prediction_type": "v_prediction",
         "set_alpha_to_one": True,
         "timestep_spacing": "trailing",
     },
     "genpercept": {
-        **STABLE_DIFFUSION,
+        **SD_SCHEDULE,
         "beta_start": 1.0,
         "beta_end": 1.0,
         "prediction_type": "v_prediction",
@@ -59,7 +54,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
         "timestep_spacing": "leading",
     },
     "e2e, another last alpha": {
-        **STABLE_DIFFUSION,
+        **SD_SCHEDULE,
         "prediction_type": "v_prediction",
         "set_alpha_to_one": False,
         "timestep_spacing": "trailing",

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="CHECKPOINT",
         help="a diffusers folder, a hub id (ID or ID@REVISION), tiny/disparity-d (embedded), or "
-        "random/lotus-d, random/lotus-g (full size; random/lotus-d@1 is another UNet); several "
+        "random/FAMILY, random/lotus-d (full size; random/lotus-d@1 is another UNet); several "
         "that share their autoencoder make one bundle, which encodes a picture once for all tasks",
     )
     add(

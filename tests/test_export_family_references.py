@@ -15,6 +15,7 @@ from conftest import build_bundle
 from diffusers import DDIMScheduler
 from family_checkpoints import ask_pipeline, save_family
 
+from benchmarks import pytorch_baseline
 from export.bundle.finalize import finish_on_device
 from export.folds import FOLDS
 from export.network.checkpoint import Checkpoint, load_checkpoint
@@ -161,6 +162,25 @@ def test_the_reference_of_a_family_is_the_authors_pipeline(
         expected = independent(checkpoint, rgb, noise)
         assert expected.std() > 0.1, "a constant would prove nothing"
         assert difference(checkpoint.task.decode(raw), expected, raw) < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_benchmarks_compare_with_is_the_authors_pipeline(
+    case: str,
+    checkpoints: Callable[[str], Path],
+    photos: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two pictures in one pass, each with the noise of a bundle without --seed."""
+    checkpoint = load(checkpoints(case), case)
+    monkeypatch.setattr(pytorch_baseline, "load_checkpoint", lambda name, **_: checkpoint)
+    stages: dict[str, float] = {}
+    answers = pytorch_baseline.open_pytorch("mine", stages)(np.stack(photos))
+    assert set(stages) == {"encoder", "unet", "decoder"}
+    noise = draw_noise(0, SHAPE) if checkpoint.family.takes_noise else None
+    for rgb, answer in zip(photos, answers, strict=True):
+        raw = checkpoint.family.reference(checkpoint, rgb, noise)
+        assert difference(answer, independent(checkpoint, rgb, noise), raw) < 1e-4
 
 
 def double(module: SinglePass) -> SinglePass:

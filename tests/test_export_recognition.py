@@ -280,3 +280,15 @@ def test_a_random_unet_of_its_own_shares_the_autoencoder() -> None:
     assert not torch.equal(plain.unet.conv_in.weight, other.unet.conv_in.weight)
     described = describe("random/lotus-d@1")
     assert (described.public_id, described.task.name) == ("random/lotus-d@1", "disparity")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_has_a_full_size_network_with_random_weights(family: str) -> None:
+    """It is whole, other tasks may be asked for, and its UNet may be another."""
+    name = f"random/{family}"
+    found = describe(name)
+    assert (found.family.name, found.base, found.folder) == (family, None, None)
+    assert found.family == found.family.derived(found.scheduler)
+    assert describe(f"{name}@1", task="normal").task.name == "normal"
+    with pytest.raises(CheckpointError, match="needs no --base"):
+        describe(name, base="tiny/disparity-d")

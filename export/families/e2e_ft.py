@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.families.family import Configs, Family
 from export.families.maps import mean_then_clip, stretched
-from export.families.one_step import Step, one_step
+from export.families.one_step import SD_SCHEDULE, Step, one_step
 from runtime.tasks import Task
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ E2E_FT = Family(
     mode="d",
     beside_latent="zeros",
     step=step,
+    scheduler={
+        **SD_SCHEDULE,
+        "_class_name": "DDIMScheduler",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    },
     to_map=to_map,
     meanings={
         "depth": "affine-invariant depth: metric depth is a*value + b with unknown a > 0 and b; "
@@ -89,6 +95,7 @@ E2E_FT = Family(
         "GonzaloMG/stable-diffusion-e2e-ft-depth": "depth",
         "GonzaloMG/marigold-e2e-ft-normals": "normal",
         "GonzaloMG/stable-diffusion-e2e-ft-normals": "normal",
+        "random/diffusion-e2e-ft": "depth",
     },
     licence="Apache-2.0 (the tag of the published depth weights; see the card for normals)",
     doubts=_doubts,

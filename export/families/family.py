@@ -57,7 +57,8 @@ class Family:
     The predicted latent is `latent_factor` times the UNet's output, and `noise_factor` times what
     stands beside the image latent.
     `step` computes timestep and factors from the config of the checkpoint's scheduler (see
-    `derived`); None where they are constants. `scheduler` is that config.
+    `derived`); None where they are constants. `scheduler` is that config, and here the one that
+    `random/NAME` has, the family's full-size network with random weights.
     `to_map` turns the decoded picture [N,3,H,W] into the task's map [N,channels,H,W].
     `meanings` are words for the meaning of tasks, where a family's maps differ from others'.
     `known_ids` gives the task of published and embedded checkpoints by their id.
@@ -120,21 +121,27 @@ class Family:
 
     def mismatches(self, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> list[str]:
         """What the configs lack to be of this family, in words; nothing where they fit."""
-        latent = vae.get("latent_channels", 4)
-        beside = 0 if self.beside_latent is None else latent
-        classes = None if self.class_switch is None else "projection"
-        width = None if self.class_switch is None else 2 * len(self.class_switch)
-        wanted = {
-            "channels into the UNet": (unet.get("in_channels", 4), latent + beside),
-            "channels out of the UNet": (unet.get("out_channels", 4), latent),
-            "class embedding": (unet.get("class_embed_type"), classes),
-            "width of the class vector": (
-                unet.get("projection_class_embeddings_input_dim"),
-                width,
-            ),
-        }
+        here = {"in_channels": 4, "out_channels": 4, **unet}
         return [
-            f"{fact} {right!r} (here {value!r})"
-            for fact, (value, right) in wanted.items()
-            if value != right
+            f"{_IN_WORDS[key]} {right!r} (here {here.get(key)!r})"
+            for key, right in self.unet_config(vae.get("latent_channels", 4)).items()
+            if here.get(key) != right
         ]
+
+    def unet_config(self, channels: int) -> dict[str, Any]:
+        """What the config of the family's UNet says of its ends, for latents of these channels."""
+        switch = self.class_switch
+        return {
+            "in_channels": channels if self.beside_latent is None else 2 * channels,
+            "out_channels": channels,
+            "class_embed_type": None if switch is None else "projection",
+            "projection_class_embeddings_input_dim": None if switch is None else 2 * len(switch),
+        }
+
+
+_IN_WORDS = {
+    "in_channels": "channels into the UNet",
+    "out_channels": "channels out of the UNet",
+    "class_embed_type": "class embedding",
+    "projection_class_embeddings_input_dim": "width of the class vector",
+}

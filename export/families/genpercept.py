@@ -65,6 +65,7 @@ GENPERCEPT = Family(
     about="GenPercept, a UNet of Stable Diffusion 2.1 that reads the image latent alone",
     mode="d",
     step=step,
+    scheduler=SCHEDULER,
     to_map=mean_then_clip,
     known_ids={
         "guangkaixu/genpercept-depth": "depth",
@@ -72,6 +73,7 @@ GENPERCEPT = Family(
         "guangkaixu/genpercept-normal": "normal",
         "guangkaixu/genpercept-matting": "matting",
         "guangkaixu/genpercept-dis": "segmentation",
+        "random/genpercept": "depth",
     },
     meanings={
         "normal": "surface normal in the camera frame, unit length, in the axes of the training "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from export.families.family import Family
 from export.families.maps import mean_then_clip
-from export.families.one_step import one_step
+from export.families.one_step import SD_SCHEDULE, one_step
 
 if TYPE_CHECKING:
     from export.network.checkpoint import Checkpoint
@@ -37,6 +37,13 @@ MARIGOLD = Family(
     mode="g",
     beside_latent="noise",
     step=one_step,
+    scheduler={
+        **SD_SCHEDULE,
+        "_class_name": "DDIMScheduler",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": True,
+    },
     to_map=mean_then_clip,
     meanings={
         "normal": "surface normal in the camera frame, unit length: x to the right, y up, z "
@@ -51,6 +58,7 @@ MARIGOLD = Family(
         "prs-eth/marigold-normals-v0-1": "normal",
         "prs-eth/marigold-normals-lcm-v0-1": "normal",
         "prs-eth/marigold-normals-v1-1": "normal",
+        "random/marigold": "depth",
     },
     licence="OpenRAIL++-M (that of the published v1-1; the card of each id says its own)",
     remark="one step from one noise: the authors of Marigold take several steps and the median of "

@@ -26,6 +26,14 @@ from numpy.typing import NDArray
 from export.errors import CheckpointError
 
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+SD_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+"""What the schedulers of Stable Diffusion's descendants have in common."""
 _SIGMA_DATA = 0.5  # of LCM's boundary condition. Source: diffusers' LCMScheduler
 _CLIPS = {"DDIMScheduler": True, "DDPMScheduler": True, "LCMScheduler": False}
 """The schedulers that are read, and whether they clip the latent where the config is silent."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.errors import CheckpointError
 from export.families import (
+    FAMILIES,
     Configs,
     Family,
     find_family,
@@ -34,17 +35,14 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-# Stable Diffusion 2 base, as Lotus changes it (class embedding). Source: the released config files.
+# Stable Diffusion 2 base; its ends are the family's. Source: Lotus's released config files.
 _UNET_CONFIG: dict[str, Any] = {
     "sample_size": 64,
-    "out_channels": 4,
     "block_out_channels": [320, 640, 1280, 1280],
     "layers_per_block": 2,
     "attention_head_dim": [5, 10, 20, 20],
     "cross_attention_dim": 1024,
     "use_linear_projection": True,
-    "class_embed_type": "projection",
-    "projection_class_embeddings_input_dim": 4,
 }
 _VAE_CONFIG: dict[str, Any] = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -55,10 +53,7 @@ _VAE_CONFIG: dict[str, Any] = {
     "scaling_factor": 0.18215,
     "sample_size": 512,
 }
-RANDOM_UNETS: dict[str, dict[str, Any]] = {
-    "random/lotus-d": {**_UNET_CONFIG, "in_channels": 4},
-    "random/lotus-g": {**_UNET_CONFIG, "in_channels": 8},
-}
+_RANDOM = {f"random/{family.name}": family for family in FAMILIES.values()}
 """The full-size network with seeded random weights: latency and memory do not depend on weights."""
 _RANDOM_PARAMETERS, _RANDOM_VAE = 949_600_000, 83_700_000  # of both networks and of one, about
 
@@ -146,9 +141,12 @@ def describe(
     elif not Path(bare).exists():
         refuse_by_id(bare)
     check_base(bare, named_family(bare, family), base)
-    if bare in RANDOM_UNETS:
+    if bare in _RANDOM:
         _unet_seed(bare, revision)
-        configs = Configs(unet=RANDOM_UNETS[bare], vae=_VAE_CONFIG)
+        ends = _RANDOM[bare].unet_config(_VAE_CONFIG["latent_channels"])
+        configs = Configs(
+            unet=_UNET_CONFIG | ends, vae=_VAE_CONFIG, scheduler=_RANDOM[bare].scheduler
+        )
         folder, parameters, vae_parameters = None, _RANDOM_PARAMETERS, _RANDOM_VAE
     else:
         parts = find_parts(name, base, configs_only=True)
@@ -316,7 +314,7 @@ def load(description: Description, *, seed: int = 0) -> Checkpoint:
     from export.network.modules import draw_modules, load_modules
 
     bare, revision = split_revision(description.id)
-    if bare in RANDOM_UNETS:
+    if bare in _RANDOM:
         own = _unet_seed(bare, revision)
         say(f"drawing the weights of {description.id} with seed {seed}")
         modules = draw_modules(description.unet, description.vae, seed, unet_seed=own)

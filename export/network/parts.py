@@ -117,10 +117,10 @@ def is_whole(name: str) -> bool:
     folder, bare = Path(name), split_revision(name)[0]
     if folder.is_dir():
         return _own_vae(folder) is not None and has_prompt(folder)
+    if name.startswith(("tiny/", "random/")):
+        return True
     known = known_ids().get(bare)
-    if known is not None:
-        return not known[0].unet_alone
-    return name.startswith(("tiny/", "random/"))
+    return known is not None and not known[0].unet_alone
 
 
 def has_prompt(folder: Path) -> bool:
@@ -135,11 +135,13 @@ def check_base(name: str, family: Family | None, base: str | None) -> None:
 
     Raises: CheckpointError.
     """
-    if base is not None and is_whole(name):
+    whole = is_whole(name)
+    if base is not None and whole:
         raise CheckpointError(
             f"{name!r} is a whole checkpoint, which needs no --base: leave it out"
         )
-    if family is not None and family.unet_alone and base is None and not Path(name).is_dir():
+    alone = family is not None and family.unet_alone and not whole
+    if alone and base is None and not Path(name).is_dir():
         raise CheckpointError(
             f"{name!r} is a UNet alone: pass --base with the folder or id of the rest, the "
             f"autoencoder and the text encoder of Stable Diffusion 2.1, such as {STABLE_DIFFUSION}"
