@@ -146,9 +146,11 @@ def _contract(line: Line, python: Path) -> tuple[str, bool]:
         ],
         {BUNDLES: str(_bundles(line.opset))},
     )
-    summary = re.findall(r"\d+ (?:passed|failed|skipped|error)\w*", done.stdout.splitlines()[-1])
+    last = done.stdout.strip().rpartition("\n")[2]
+    summary = re.findall(r"\d+ (?:passed|failed|skipped|error)\w*", last)
     passed = done.returncode == 0 and any("passed" in word for word in summary)
-    return ", ".join(summary) or done.stdout[-300:], passed
+    found = ", ".join(summary) or (done.stdout + done.stderr)[-300:]
+    return found or f"status {done.returncode}, no output", passed
 
 
 def _refusal(line: Line, python: Path) -> tuple[str, bool]:

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -120,6 +120,18 @@ def private_folder(parent: Path) -> Path:
         if process.isdecimal() and not is_running(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A `private_folder` among the system's temporary files, removed at the end. What a process
+    that was killed left there, pictures too, goes when the next one begins. Raises: OSError.
+    """
+    folder = private_folder(Path(tempfile.gettempdir()))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_running(process: int) -> bool:

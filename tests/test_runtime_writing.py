@@ -146,6 +146,28 @@ write_together({{Path({str(tmp_path)!r}) / "room.png": b"x"}},
     assert listed(tmp_path) == sorted([*others, "a"])
 
 
+def test_scratch_of_a_killed_process_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+import os, signal
+from runtime.writing import scratch_folder
+with scratch_folder() as folder:
+    (folder / "picture.jpg").write_bytes(b"somebody's")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.rglob("*.jpg")] == ["picture.jpg"]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with writing.scratch_folder() as mine:
+        with writing.scratch_folder() as other:
+            assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+        assert listed(tmp_path) == [mine.name]
+    assert listed(tmp_path) == []
+
+
 def test_machines_and_containers_of_one_name_sweep_nothing_of_each_other(tmp_path: Path) -> None:
     """The numbers of one's processes mean others there."""
     for name in "abc":

@@ -8,7 +8,6 @@ import errno
 import hashlib
 import os
 import stat
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -41,6 +40,7 @@ from runtime.errors import ImageError, ImageWarning, LotusError, OutputError
 from runtime.files import open_at_once
 from runtime.prediction import Prediction
 from runtime.saving import save_together, saved_paths, task_stems
+from runtime.writing import scratch_folder
 
 TRIES = 3
 """So often a part is begun. Ray does it again whenever its process died."""
@@ -116,8 +116,8 @@ class Labeller:
 
     def _answers(self, entries: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], _Answer]]:
         start = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="lotus-edge-") as scratch:
-            paths = [self._local(entry, Path(scratch, str(at))) for at, entry in enumerate(entries)]
+        with scratch_folder() as scratch:
+            paths = [self._local(entry, scratch / str(at)) for at, entry in enumerate(entries)]
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", ImageWarning)
                 found = self._predict(paths)
@@ -206,8 +206,8 @@ class Labeller:
             if folder is not None:
                 _write(folder / name, prediction)
             else:
-                with tempfile.TemporaryDirectory(prefix="lotus-edge-") as scratch:
-                    files = _write(Path(scratch, Path(name).name), prediction)
+                with scratch_folder() as scratch:
+                    files = _write(scratch / Path(name).name, prediction)
                     above = name.rpartition("/")[0]
                     self._job.store.write(
                         {f"{above}/{file.name}": file.read_bytes() for file in files}

@@ -6,7 +6,6 @@ A repository's `model.py` names this class. Triton brings `triton_python_backend
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from runtime.engine import LotusEngine
 from runtime.errors import ImageError, LotusError
 from runtime.image import ImageLike
 from runtime.prediction import Prediction
+from runtime.writing import scratch_folder
 
 BUNDLE, ARRAY, ENCODED, SEED = "bundle", "image", "encoded", "seed"
 
@@ -51,8 +51,8 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """A response for each request: its maps, or an error that says what is wrong with it."""
-        with tempfile.TemporaryDirectory(prefix="lotus-edge-") as scratch:
-            asked = [self._read(each, Path(scratch), at) for at, each in enumerate(requests)]
+        with scratch_folder() as scratch:
+            asked = [self._read(each, scratch, at) for at, each in enumerate(requests)]
             for seed in {each.seed for each in asked}:
                 self._predict([each for each in asked if each.seed == seed], seed)
         return [self._response(each) for each in asked]
