@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.errors import CheckpointError
 from export.families import Family
-from export.network.checkpoint import load_checkpoint
+from export.network.checkpoint import Checkpoint, load_checkpoint
 from runtime.engine import draw_noise
 from runtime.manifest import Preprocess
 from runtime.tasks import Task
@@ -48,7 +49,7 @@ def open_pytorch(
     class_vector, stored_prompt = family.class_labels(), loaded.prompt.to(device)
     if class_vector is not None:
         class_vector = class_vector.to(device)
-    encode_prompt = _text_encoder(checkpoint, device) if published else lambda: stored_prompt
+    encode_prompt = _text_encoder(loaded, device) if published else lambda: stored_prompt
     _quantise([vae, unet], torchao)
     encoder, network, decoder = vae.encode, unet, vae.decode
     if compile:
@@ -87,7 +88,7 @@ def _maps(family: Family, decoded: torch.Tensor, task: Task) -> NDArray[np.float
     """The task's values [N,H,W] or [N,H,W,C] of decoded pictures [N,3,H,W]. Lotus's are written out
     here; those of other families are the exported network's own.
     """
-    if family.step is None:
+    if family.step is None:  # Lotus
         return values_of((decoded / 2 + 0.5).clamp(0, 1), task)
     return np.stack([task.decode(each) for each in family.to_map(decoded, task).cpu().numpy()])
 
@@ -138,10 +139,13 @@ def _beside(family: Family, latent: torch.Tensor) -> torch.Tensor | None:
     return noise.expand(len(latent), -1, -1, -1).to(latent)
 
 
-def _text_encoder(checkpoint: str, device: str) -> Callable[[], Any]:
-    """Encodes the empty prompt, as the published pipeline does for every image. Its weights are
-    random for `random/...`.
+def _text_encoder(loaded: Checkpoint, device: str) -> Callable[[], Any]:
+    """Encodes the empty prompt, as Lotus's published pipeline does for every image. Its weights are
+    random for `random/...`. Raises: CheckpointError for other families, whose pipelines differ.
     """
+    checkpoint = loaded.id
+    if loaded.family.step is not None:
+        raise CheckpointError(f"only Lotus's pipeline is known as published; {checkpoint!r} is not")
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     if checkpoint.startswith("random/"):

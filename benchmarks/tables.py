@@ -59,20 +59,40 @@ def _beside(row: Body) -> str:
 
 def sizes_table(bodies: list[Body]) -> list[str]:
     """One line for each resolution and batch: seconds by baseline, and how many times as fast as
-    the reference of the same group, which may be another run than the one in its column. A table
-    of three lines or more leaves out what is in one of them only. Below, one command of each
-    commit.
+    the reference of the same group, which may be another run than the one in its column. Below, one
+    command of each commit.
+    """
+    rows = [(_size(row), row) for row in measured_rows(bodies)]
+    return _seconds(rows) + made_on(_of_each_commit(bodies))
+
+
+def families_table(bodies: list[Body]) -> list[str]:
+    """The same with a line for each checkpoint and size."""
+    of_each: dict[str, list[Body]] = {}
+    for body in bodies:
+        of_each.setdefault(measured_rows([body])[0]["checkpoint"], []).append(body)
+    rows = [
+        (f"{checkpoint}, {_size(row)}", row)
+        for checkpoint, own in of_each.items()
+        for row in measured_rows(own)
+    ]
+    return _seconds(rows) + made_on(_of_each_commit(bodies))
+
+
+def _seconds(rows: list[tuple[str, Body]]) -> list[str]:
+    """One line for each label, a column for each baseline; three lines or more leave out what is in
+    one of them only.
     """
     table: dict[str, dict[str, str]] = {}
-    for row in measured_rows(bodies):
+    for label, row in rows:
         beside = "" if row["what"] == REFERENCE else f", {_beside(row)}"
-        table.setdefault(_size(row), {})[row["what"]] = f"{row['p50_s']:.2f} s{beside}"
+        table.setdefault(label, {})[row["what"]] = f"{row['p50_s']:.2f} s{beside}"
     counts = Counter(name for cells in table.values() for name in cells)
     names = [name for name in counts if counts[name] > 1 or len(table) < 3]
     lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for size, cells in table.items():
-        lines.append(f"| {size} | {' | '.join(cells.get(name, '') for name in names)} |")
-    return lines + made_on(_of_each_commit(bodies))
+    for label, cells in table.items():
+        lines.append(f"| {label} | {' | '.join(cells.get(name, '') for name in names)} |")
+    return lines
 
 
 def _of_each_commit(bodies: list[Body]) -> list[Body]:
@@ -305,6 +325,7 @@ def versions_table(bodies: list[Body]) -> list[str]:
 TABLES: dict[str, Callable[[list[Body]], list[str]]] = {
     "latency": latency_table,
     "sizes": sizes_table,
+    "families": families_table,
     "accuracy": accuracy_table,
     "precisions": precisions_table,
     "contenders": contenders_table,

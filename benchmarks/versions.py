@@ -149,7 +149,7 @@ def _contract(line: Line, python: Path) -> tuple[str, bool]:
     last = done.stdout.strip().rpartition("\n")[2]
     summary = re.findall(r"\d+ (?:passed|failed|skipped|error)\w*", last)
     passed = done.returncode == 0 and any("passed" in word for word in summary)
-    found = ", ".join(summary) or (done.stdout + done.stderr)[-300:]
+    found = ", ".join(summary) or " ".join((done.stdout + done.stderr).split())[-300:]
     return found or f"status {done.returncode}, no output", passed
 
 

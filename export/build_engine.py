@@ -68,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="CHECKPOINT",
         help="a diffusers folder, a hub id (ID or ID@REVISION), tiny/disparity-d (embedded), or "
-        "random/FAMILY, random/lotus-d (full size; random/lotus-d@1 is another UNet); several "
-        "that share their autoencoder make one bundle, which encodes a picture once for all tasks",
+        "random/FAMILY (full size, such as random/lotus-d; random/lotus-d@1 has another UNet); "
+        "several that share their autoencoder make one bundle, which encodes a picture once for "
+        "all tasks",
     )
     add(
         "--task",

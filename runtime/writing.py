@@ -27,6 +27,7 @@ it when its turn comes, so that no two files are in memory at once.
 # Short, so that it is no longer than a name may be where the file's own name is not. The machine's
 # tag is in it because process numbers mean nothing on another one that shares the folder.
 PARTIAL = re.compile(r"\.lotus-([0-9a-f]{4})-(\d+)-[0-9a-f]{6}\.partial")
+_PRIVATE = re.compile(r"\.lotus-edge-([0-9a-f]{4})-(\d+)-\w+")
 # What a file system answers that has no such call.
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
@@ -104,28 +105,31 @@ def _sweep(folder: Path) -> None:
     """Remove what killed processes left in this folder; once in a process for each folder."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            match = PARTIAL.fullmatch(entry.name)
-            if match and match[1] == machine_tag() and not is_running(int(match[2])):
+            private = _PRIVATE.fullmatch(entry.name)
+            match = private or PARTIAL.fullmatch(entry.name)
+            if match is None or match[1] != machine_tag() or is_running(int(match[2])):
+                continue
+            if private:
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
                 with contextlib.suppress(OSError):
                     Path(entry.path).unlink()
 
 
 def private_folder(parent: Path) -> Path:
     """A new folder in `parent`, of this process alone. Those of processes of this machine that were
-    killed go first. Raises: OSError.
+    killed before this one began go first. Raises: OSError.
     """
-    prefix = f".lotus-edge-{machine_tag()}-"
-    for folder in parent.glob(f"{prefix}*-*"):
-        process = folder.name.removeprefix(prefix).split("-")[0]
-        if process.isdecimal() and not is_running(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
+    _sweep(parent)
+    prefix = f".lotus-edge-{machine_tag()}-{os.getpid()}-"
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A `private_folder` among the system's temporary files, removed at the end. What a process
-    that was killed left there, pictures too, goes when the next one begins. Raises: OSError.
+    """A `private_folder` among the system's temporary files, removed at the end, as far as it can
+    be. What a process that was killed left there, pictures too, goes when the next one of this
+    machine begins; not on Windows, where `is_running` knows of none. Raises: OSError.
     """
     folder = private_folder(Path(tempfile.gettempdir()))
     try:

@@ -16,7 +16,7 @@ from conftest import ROOT
 from benchmarks import all_rows, latency, rows
 from benchmarks.all_rows import SIZES, Step
 from benchmarks.baselines import BASELINES, Work, bundle_paths
-from export.families import resolve_task
+from export.families import FAMILIES, resolve_task
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +119,7 @@ def test_each_step_writes_other_rows_with_a_command_that_is_there() -> None:
     steps = all_rows.steps("random/lotus-d", SIZES, 3)
     names = [step.name for step in steps]
     assert len(set(names)) == len(names)
+    assert {f"latency-{family}-256x256" for family in FAMILIES} <= set(names)
     for step in steps:
         for first, *rest in step.commands:
             file = Path(first) if first != "-m" else Path(*rest[0].split(".")).with_suffix(".py")

@@ -226,6 +226,26 @@ def test_a_table_of_sizes_has_a_line_for_each() -> None:
     assert lines[4] == "| 64x64 | 1.00 s |"
 
 
+def test_a_table_of_families_has_a_line_for_each_checkpoint_of_one_size() -> None:
+    about = {"machine": {"cores": "2", "cpu": "x"}, "commit": "c", "date": "d"}
+    bodies = [
+        about
+        | {
+            "command": f"run {name}",
+            "rows": [_row("pytorch", checkpoint=name), _row("a", checkpoint=name, p50_s=seconds)],
+        }
+        for name, seconds in (("random/x", 0.5), ("random/y", 0.25))
+    ]
+    assert tables.families_table(bodies) == [
+        "| | pytorch | a |",
+        "|---|---|---|",
+        "| random/x, 256x256 | 1.00 s | 0.50 s, 2.00x of 1.0 s |",
+        "| random/y, 256x256 | 1.00 s | 0.25 s, 2.00x of 0.5 s |",
+        "",
+        "2 cores (x), commit c, d. `run random/x`",
+    ]
+
+
 def test_machines_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A table says which instructions the machine has, and plots mix no two machines. The plot of
     sizes shows the rows of their table alone.

@@ -17,6 +17,7 @@ from family_checkpoints import ask_pipeline, save_family
 
 from benchmarks import pytorch_baseline
 from export.bundle.finalize import finish_on_device
+from export.errors import CheckpointError
 from export.folds import FOLDS
 from export.network.checkpoint import Checkpoint, load_checkpoint
 from export.network.single_pass import SinglePass
@@ -173,6 +174,7 @@ def test_what_benchmarks_compare_with_is_the_authors_pipeline(
 ) -> None:
     """Two pictures in one pass, each with the noise of a bundle without --seed."""
     checkpoint = load(checkpoints(case), case)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(pytorch_baseline, "load_checkpoint", lambda name, **_: checkpoint)
     stages: dict[str, float] = {}
     answers = pytorch_baseline.open_pytorch("mine", stages)(np.stack(photos))
@@ -181,6 +183,8 @@ def test_what_benchmarks_compare_with_is_the_authors_pipeline(
     for rgb, answer in zip(photos, answers, strict=True):
         raw = checkpoint.family.reference(checkpoint, rgb, noise)
         assert difference(answer, independent(checkpoint, rgb, noise), raw) < 1e-4
+    with pytest.raises(CheckpointError, match="only Lotus's pipeline is known as published"):
+        pytorch_baseline.open_pytorch("mine", stages, published=True)
 
 
 def double(module: SinglePass) -> SinglePass:

@@ -16,6 +16,8 @@ from export.errors import CheckpointError
 from export.families import FAMILIES, Configs, find_family, known_ids
 from export.families.one_step import one_step
 from export.network.checkpoint import describe, load_checkpoint
+from export.network.hub import did_you_mean
+from export.network.parts import DIFFUSERS_FOLDER
 from export.plan import make_plan
 from export.progress import Progress
 from export.settings import BuildSettings
@@ -282,13 +284,38 @@ def test_a_random_unet_of_its_own_shares_the_autoencoder() -> None:
     assert (described.public_id, described.task.name) == ("random/lotus-d@1", "disparity")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_family_has_a_full_size_network_with_random_weights(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "channels", "embedding", "timestep", "factor"),
+    [
+        ("lotus-d", 4, "projection", 999, 1.0),
+        ("lotus-g", 8, "projection", 999, 1.0),
+        ("diffusion-e2e-ft", 8, None, 999, -((1 - 0.0046601) ** 0.5)),  # Stable Diffusion's alpha
+        ("marigold", 8, None, 999, -1.0),
+        ("genpercept", 4, None, 1, -1.0),
+    ],
+)
+def test_each_family_has_a_full_size_network_with_random_weights(
+    family: str, channels: int, embedding: str | None, timestep: int, factor: float
+) -> None:
     """It is whole, other tasks may be asked for, and its UNet may be another."""
     name = f"random/{family}"
     found = describe(name)
     assert (found.family.name, found.base, found.folder) == (family, None, None)
-    assert found.family == found.family.derived(found.scheduler)
+    assert (found.unet["in_channels"], found.unet["class_embed_type"]) == (channels, embedding)
+    assert found.family.timestep == timestep
+    assert found.family.latent_factor == pytest.approx(factor, abs=1e-6)
+    assert (found.family.licence[:5], found.family.remark) == ("none:", None)
     assert describe(f"{name}@1", task="normal").task.name == "normal"
     with pytest.raises(CheckpointError, match="needs no --base"):
         describe(name, base="tiny/disparity-d")
+
+
+def test_no_family_lacks_its_random_network() -> None:
+    assert {f"random/{family}" for family in FAMILIES} <= set(known_ids())
+
+
+def test_random_weights_are_suggested_for_their_own_names_alone() -> None:
+    for name in ("marigold", "someone/diffusion-e2e-ft", "./genpercept"):
+        assert "random/" not in did_you_mean(name, DIFFUSERS_FOLDER)
+    assert "'prs-eth/marigold-v1-0'" in did_you_mean("marigold-v2", DIFFUSERS_FOLDER)
+    assert "'random/marigold'" in did_you_mean("random/marigld", DIFFUSERS_FOLDER)

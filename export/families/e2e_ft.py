@@ -77,7 +77,8 @@ E2E_FT = Family(
     mode="d",
     beside_latent="zeros",
     step=step,
-    scheduler={
+    # Stable Diffusion 2's v-prediction; x0 is taken, so that `set_alpha_to_one` does not matter.
+    random_scheduler={
         **SD_SCHEDULE,
         "_class_name": "DDIMScheduler",
         "prediction_type": "v_prediction",

@@ -57,8 +57,8 @@ class Family:
     The predicted latent is `latent_factor` times the UNet's output, and `noise_factor` times what
     stands beside the image latent.
     `step` computes timestep and factors from the config of the checkpoint's scheduler (see
-    `derived`); None where they are constants. `scheduler` is that config, and here the one that
-    `random/NAME` has, the family's full-size network with random weights.
+    `derived`); None where they are constants. `scheduler` is that config.
+    `random_scheduler` is the one of `random/NAME`, the family at full size with random weights.
     `to_map` turns the decoded picture [N,3,H,W] into the task's map [N,channels,H,W].
     `meanings` are words for the meaning of tasks, where a family's maps differ from others'.
     `known_ids` gives the task of published and embedded checkpoints by their id.
@@ -80,6 +80,7 @@ class Family:
     noise_factor: float = 0.0
     step: Callable[[Mapping[str, Any]], Step] | None = None
     scheduler: Mapping[str, Any] = field(default_factory=dict)
+    random_scheduler: Mapping[str, Any] = field(default_factory=dict)
     to_map: Callable[[Tensor, Task], Tensor]
     meanings: Mapping[str, str] = field(default_factory=dict)
     known_ids: Mapping[str, str]

@@ -65,7 +65,7 @@ GENPERCEPT = Family(
     about="GenPercept, a UNet of Stable Diffusion 2.1 that reads the image latent alone",
     mode="d",
     step=step,
-    scheduler=SCHEDULER,
+    random_scheduler=SCHEDULER,
     to_map=mean_then_clip,
     known_ids={
         "guangkaixu/genpercept-depth": "depth",

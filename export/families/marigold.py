@@ -37,7 +37,8 @@ MARIGOLD = Family(
     mode="g",
     beside_latent="noise",
     step=one_step,
-    scheduler={
+    # Of the kind of v1-1: no signal at the last timestep, and (diffusers' default) a sample of x0.
+    random_scheduler={
         **SD_SCHEDULE,
         "_class_name": "DDIMScheduler",
         "prediction_type": "v_prediction",

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-# Stable Diffusion 2 base; its ends are the family's. Source: Lotus's released config files.
+# Stable Diffusion 2 base; channels and class embedding are the family's. Source: the released
+# config files of Lotus.
 _UNET_CONFIG: dict[str, Any] = {
     "sample_size": 64,
     "block_out_channels": [320, 640, 1280, 1280],
@@ -144,9 +145,8 @@ def describe(
     if bare in _RANDOM:
         _unet_seed(bare, revision)
         ends = _RANDOM[bare].unet_config(_VAE_CONFIG["latent_channels"])
-        configs = Configs(
-            unet=_UNET_CONFIG | ends, vae=_VAE_CONFIG, scheduler=_RANDOM[bare].scheduler
-        )
+        scheduler = _RANDOM[bare].random_scheduler
+        configs = Configs(unet=_UNET_CONFIG | ends, vae=_VAE_CONFIG, scheduler=scheduler)
         folder, parameters, vae_parameters = None, _RANDOM_PARAMETERS, _RANDOM_VAE
     else:
         parts = find_parts(name, base, configs_only=True)
@@ -155,6 +155,8 @@ def describe(
         vae_parameters = count_parameters(parts.vae)
         parameters = count_parameters(parts.unet) + vae_parameters
     found = find_family(bare, configs, family)
+    if bare in _RANDOM:
+        found = dataclasses.replace(found, licence="none: its weights are random", remark=None)
     description = Description(
         id=name,
         family=found,

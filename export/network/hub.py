@@ -102,8 +102,12 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def did_you_mean(name: str, source: CheckpointSource) -> str:
-    """A sentence with the known names that `name` resembles, whole or without their owner."""
+    """A sentence with the known names that `name` resembles, whole or without their owner. Random
+    weights are no model that somebody meant, unless the name begins so.
+    """
     known = sorted({*source.offline_names, *source.tasks})
+    if not name.startswith("random"):
+        known = [other for other in known if not other.startswith("random/")]
     resembling = {end: whole for whole in known for end in (whole, whole.rpartition("/")[2])}
     close = difflib.get_close_matches(name, resembling, n=3, cutoff=0.8)
     found = list(dict.fromkeys(resembling[end] for end in close))
