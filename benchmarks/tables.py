@@ -24,18 +24,16 @@ def latency_table(bodies: list[Body]) -> list[str]:
         "| | p50 | against PyTorch | first prediction | peak memory | GFLOP/s | off PyTorch by |",
         "|---|---|---|---|---|---|---|",
     ]
-    shown = last_rows(bodies)
-    several = len({key[1:] for key in shown}) > 1
-    for row in shown.values():
+    label = _labels(bodies)
+    for row in last_rows(bodies).values():
         if "p50_s" not in row:
             lines.append(
                 f"| {row['meaning']} | not measured: {_plain(row['not_measured'])} | | | | | |"
             )
             continue
-        label = row["meaning"] + (f", {_size(row)}" if several else "")
         rate = f"{row['gflops']:.0f}" if "gflops" in row else ""
         lines.append(
-            f"| {label} | {row['p50_s']:.2f} s | {_beside(row)} | {row['first_s']:.1f} s | "
+            f"| {label(row)} | {row['p50_s']:.2f} s | {_beside(row)} | {row['first_s']:.1f} s | "
             f"{row['peak_gb']:.1f} GB | {rate} | {row['max_abs_error']:.1e} |"
         )
     for body in bodies:
@@ -45,6 +43,12 @@ def latency_table(bodies: list[Body]) -> list[str]:
         where = f"{machine_of(body)}, commit {body['commit']}, {body['date']}"
         lines += ["", f"{where}; one large product ran at {rates}. `{body['command']}`"]
     return lines
+
+
+def _labels(bodies: list[Body]) -> Callable[[Body], str]:
+    """What the line of a row begins with: its meaning, and its size where there are several."""
+    several = len({_size(row) for row in measured_rows(bodies)}) > 1
+    return lambda row: row["meaning"] + (f", {_size(row)}" if several else "")
 
 
 def _size(row: Body) -> str:
@@ -106,10 +110,11 @@ def together_table(bodies: list[Body]) -> list[str]:
         "| | p50 | of the first | first prediction | peak memory | on the disk |",
         "|---|---|---|---|---|---|",
     ]
+    label = _labels(bodies)
     for body in bodies:
         rows = [row for row in body["rows"] if "p50_s" in row]
         lines += [
-            f"| {row['meaning']} | {row['p50_s']:.2f} s | {row['p50_s'] / rows[0]['p50_s']:.3f} | "
+            f"| {label(row)} | {row['p50_s']:.2f} s | {row['p50_s'] / rows[0]['p50_s']:.3f} | "
             f"{row['first_s']:.1f} s | {row['peak_gb']:.1f} GB | {row['bundle_gb']:.2f} GB |"
             for row in rows
         ]

@@ -226,6 +226,21 @@ def test_a_table_of_sizes_has_a_line_for_each() -> None:
     assert lines[4] == "| 64x64 | 1.00 s |"
 
 
+def test_a_table_of_joint_bundles_tells_their_sizes_apart() -> None:
+    about = {"machine": {"cores": "2", "cpu": "x"}, "commit": "c", "date": "d", "command": "run"}
+    more = {"first_s": 2.0, "peak_gb": 1.0, "bundle_gb": 0.5}
+    bodies = [
+        about | {"rows": [_row("two", resolution=size, **more), _row("one", p50_s=0.9, **more)]}
+        for size in ("128x128", "256x256")
+    ]
+    bodies[0]["rows"][1]["resolution"] = "128x128"
+    lines = tables.together_table(bodies)[2:6]
+    assert [line.split(" | ")[0] for line in lines] == [
+        f"| {what}, {size}" for size in ("128x128", "256x256") for what in ("two", "one")
+    ]
+    assert tables.together_table(bodies[:1])[3].startswith("| one | 0.90 s | 0.900 | 2.0 s |")
+
+
 def test_a_table_of_families_has_a_line_for_each_checkpoint_of_one_size() -> None:
     about = {"machine": {"cores": "2", "cpu": "x"}, "commit": "c", "date": "d"}
     bodies = [
