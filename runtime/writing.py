@@ -27,7 +27,7 @@ it when its turn comes, so that no two files are in memory at once.
 # Short, so that it is no longer than a name may be where the file's own name is not. The machine's
 # tag is in it because process numbers mean nothing on another one that shares the folder.
 PARTIAL = re.compile(r"\.lotus-([0-9a-f]{4})-(\d+)-[0-9a-f]{6}\.partial")
-_PRIVATE = re.compile(r"\.lotus-edge-([0-9a-f]{4})-(\d+)-\w+")
+_PRIVATE = re.compile(r"(?:\.lotus-edge|lotus-edge-scratch)-([0-9a-f]{4})-(\d+)-\w+")
 # What a file system answers that has no such call.
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
@@ -116,12 +116,12 @@ def _sweep(folder: Path) -> None:
                     Path(entry.path).unlink()
 
 
-def private_folder(parent: Path) -> Path:
+def private_folder(parent: Path, kind: str = ".lotus-edge") -> Path:
     """A new folder in `parent`, of this process alone. Those of processes of this machine that were
     killed before this one began go first. Raises: OSError.
     """
     _sweep(parent)
-    prefix = f".lotus-edge-{machine_tag()}-{os.getpid()}-"
+    prefix = f"{kind}-{machine_tag()}-{os.getpid()}-"
     return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
 
 
@@ -131,7 +131,8 @@ def scratch_folder() -> Iterator[Path]:
     be. What a process that was killed left there, pictures too, goes when the next one of this
     machine begins; not on Windows, where `is_running` knows of none. Raises: OSError.
     """
-    folder = private_folder(Path(tempfile.gettempdir()))
+    # Web servers give away no file below a name with a dot.
+    folder = private_folder(Path(tempfile.gettempdir()), "lotus-edge-scratch")
     try:
         yield folder
     finally:

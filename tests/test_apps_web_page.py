@@ -20,6 +20,8 @@ import pytest
 from conftest import ROOT, write_null_bundle
 from PIL import Image
 
+from runtime.writing import machine_tag
+
 pytest.importorskip("gradio", reason="extra `web`")
 playwright = pytest.importorskip("playwright.sync_api", reason="extra `dev`")
 
@@ -51,7 +53,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         bundle = DEMO
     else:
         bundle = write_null_bundle(folder / "null", task=("disparity", "normal"))
-    (folder / "tmp").mkdir()
+    code = "import os; print(os.getpid())"
+    gone = int(subprocess.check_output([sys.executable, "-c", code]))
+    killed = folder / "tmp" / f"lotus-edge-scratch-{machine_tag()}-{gone}-abc"
+    (killed / "gradio").mkdir(parents=True)  # of a server that was killed
     samples = [ROOT / "tiny" / "samples" / name for name in ("room.png", "outdoor.png")]
     (folder / "examples").mkdir()
     for path in samples:

@@ -21,6 +21,7 @@ from runtime.engine import LotusEngine
 from runtime.extras import require
 from runtime.found import find_pictures
 from runtime.options import named, natural, path, positive
+from runtime.writing import scratch_folder
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _MOST_EXAMPLES = 6
@@ -68,8 +69,8 @@ def _web(arguments: argparse.Namespace) -> int:
             engine.verify()
             for bucket in engine.manifest.buckets:  # opened now, not by the first visitor
                 engine(np.zeros((bucket.height, bucket.width, 3), np.uint8))
-        root = stack.enter_context(tempfile.TemporaryDirectory(prefix="lotus-edge-"))
-        uploads = _keep_all_in(Path(root))  # before Gradio is imported, which asks once
+        # Before Gradio is imported, which asks once.
+        uploads = _keep_all_in(stack.enter_context(scratch_folder()))
         from apps.web.page import create_page, launch
         from apps.web.studio import Studio
         from apps.web.visitors import Visitors
