@@ -2,9 +2,9 @@
 
 Latency at the published sizes in every precision, against the contenders, with batches, of joint
 bundles and of each family; accuracy of every precision and of the contenders; tiles; what is
-around the network. It takes more than a day on two cores, and can be stopped and started again: a
-step whose rows are there is left out if the code is still that of their commit. Rows and text may
-be committed meanwhile.
+around the network. It takes a day on two cores, and can be stopped and started again: a step whose
+rows are there is left out if the code is still that of their commit. Rows and text may be committed
+meanwhile.
 
 Each step builds its bundles anew, in a folder of its own under `--work`, which is removed once its
 rows are there; the steps of all sizes share one, whose bundles hold them all. Without the extra

@@ -145,7 +145,10 @@ def _text_encoder(loaded: Checkpoint, device: str) -> Callable[[], Any]:
     """
     checkpoint = loaded.id
     if loaded.family.step is not None:
-        raise CheckpointError(f"only Lotus's pipeline is known as published; {checkpoint!r} is not")
+        raise CheckpointError(
+            f"only Lotus's pipeline is known as published, and {checkpoint!r} is "
+            f"{loaded.family.name}: compare it with the baseline `pytorch`"
+        )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     if checkpoint.startswith("random/"):

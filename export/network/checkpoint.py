@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from export.errors import CheckpointError
 from export.families import (
-    FAMILIES,
     Configs,
     Family,
     find_family,
@@ -54,7 +53,11 @@ _VAE_CONFIG: dict[str, Any] = {
     "scaling_factor": 0.18215,
     "sample_size": 512,
 }
-_RANDOM = {f"random/{family.name}": family for family in FAMILIES.values()}
+_RANDOM = {
+    name: dataclasses.replace(family, licence="none: its weights are random", remark=None)
+    for name, (family, _) in known_ids().items()
+    if name.startswith("random/")
+}
 """The full-size network with seeded random weights: latency and memory do not depend on weights."""
 _RANDOM_PARAMETERS, _RANDOM_VAE = 949_600_000, 83_700_000  # of both networks and of one, about
 
@@ -144,9 +147,9 @@ def describe(
     check_base(bare, named_family(bare, family), base)
     if bare in _RANDOM:
         _unet_seed(bare, revision)
-        ends = _RANDOM[bare].unet_config(_VAE_CONFIG["latent_channels"])
-        scheduler = _RANDOM[bare].random_scheduler
-        configs = Configs(unet=_UNET_CONFIG | ends, vae=_VAE_CONFIG, scheduler=scheduler)
+        found = _RANDOM[bare].derived(_RANDOM[bare].random_scheduler)
+        ends = found.unet_config(_VAE_CONFIG["latent_channels"])
+        configs = Configs(unet=_UNET_CONFIG | ends, vae=_VAE_CONFIG, scheduler=found.scheduler)
         folder, parameters, vae_parameters = None, _RANDOM_PARAMETERS, _RANDOM_VAE
     else:
         parts = find_parts(name, base, configs_only=True)
@@ -154,9 +157,7 @@ def describe(
         configs, folder = parts.configs(), parts.root if parts.local else None
         vae_parameters = count_parameters(parts.vae)
         parameters = count_parameters(parts.unet) + vae_parameters
-    found = find_family(bare, configs, family)
-    if bare in _RANDOM:
-        found = dataclasses.replace(found, licence="none: its weights are random", remark=None)
+        found = find_family(bare, configs, family)
     description = Description(
         id=name,
         family=found,

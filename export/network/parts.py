@@ -135,13 +135,14 @@ def check_base(name: str, family: Family | None, base: str | None) -> None:
 
     Raises: CheckpointError.
     """
-    whole = is_whole(name)
-    if base is not None and whole:
-        raise CheckpointError(
-            f"{name!r} is a whole checkpoint, which needs no --base: leave it out"
-        )
-    alone = family is not None and family.unet_alone and not whole
-    if alone and base is None and not Path(name).is_dir():
+    if base is not None:
+        if is_whole(name):
+            raise CheckpointError(
+                f"{name!r} is a whole checkpoint, which needs no --base: leave it out"
+            )
+        return
+    alone = family is not None and family.unet_alone
+    if alone and not Path(name).is_dir() and not is_whole(name):
         raise CheckpointError(
             f"{name!r} is a UNet alone: pass --base with the folder or id of the rest, the "
             f"autoencoder and the text encoder of Stable Diffusion 2.1, such as {STABLE_DIFFUSION}"
