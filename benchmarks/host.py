@@ -5,7 +5,8 @@ of a JPEG of 1920x1080 and one of 12 megapixels, for disparity in a bucket of 51
 And `predict` on a folder, with a network that sleeps for 30 ms, on all cores.
 
 Three ways take turns in processes of their own: the commit before the change, this tree with NumPy
-and Pillow alone, and this tree with isal (extra `fast`). The least time of all rounds counts. Files
+and Pillow alone, and this tree with the extra `fast`, whose compiled loops are loaded before the
+stages, and by `predict` itself while it runs. The least time of all rounds counts. Files
 are synced to the disk; the clock has that in it, the processor time has not.
 """
 
@@ -43,12 +44,12 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=200, help="for `predict`; 0: leave it out")
     parser.add_argument("--name", default="host")
     arguments = parse_arguments(parser)
-    require("isal")
+    require("isal", "numba")
     with tempfile.TemporaryDirectory() as scratch, _tree(arguments.before, Path(scratch)) as old:
         ways: dict[str, tuple[Path, list[str]]] = {
             "before": (old, []),
             "after": (ROOT, ["--plain"]),
-            "after, with isal": (ROOT, []),
+            "after, with `fast`": (ROOT, []),
         }
         rows = [*_stages(ways, Path(scratch), arguments.rounds)]
         if arguments.pictures:

@@ -4,6 +4,7 @@ commit before the change has too. Prints one line of JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,10 +16,10 @@ from typing import Any
 
 
 def main(words: list[str]) -> None:
-    """`stages PICTURE ROUNDS` or `predict BUNDLE FOLDER SECONDS`; `--plain` hides isal."""
+    """`stages PICTURE ROUNDS` or `predict BUNDLE FOLDER SECONDS`; `--plain` hides the packages of `fast`."""
     if "--plain" in words:
         words.remove("--plain")
-        sys.modules["isal"] = None  # type: ignore[assignment]
+        sys.modules["isal"] = sys.modules["numba"] = None  # type: ignore[assignment]
     kind, path, *rest = words
     work: dict[str, Callable[..., Any]] = {"stages": stages, "predict": predict}
     print(json.dumps(work[kind](path, *rest)))
@@ -30,6 +31,11 @@ def stages(path: str, rounds: str) -> dict[str, dict[str, float]]:
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with contextlib.suppress(ImportError):  # before, there were none
+        from runtime import loops
+
+        if loops.load() is None and sys.modules.get("numba", loops) is not None:
+            raise SystemExit("the compiled loops could not be loaded")
     found: dict[str, dict[str, float]] = {}
     for _ in range(int(rounds)):
         for stage, numbers in _once(path).items():

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.loops import Loops
+
 _BAND = 2**17  # values that are worked on at once
 _BLOCK = 2**15  # of them, where float64 is between
 
@@ -43,7 +45,11 @@ def spectral_table() -> NDArray[np.uint8]:
 
 
 def spectral(
-    values: NDArray[np.float32], bounds: tuple[float, float] | None, *, red_is_high: bool
+    values: NDArray[np.float32],
+    bounds: tuple[float, float] | None,
+    *,
+    red_is_high: bool,
+    loops: Loops | None = None,
 ) -> NDArray[np.uint8]:
     """RGB uint8 [H,W,3] of values [H,W] between `bounds`, or their own ends; red is the lower one
     and what lies below, or the higher one and what lies above. Needs Pillow.
@@ -52,10 +58,16 @@ def spectral(
 
     colors = np.empty((*values.shape, 3), np.uint8)
     ramp = _Ramp(*(bounds or ends(values)), down=red_is_high)
-    table, index_of = spectral_table().tobytes(), _quickest(ramp)
+    table, index_of = spectral_table(), _quickest(ramp)
+    if loops is not None and index_of == ramp.quick and values.dtype == np.float32:
+        words = table.astype(np.uint32) @ np.array([1, 2**8, 2**16], np.uint32)
+        flat = np.ascontiguousarray(values).reshape(-1)
+        loops.colour(flat, ramp.start, ramp.steps, words, colors.reshape(-1))
+        return colors
+    palette = table.tobytes()
     for rows in bands(values, 2 * _BAND):
         index = Image.fromarray(_blocks(index_of, values[rows], np.uint8))
-        index.putpalette(table)  # its palettes are several times as fast as an index of NumPy's
+        index.putpalette(palette)  # its palettes are several times as fast as an index of NumPy's
         colors[rows] = np.asarray(index.convert("RGB"))
     return colors
 
@@ -78,8 +90,14 @@ def scaled(
     high: float,
     top: int,
     kind: type[np.unsignedinteger[Any]],
+    loops: Loops | None = None,
 ) -> NDArray[Any]:
     """The values in whole steps: 0 is `low` and below, `top` is `high` and above."""
+    if loops is not None and kind is np.uint16 and values.dtype == np.float32:
+        codes = np.empty(values.shape, np.uint16)
+        flat = np.ascontiguousarray(values).reshape(-1)
+        loops.steps16(flat, low, high - low, top, codes.reshape(-1))
+        return codes
 
     def steps(values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
         if (low, high) == (0, 1):  # which change nothing
@@ -107,6 +125,17 @@ class _Ramp:
     high: float
     down: bool
 
+    @property
+    def start(self) -> float:
+        """The value of index 0."""
+        return self.high if self.down else self.low
+
+    @property
+    def steps(self) -> float:
+        """Of the index, for each 1 of the value."""
+        steps = 255 / max(self.high - self.low, 1e-12)
+        return -steps if self.down else steps
+
     def exact(self, values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
         """As it is defined, step by step."""
         np.subtract(values, self.low, out=out, dtype=np.float64)
@@ -119,10 +148,8 @@ class _Ramp:
 
     def quick(self, values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
         """Rounded otherwise before it is rounded to whole numbers."""
-        step = 255 / max(self.high - self.low, 1e-12)
-        start = self.high if self.down else self.low
-        np.subtract(values, start, out=out, dtype=np.float64)
-        out *= -step if self.down else step
+        np.subtract(values, self.start, out=out, dtype=np.float64)
+        out *= self.steps
         np.rint(out, out=out)
         if _reach_beyond(values, self.low, self.high):
             np.clip(out, 0, 255, out=out)

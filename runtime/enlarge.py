@@ -1,27 +1,23 @@
 """Another size for a float map: Pillow's arithmetic without what it takes to hand a map out.
 
-Pillow hands an image out through two copies or three, in new memory, which takes longer than the
-resize. The memory of a small one can be used itself (`memory_of`). A large one lies in several
-blocks; where it becomes larger, Pillow does the rows, which are few, and columns are done in NumPy
-and written once (`enlarge`). Source: Pillow, src/libImaging/Resample.c: rows first (their results
-rounded to float32), columns then, sums in float64.
+That takes longer than the resize. The memory of a small map can be used itself (`runtime.pixels`).
+A large one lies in several blocks; where it becomes larger, Pillow does the rows, which are few,
+and columns are done in NumPy, or by compiled loops, and written once. Source: Pillow,
+src/libImaging/Resample.c: rows first (their results rounded to float32), columns then, sums in
+float64.
 """
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from PIL import Image
+from runtime.loops import Loops
+from runtime.pixels import memory_of
 
-ONE_BLOCK = 2**22
-"""Pixels of a float map that Pillow holds in one piece: its blocks have 16 MB."""
 _ROWS = 8  # that are worked on at once
 
 
@@ -29,6 +25,7 @@ def enlarge(
     plane: NDArray[np.float32],
     out: NDArray[np.float32],
     box: tuple[float, float, float, float] | None = None,
+    loops: Loops | None = None,
 ) -> None:
     """Write the float32 [h,w] `plane`, or what lies in `box` of it (left, top, right, bottom), into
     `out` [H,W], which is no smaller along any edge (see `is_larger`). Needs Pillow.
@@ -42,11 +39,15 @@ def enlarge(
     left, top, right, bottom = box or (0, 0, plane.shape[1], plane.shape[0])
     size = (width, plane.shape[0])
     beside = (left, 0, right, plane.shape[0])
-    wide = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR, beside))
+    wide = memory_of(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR, beside))
     if (top, bottom, height) == (0, plane.shape[0], plane.shape[0]):
         out[...] = wide
         return
-    exact, rows = wide.astype(np.float64), _Taps.of(plane.shape[0], top, bottom, height)
+    rows = _Taps.of(plane.shape[0], top, bottom, height)
+    if loops is not None:
+        loops.enlarge_columns(wide, rows.first, rows.second, rows.weight, rows.other, out)
+        return
+    exact = wide.astype(np.float64)
     # Rows that are made of the same two stay together: these two stay in the cache.
     changes = np.flatnonzero(np.diff(rows.first) | np.diff(rows.second)) + 1
     total, other = np.empty((2, _ROWS, width))
@@ -73,35 +74,6 @@ def is_larger(
     return 0 < right - left <= width and 0 < bottom - top <= height
 
 
-def memory_of(image: Image.Image) -> NDArray[np.float32]:
-    """The memory of an image of mode F as an array [H,W], which keeps it alive; a copy where it is
-    not in one piece.
-    """
-    try:
-        _, capsule = image.__arrow_c_array__()
-    except ValueError:
-        return np.array(image)
-    # A prototype of our own: the attribute of `pythonapi` belongs to all of the process.
-    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-        ("PyCapsule_GetPointer", ctypes.pythonapi)
-    )
-    given = _ArrowArray.from_address(pointer(capsule, b"arrow_array"))
-    memory = (ctypes.c_char * (4 * image.width * image.height)).from_address(given.buffers[1])
-    memory.owner = capsule  # type: ignore[attr-defined]
-    plane = np.frombuffer(memoryview(memory), np.float32)
-    return plane.reshape(image.height, image.width)
-
-
-class _ArrowArray(ctypes.Structure):
-    """Source: Arrow C data interface. Of the two buffers of numbers the second has them."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers")),
-        ("n_children", ctypes.c_int64),
-        ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-    ]
-
-
 @dataclass(frozen=True)
 class _Taps:
     """For each pixel along an edge the two it is made of, and their weights.
@@ -109,8 +81,8 @@ class _Taps:
     Beyond the edge `second` is the first again, with weight 0.
     """
 
-    first: NDArray[np.intp]
-    second: NDArray[np.intp]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
     weight: NDArray[np.float64]
     other: NDArray[np.float64]
 
@@ -118,8 +90,8 @@ class _Taps:
     def of(cls, size: int, start: float, end: float, length: int) -> _Taps:
         low, high = np.float32(start), np.float32(end)  # as Pillow takes a box
         center = float(low) + (np.arange(length) + 0.5) * (float(high - low) / length)
-        first = np.maximum((center - 1.0 + 0.5).astype(np.intp), 0)
-        last = np.minimum((center + 1.0 + 0.5).astype(np.intp), size) - 1
+        first = np.maximum((center - 1.0 + 0.5).astype(np.int64), 0)
+        last = np.minimum((center + 1.0 + 0.5).astype(np.int64), size) - 1
         # On a pixel's centre rounding may name three; the outer two then weigh nothing.
         first = np.where(last - first > 1, first + 1, first)
         weight = np.maximum(1.0 - np.abs(first - center + 0.5), 0.0)

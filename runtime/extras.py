@@ -27,7 +27,7 @@ EXTRAS = {
     ),
     "cluster": ("ray", "pyarrow"),
     "scene": ("trimesh", "OpenEXR", "fast_simplification"),
-    "fast": ("isal",),
+    "fast": ("isal", "numba", "llvmlite"),
     "serve": (
         "fastapi",
         "fastapi_offline",

@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from runtime import loops
 from runtime.errors import ImageError, ImageWarning
 from runtime.manifest import Bucket
 from runtime.pictures.colour import array_to_rgb, to_array, to_rgb
 from runtime.pictures.decode import decode_file, decode_image
 from runtime.pictures.formats import IMAGE_SUFFIXES, MAX_PIXELS, why_not_read
+from runtime.shrink import shrink
 from runtime.tasks import Resize, Task
 
 __all__ = [
@@ -208,6 +210,9 @@ def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
     if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8:
         pixels = Image.fromarray(pixels)
     if isinstance(pixels, Image.Image):
+        compiled = loops.ready(pixels.width * pixels.height)
+        if compiled is not None:
+            return shrink(pixels, height, width, compiled)
         return pixels.resize((width, height), Image.Resampling.BILINEAR)
     planes = [Image.fromarray(np.ascontiguousarray(pixels[..., band])) for band in range(3)]
     return np.stack(

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime import loops
 from runtime.colors import bands, ends, scaled, spectral
-from runtime.enlarge import ONE_BLOCK, enlarge, is_larger, memory_of
+from runtime.enlarge import enlarge, is_larger
+from runtime.pixels import ONE_BLOCK, memory_of
+from runtime.vectors import angles, unit_vectors
 
 Resize: TypeAlias = Literal["bilinear", "nearest"]
 Box: TypeAlias = tuple[float, float, float, float]
@@ -99,8 +102,8 @@ class Task:
         the frames of a video need it; what is near is red.
         """
         if self.channels == 1:
-            red_is_high = self.near == "large"
-            return spectral(values, bounds, red_is_high=red_is_high)
+            compiled = loops.ready(values.size)
+            return spectral(values, bounds, red_is_high=self.near == "large", loops=compiled)
         colors = np.empty(values.shape, np.uint8)
         for rows in bands(values):
             levels = values[rows] - np.float32(self.low)
@@ -118,7 +121,8 @@ class Task:
 
     def encode16(self, values: NDArray[np.float32]) -> NDArray[np.uint16]:
         """The values as uint16 of the same shape: 0 is `low`, 65535 is `high`."""
-        return scaled(values, self.low, self.high, 65535, np.uint16)
+        compiled = loops.ready(values.size)
+        return scaled(values, self.low, self.high, 65535, np.uint16, compiled)
 
     def error(self, prediction: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
         """How far the map `prediction` is from the map `exact`, both [C,H,W], in `error_unit`.
@@ -181,11 +185,12 @@ class Task:
         The parts of a map together are the map as a whole, but for rounding.
         """
         shape = (output.shape[1], output.shape[2])
-        large_map = height * width > ONE_BLOCK and is_larger(shape, height, width, box)
-        if method == "bilinear" and large_map:
+        compiled = loops.ready(len(output) * height * width)
+        quicker = compiled is not None or height * width > ONE_BLOCK
+        if method == "bilinear" and quicker and is_larger(shape, height, width, box):
             large = np.empty((len(output), height, width), np.float32)
             for plane, out in zip(output, large, strict=True):
-                enlarge(plane, out, box)
+                enlarge(plane, out, box, compiled)
             return large
         from PIL import Image
 
@@ -275,7 +280,7 @@ class NormalTask(Task):
 
     def decode(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """[3,H,W] -> unit vectors [H,W,3]; a zero vector stays zero."""
-        return unit_vectors(output.transpose(1, 2, 0))
+        return unit_vectors(output.transpose(1, 2, 0), loops.ready(output.size))
 
     def canonical(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """Vectors of unit length."""
@@ -284,13 +289,13 @@ class NormalTask(Task):
     def error(self, prediction: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
         """The mean angle between the vectors of two maps [3,H,W], in degrees."""
         first, second = (self.decode(output).astype(np.float64) for output in (prediction, exact))
-        return float(_angles(first, second).mean())
+        return float(angles(first, second).mean())
 
     def merge(self, outputs: Sequence[NDArray[np.float32]]) -> Answer:
         """The mean direction, and the median angle to it in degrees."""
         vectors = np.stack([self.decode(output) for output in outputs])
         middle = unit_vectors(vectors.sum(axis=0))
-        angles = np.median([_angles(each, middle) for each in vectors], axis=0)
+        angles = np.median([angles(each, middle) for each in vectors], axis=0)
         spread = angles.astype(np.float32, copy=False)[None]
         return Answer(map=np.ascontiguousarray(middle.transpose(2, 0, 1)), spread=spread)
 
@@ -373,24 +378,3 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
-
-
-def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[H,W,3] scaled to unit length; a zero vector stays zero."""
-    unit = np.empty(vectors.shape, np.float32)
-    for rows in bands(vectors):
-        x, y, z = np.moveaxis(vectors[rows], -1, 0)
-        length = x * x
-        length += y * y
-        length += z * z
-        np.maximum(np.sqrt(length, out=length), np.float32(1e-6), out=length)
-        for index, plane in enumerate((x, y, z)):
-            np.divide(plane, length, out=unit[rows, ..., index])
-    return unit
-
-
-def _angles(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
-    """Degrees between vectors [...,3], exact for small angles too."""
-    sine, cosine = np.linalg.norm(np.cross(first, second), axis=-1), (first * second).sum(-1)
-    angles: NDArray[Any] = np.degrees(np.arctan2(sine, cosine))
-    return angles

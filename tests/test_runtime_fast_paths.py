@@ -21,10 +21,12 @@ from runtime import __main__ as command
 from runtime import deflate
 from runtime.colors import _quickest, _Ramp, spectral_table
 from runtime.encoding import encode_png, png
-from runtime.enlarge import ONE_BLOCK, enlarge, is_larger, memory_of
+from runtime.enlarge import enlarge, is_larger
 from runtime.image import fit_to_bucket, load, read
 from runtime.manifest import Bucket
-from runtime.tasks import TASKS, unit_vectors
+from runtime.pixels import ONE_BLOCK, memory_of
+from runtime.tasks import TASKS
+from runtime.vectors import unit_vectors
 
 RANDOM = np.random.default_rng(0)
 BUCKETS = [Bucket(height=64, width=96, graph=""), Bucket(height=64, width=64, graph="")]

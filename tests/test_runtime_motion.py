@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 
 from runtime.motion import Smoother, find_motion, to_grey
-from runtime.tasks import unit_vectors
+from runtime.vectors import unit_vectors
 
 pytest.importorskip("cv2", reason="extra `flow`")
 COUNT, HEIGHT, WIDTH, STEP = 12, 96, 128, 3

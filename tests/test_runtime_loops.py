@@ -1,0 +1,267 @@
+"""The compiled loops (extra `fast`) answer the bits of the plain ways, and come when they pay."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, picture
+from PIL import Image
+
+from runtime import __main__ as command
+from runtime import loops
+from runtime.colors import scaled, spectral
+from runtime.enlarge import enlarge
+from runtime.image import fit_to_bucket
+from runtime.loops import Loops
+from runtime.loops.proof import differences
+from runtime.manifest import Bucket
+from runtime.pixels import ONE_BLOCK
+from runtime.shrink import shrink
+from runtime.tasks import TASKS
+from runtime.vectors import unit_vectors
+
+pytest.importorskip("numba")
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+"""Elsewhere Pillow's compiler rounds once where two are due."""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Loops:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(loops.VARIABLE)
+        found = loops._State().load()
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def loaded(compiled: Loops, monkeypatch: pytest.MonkeyPatch) -> Loops:
+    """All of the process uses them."""
+    monkeypatch.setattr(loops._state, "_loops", compiled)
+    return compiled
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Values from -0.2 to 1.2."""
+    values = np.random.default_rng(seed).random(shape, dtype=np.float32)
+    return values * np.float32(1.4) - np.float32(0.2)
+
+
+def photo(height: int, width: int, seed: int = 0) -> Image.Image:
+    random = np.random.default_rng(seed)
+    return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def same_photo(found: np.ndarray, expected: np.ndarray) -> bool:
+    apart = np.abs(found.astype(int) - expected)
+    return bool(apart.max() == 0 if X86 else apart.max() <= 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_photo_becomes_what_pillow_makes_of_it(seed: int, compiled: Loops) -> None:
+    """Larger, smaller, and one edge as it was; white too, which must not run over."""
+    random = np.random.default_rng(seed)
+    for number in range(40):
+        height, width = (int(each) for each in random.integers(1, 400, 2))
+        size = [int(each) for each in random.integers(1, 200, 2)]
+        size = [height, size[1]] if number % 7 == 0 else size
+        image = photo(height, width, number)
+        image = Image.new("RGB", image.size, "white") if number % 9 == 0 else image
+        plain = np.asarray(image.resize(tuple(size[::-1]), Image.Resampling.BILINEAR))
+        before = image.tobytes()
+        assert same_photo(shrink(image, *size, compiled), plain), (height, width, size)
+        assert image.tobytes() == before
+
+
+@pytest.mark.parametrize("size", [(1100, 4200), (4200, 1100), (1, ONE_BLOCK + 1), (ONE_BLOCK, 2)])
+def test_a_photo_in_several_blocks(size: tuple[int, int], compiled: Loops) -> None:
+    """Pillow holds more than 16 MB in blocks; the third has a row that is longer than one."""
+    image = photo(*size)
+    plain = np.asarray(image.resize((130, 64), Image.Resampling.BILINEAR))
+    assert same_photo(shrink(image, 64, 130, compiled), plain)
+
+
+def test_what_a_photo_is_given_as_does_not_matter(loaded: Loops) -> None:
+    image = photo(90, 130)
+    (first, fit), (second, same) = (
+        fit_to_bucket(each, Bucket(height=64, width=64, graph=""))
+        for each in (image, np.array(image))
+    )
+    assert fit == same
+    assert np.array_equal(first, second)
+    assert first.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (3, 70_001), (1201, 59)])
+@pytest.mark.parametrize("bounds", [None, (0.2, 0.7), (-1.0, 1.0), (0.5, 0.5)])
+def test_colours_and_steps(
+    shape: tuple[int, int], bounds: tuple[float, float] | None, compiled: Loops
+) -> None:
+    """Of -1 to 1 the quick index is not the exact one, so the plain way is taken."""
+    edges = (np.arange(shape[0] * shape[1], dtype=np.float32) % 511 / 510).reshape(shape)
+    for values in (noise(*shape), edges, np.full(shape, 0.3, np.float32)):
+        for red_is_high in (True, False):
+            plain, quick = (
+                spectral(values, bounds, red_is_high=red_is_high, loops=each)
+                for each in (None, compiled)
+            )
+            assert np.array_equal(plain, quick)
+        for low, high in ((0.0, 1.0), (-1.0, 1.0), (0.0, 7.3)):
+            codes, same = (
+                scaled(values, low, high, 65535, np.uint16, each) for each in (None, compiled)
+            )
+            assert np.array_equal(codes, same)
+            assert same.dtype == np.uint16
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_maps_are_enlarged_to_the_same_bits(seed: int, compiled: Loops) -> None:
+    random = np.random.default_rng(seed)
+    for number in range(60):
+        height, width = (int(each) for each in random.integers(1, 40, 2))
+        plane, box = noise(height, width, seed=number), None
+        if number % 3 == 0:
+            left, top = random.random() * width * 0.6, random.random() * height * 0.6
+            box = (left, top, left + (width - left) * 0.7, top + (height - top) * 0.9)
+        size = height + int(random.integers(0, 90)), width + int(random.integers(0, 90))
+        first, second = np.empty((2, *size), np.float32)
+        enlarge(plane, first, box)
+        enlarge(plane, second, box, compiled)
+        assert np.array_equal(first.view(np.uint32), second.view(np.uint32))
+
+
+def test_vectors_have_the_same_bits(compiled: Loops) -> None:
+    for seed, shape in enumerate([(1, 1), (61, 83), (500, 3)]):
+        planes = noise(3, *shape, seed=seed) - np.float32(0.5)
+        planes[:, 0, 0] = 0
+        for given in (planes.transpose(1, 2, 0), np.ascontiguousarray(planes.transpose(1, 2, 0))):
+            plain, quick = (unit_vectors(given, each) for each in (None, compiled))
+            assert np.array_equal(plain.view(np.uint32), quick.view(np.uint32))
+
+
+def test_arrays_that_are_read_only_strided_or_of_another_type(loaded: Loops) -> None:
+    task = TASKS["depth"]
+    values = noise(64, 96)
+    locked = values.copy()
+    locked.flags.writeable = False
+    for given in (locked, np.asfortranarray(values), noise(64, 192)[:, ::2]):
+        alone = np.array(given)
+        assert np.array_equal(task.colorize(given), task.colorize(alone))
+        assert np.array_equal(task.encode16(given), task.encode16(alone))
+    wide = values.astype(np.float64)
+    assert task.colorize(wide).shape == (64, 96, 3)
+    assert task.encode16(wide).dtype == np.uint16
+
+
+def test_predict_writes_the_same_files(
+    compiled: Loops, null_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loops are called, and whole files are equal."""
+    picture(tmp_path / "a.png", size=(700, 900))
+    calls: list[str] = []
+
+    def counted(name: str) -> loops.Loop:
+        def call(*given: object) -> None:
+            calls.append(name)
+            getattr(compiled, name)(*given)
+
+        return call
+
+    names = [field.name for field in dataclasses.fields(Loops)]
+    for folder in ("plain", "quick"):
+        words = ["predict", str(null_bundle), str(tmp_path / "a.png")]
+        assert command.main([*words, "--output", str(tmp_path / folder)]) == 0
+        assert bool(calls) == (folder == "quick")
+        monkeypatch.setattr(
+            loops._state, "_loops", Loops(**{name: counted(name) for name in names})
+        )
+    files = sorted(path.name for path in (tmp_path / "plain").iterdir())
+    assert files
+    assert files == sorted(path.name for path in (tmp_path / "quick").iterdir())
+    for name in files:
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "quick" / name).read_bytes()
+    assert {"shrink_rows", "shrink_columns", "enlarge_columns", "steps16"} <= set(calls)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Loops)])
+def test_a_loop_that_answers_otherwise_is_not_used(
+    name: str, compiled: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off_by_one(*given: object) -> None:
+        getattr(compiled, name)(*given)
+        out = given[-1]
+        assert isinstance(out, np.ndarray)
+        out.reshape(-1)[-1:] += 1
+
+    wrong = dataclasses.replace(compiled, **{name: off_by_one})
+    assert differences(compiled) == []
+    assert len(differences(wrong)) == 1
+    monkeypatch.delenv(loops.VARIABLE)
+    monkeypatch.setattr(loops, "_compiled", lambda: wrong)
+    assert loops._State().load() is None
+
+
+WAIT = """
+import sys, time
+from runtime import loops
+found = [loops.ready(2**25) is not None for _ in range(3)]
+for thread in __import__("threading").enumerate():
+    if thread.name == "lotus-loops":
+        found.append("thread")
+        thread.join()
+print(*found, loops.ready(1) is not None, loops.load() is not None)
+"""
+
+
+def child(code: str, **environment: str) -> str:
+    plain = {name: text for name, text in os.environ.items() if name != loops.VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=plain | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_a_process_loads_them_when_it_has_done_enough() -> None:
+    assert child(WAIT) == "False False False thread True True"
+
+
+@pytest.mark.parametrize(
+    ("hide", "environment"),
+    [
+        ("", {loops.VARIABLE: "off"}),
+        ("import sys; sys.modules['numba'] = None", {}),
+        ("", {"NUMBA_DISABLE_JIT": "1"}),
+    ],
+)
+def test_where_there_are_none_the_plain_ways_stay(hide: str, environment: dict[str, str]) -> None:
+    assert child(hide + WAIT, **environment).endswith("False False")
+
+
+def test_they_are_compiled_anew_where_nothing_can_be_kept() -> None:
+    """Where none of Numba's folders can be written it refuses to keep a function at all."""
+    nowhere = {
+        "NUMBA_CACHE_DIR": "/proc/nowhere",
+        "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
+    }
+    assert child(WAIT, **nowhere).endswith("True True")
+
+
+def test_a_program_ends_though_they_are_not_loaded_yet(tmp_path: Path) -> None:
+    code = "from runtime import loops; loops.ready(2**30); print('done')"
+    assert child(code, NUMBA_CACHE_DIR=str(tmp_path)) == "done"
+    assert len(list(tmp_path.rglob("*.nbi"))) < len(dataclasses.fields(Loops))
