@@ -115,7 +115,7 @@ def steps(
         *(_emulated(name, *setting) for name in _TINY for setting in _EMULATED),
         *(_compared(name, what) for name in ("disparity-d", "depth-d") for what in _COMPARED),
         _tiles(),
-        Step(name="host", minutes=10, commands=(("-m", "benchmarks.host"),)),
+        Step(name="host", minutes=15, commands=(("-m", "benchmarks.host"),)),
     ]
 
 

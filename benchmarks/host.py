@@ -33,6 +33,7 @@ BEFORE = "1e356b1"
 SIZES = {"1920x1080": (1920, 1080), "12 megapixels": (4000, 3000)}
 _SAMPLE = ROOT / "tiny" / "samples" / "room.png"
 _STEP = 0.03  # seconds of the network that sleeps
+_TURNS = 3  # of `predict`
 _SAME = "check"  # sums over values and colours: equal in all ways
 
 
@@ -111,8 +112,12 @@ def _predict(
     for number in range(count):
         name = folder / f"{number:03}.jpg"
         name.write_bytes(originals[number % len(originals)].read_bytes())
-    for way, (tree, options) in ways.items():
-        found = _child(tree, "predict", str(bundle), str(folder), str(_STEP), *options)
+    best: dict[str, dict[str, Any]] = {}
+    for _ in range(_TURNS):
+        for way, (tree, options) in ways.items():
+            found = _child(tree, "predict", str(bundle), str(folder), str(_STEP), *options)
+            best[way] = min(best.get(way, found), found, key=lambda each: each["seconds"])
+    for way, found in best.items():
         rate = found["pictures"] / found["seconds"]
         yield {
             "what": "predict",

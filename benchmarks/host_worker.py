@@ -10,13 +10,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 
 def main(words: list[str]) -> None:
-    """`stages PICTURE ROUNDS` or `predict BUNDLE FOLDER SECONDS`; `--plain` hides the packages of `fast`."""
+    """`stages PICTURE ROUNDS` or `predict BUNDLE FOLDER SECONDS`; `--plain`: no extra `fast`."""
     if "--plain" in words:
         words.remove("--plain")
         sys.modules["isal"] = sys.modules["numba"] = None  # type: ignore[assignment]
@@ -31,11 +31,9 @@ def stages(path: str, rounds: str) -> dict[str, dict[str, float]]:
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    with contextlib.suppress(ImportError):  # before, there were none
-        from runtime import loops
-
-        if loops.load() is None and sys.modules.get("numba", loops) is not None:
-            raise SystemExit("the compiled loops could not be loaded")
+    compiled = _loaded()
+    if compiled == [None] and sys.modules.get("numba", sys) is not None:
+        raise SystemExit("the compiled loops could not be loaded")
     found: dict[str, dict[str, float]] = {}
     for _ in range(int(rounds)):
         for stage, numbers in _once(path).items():
@@ -44,12 +42,21 @@ def stages(path: str, rounds: str) -> dict[str, dict[str, float]]:
     return found
 
 
+def _loaded() -> list[Any]:
+    """The compiled loops, or None; before, there was no such thing."""
+    try:
+        from runtime import loops
+    except ImportError:
+        return []
+    return [loops.load()]
+
+
 def _once(path: str) -> dict[str, dict[str, float]]:
     import numpy as np
 
     from runtime import image
     from runtime.manifest import Bucket, Preprocess
-    from runtime.prediction import Prediction, TaskMap
+    from runtime.prediction import Prediction
     from runtime.tasks import TASKS
 
     found: dict[str, dict[str, float]] = {}
@@ -68,25 +75,47 @@ def _once(path: str) -> dict[str, dict[str, float]]:
     bucket = Bucket(height=512, width=512, graph="")
     pixels = timed("load", (lambda: read(path)[0]) if read else (lambda: image.load(path)))
     fitted, fit = timed("fit", lambda: image.fit_to_bucket(pixels, bucket))
-    timed("normalise", lambda: Preprocess().apply(fitted))
+    timed("normalise", lambda: Preprocess().apply(fitted, *_loaded()))
     task, answer = TASKS["disparity"], _answer(fitted)
     values = timed("restore", lambda: task.decode(image.restore(task, answer, fit, "bilinear")))
     colors = timed("colours", lambda: task.colorize(values))
     prediction = Prediction({"disparity": values})
-    real = TaskMap.colorize
-    TaskMap.colorize = lambda self: colors  # type: ignore[method-assign]
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            saved = timed("files", lambda: prediction.save(Path(folder, "a")))
-            sizes = {path.name.removeprefix("a"): path.stat().st_size for path in saved}
-    finally:
-        TaskMap.colorize = real  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder, _given(task, colors):
+        saved = timed("files", lambda: prediction.save(Path(folder, "a")))
+        sizes = {path.name.removeprefix("a"): path.stat().st_size for path in saved}
     found["bytes"] = {name: float(size) for name, size in sizes.items()}
     found["check"] = {
         "values": float(np.sum(values, dtype=np.float64)),
         "colors": float(colors.sum()),
     }
     return found
+
+
+@contextlib.contextmanager
+def _given(task: Any, colors: Any) -> Iterator[None]:
+    """Files that are written meanwhile have these colours."""
+    from runtime.prediction import TaskMap
+
+    kind, name = (type(task), "painter") if hasattr(task, "painter") else (TaskMap, "colorize")
+
+    def painter(*_: Any) -> Callable[[Any], Any]:
+        done = 0
+
+        def paint(values: Any) -> Any:
+            nonlocal done
+            done += len(values)
+            return colors[done - len(values) : done]
+
+        return paint
+
+    own = kind.__dict__.get(name)
+    setattr(kind, name, painter if name == "painter" else lambda _: colors)
+    try:
+        yield
+    finally:
+        delattr(kind, name)
+        if own is not None:
+            setattr(kind, name, own)
 
 
 def _answer(fitted: Any) -> Any:

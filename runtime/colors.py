@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,32 +45,47 @@ def spectral_table() -> NDArray[np.uint8]:
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-def spectral(
-    values: NDArray[np.float32],
-    bounds: tuple[float, float] | None,
-    *,
-    red_is_high: bool,
-    loops: Loops | None = None,
-) -> NDArray[np.uint8]:
-    """RGB uint8 [H,W,3] of values [H,W] between `bounds`, or their own ends; red is the lower one
-    and what lies below, or the higher one and what lies above. Needs Pillow.
-    """
-    from PIL import Image
+Paint: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
+"""Gives values [H,W] their colours, RGB uint8 [H,W,3]."""
 
-    colors = np.empty((*values.shape, 3), np.uint8)
-    ramp = _Ramp(*(bounds or ends(values)), down=red_is_high)
-    table, index_of = spectral_table(), _quickest(ramp)
-    if loops is not None and index_of == ramp.quick and values.dtype == np.float32:
-        words = table.astype(np.uint32) @ np.array([1, 2**8, 2**16], np.uint32)
-        flat = np.ascontiguousarray(values).reshape(-1)
-        loops.colour(flat, ramp.start, ramp.steps, words, colors.reshape(-1))
+
+def spectral(
+    bounds: tuple[float, float], *, red_is_high: bool, loops: Loops | None = None
+) -> Paint:
+    """The colours of values between `bounds`; red is the lower one and what lies below, or the
+    higher one and what lies above. Needs Pillow.
+    """
+    ramp = _Ramp(*bounds, down=red_is_high)
+    index_of = _quickest(ramp)
+
+    def plain(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        from PIL import Image
+
+        colors = np.empty((*values.shape, 3), np.uint8)
+        table = spectral_table().tobytes()
+        for rows in bands(values, 2 * _BAND):
+            index = Image.fromarray(_blocks(index_of, values[rows], np.uint8))
+            index.putpalette(table)  # its palettes are several times as fast as an index of NumPy's
+            colors[rows] = np.asarray(index.convert("RGB"))
         return colors
-    palette = table.tobytes()
-    for rows in bands(values, 2 * _BAND):
-        index = Image.fromarray(_blocks(index_of, values[rows], np.uint8))
-        index.putpalette(palette)  # its palettes are several times as fast as an index of NumPy's
-        colors[rows] = np.asarray(index.convert("RGB"))
-    return colors
+
+    def compiled(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        if loops is None or values.dtype != np.float32:
+            return plain(values)
+        colors = np.empty((*values.shape, 3), np.uint8)
+        flat = np.ascontiguousarray(values).reshape(-1)
+        loops.colour(flat, ramp.start, ramp.steps, _table_in_words(), colors.reshape(-1))
+        return colors
+
+    return compiled if index_of == ramp.quick else plain
+
+
+@functools.cache
+def _table_in_words() -> NDArray[np.uint32]:
+    """The colours as numbers; red is the lowest byte."""
+    red, green, blue = spectral_table().T.astype(np.uint32)
+    words: NDArray[np.uint32] = red | green << 8 | blue << 16
+    return words
 
 
 def ends(values: NDArray[np.float32]) -> tuple[float, float]:

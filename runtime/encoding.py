@@ -8,6 +8,7 @@ header, NPZ as the comment of the archive (and under keys of its own).
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,17 +88,17 @@ def encode_png(
     texts: Texts,
     codes_of: Callable[[NDArray[Any]], NDArray[np.uint8] | NDArray[np.uint16]] = lambda rows: rows,
 ) -> Sequence[Piece]:
-    """A PNG of 8 or 16 bits of [H,W] (grey) or [H,W,3] (RGB); Pillow writes no 16-bit RGB, and
-    takes several times as long. Source: PNG specification, 9 and 11.2.
+    """A PNG of 8 or 16 bits of samples [H,W] (grey) or [H,W,3] (RGB); Pillow writes no 16-bit RGB,
+    and takes several times as long. Source: PNG specification, 9 and 11.2.
 
     `codes_of` makes the samples of some rows, so that they need not all be there at once.
     """
     height, width = values.shape[:2]
-    kind = codes_of(values[:0]).dtype
-    color_type = 2 if values.ndim == 3 else 0
-    head = struct.pack(">IIBBBBB", width, height, 8 * kind.itemsize, color_type, 0, 0, 0)
-    length = kind.itemsize * (values.size // height)
-    pack, lines = packer(noisy=kind.itemsize > 1), _lines(values, codes_of, length)
+    none = codes_of(values[:0])
+    depth, color_type = none.dtype.itemsize, 2 if none.ndim == 3 else 0
+    head = struct.pack(">IIBBBBB", width, height, 8 * depth, color_type, 0, 0, 0)
+    length = depth * math.prod(none.shape[1:])
+    pack, lines = packer(noisy=depth > 1), _lines(values, codes_of, length)
     return [
         SIGNATURE,
         chunk(b"IHDR", head),
@@ -133,8 +134,8 @@ def _png16(task_map: TaskMap, texts: Texts) -> Content:
 
 
 def _color(task_map: TaskMap, texts: Texts) -> Content:
-    words = TASKS[task_map.task].legend(task_map.values)
-    return encode_png(task_map.colorize(), {**texts, VALUES: words})
+    task, values = TASKS[task_map.task], task_map.values
+    return encode_png(values, {**texts, VALUES: task.legend(values)}, task.painter(values))
 
 
 def _npz(task_map: TaskMap, texts: Texts) -> bytes:

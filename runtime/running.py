@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime import loops
 from runtime.backends.session import Arrays, Session
 from runtime.filling import fill
 from runtime.image import Fit, restore
@@ -107,9 +108,8 @@ def _run(
     more pictures or noises than there are, the last one fills it.
     """
     full = group + group[-1:] * (bucket.batch - len(group))
-    feeds = {
-        "image": manifest.preprocess.apply(np.stack([part.picture.rgb for part in full])),
-    }
+    rgb = np.stack([part.picture.rgb for part in full])
+    feeds = {"image": manifest.preprocess.apply(rgb, loops.ready(rgb.size // 3))}
     noises = [_filled(part.noise, bucket.noises) for part in full if part.noise is not None]
     if noises:
         feeds["noise"] = np.concatenate(noises)

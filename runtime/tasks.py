@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import loops
-from runtime.colors import bands, ends, scaled, spectral
+from runtime.colors import Paint, bands, ends, scaled, spectral
 from runtime.enlarge import enlarge, is_larger
 from runtime.pixels import ONE_BLOCK, memory_of
 from runtime.vectors import angles, unit_vectors
@@ -101,9 +101,19 @@ class Task:
         shown in Spectral from the image's smallest to its largest value, or between `bounds`, as
         the frames of a video need it; what is near is red.
         """
+        return self.painter(values, bounds)(values)
+
+    def painter(
+        self, values: NDArray[np.float32], bounds: tuple[float, float] | None = None
+    ) -> Paint:
+        """What gives each part of `values` the colours that it has in `colorize` of the whole."""
         if self.channels == 1:
             compiled = loops.ready(values.size)
-            return spectral(values, bounds, red_is_high=self.near == "large", loops=compiled)
+            red_is_high = self.near == "large"
+            return spectral(bounds or ends(values), red_is_high=red_is_high, loops=compiled)
+        return self._rgb
+
+    def _rgb(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         colors = np.empty(values.shape, np.uint8)
         for rows in bands(values):
             levels = values[rows] - np.float32(self.low)
@@ -295,8 +305,8 @@ class NormalTask(Task):
         """The mean direction, and the median angle to it in degrees."""
         vectors = np.stack([self.decode(output) for output in outputs])
         middle = unit_vectors(vectors.sum(axis=0))
-        angles = np.median([angles(each, middle) for each in vectors], axis=0)
-        spread = angles.astype(np.float32, copy=False)[None]
+        spread = np.median([angles(each, middle) for each in vectors], axis=0)
+        spread = spread.astype(np.float32, copy=False)[None]
         return Answer(map=np.ascontiguousarray(middle.transpose(2, 0, 1)), spread=spread)
 
     def uncertainty(
@@ -310,10 +320,13 @@ class NormalTask(Task):
 class ShareTask(Task):
     """How much of a pixel belongs to the subject, shown in grey."""
 
-    def colorize(
+    def painter(
         self, values: NDArray[np.float32], bounds: tuple[float, float] | None = None
-    ) -> NDArray[np.uint8]:
-        """RGB uint8 [H,W,3]: black is `low` and white is `high`, in every image alike."""
+    ) -> Paint:
+        """Black is `low` and white is `high`, in every image alike."""
+        return self._grey
+
+    def _grey(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         grey = scaled(values, self.low, self.high, 255, np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
 

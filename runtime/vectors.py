@@ -16,7 +16,7 @@ _SHORTEST = np.float32(1e-6)  # a vector's length: a shorter one counts as this 
 def unit_vectors(vectors: NDArray[np.float32], loops: Loops | None = None) -> NDArray[np.float32]:
     """[H,W,3] scaled to unit length; a zero vector stays zero."""
     unit = np.empty(vectors.shape, np.float32)
-    planes = vectors.transpose(2, 0, 1)
+    planes = np.moveaxis(vectors, -1, 0)
     if loops is not None and planes.flags.c_contiguous and planes.dtype == np.float32:
         loops.unit(planes.reshape(3, -1), _SHORTEST, unit.reshape(-1, 3))
         return unit
@@ -34,5 +34,5 @@ def unit_vectors(vectors: NDArray[np.float32], loops: Loops | None = None) -> ND
 def angles(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Degrees between vectors [...,3], exact for small angles too."""
     sine, cosine = np.linalg.norm(np.cross(first, second), axis=-1), (first * second).sum(-1)
-    angles: NDArray[Any] = np.degrees(np.arctan2(sine, cosine))
-    return angles
+    degrees: NDArray[Any] = np.degrees(np.arctan2(sine, cosine))
+    return degrees

@@ -25,7 +25,7 @@ from runtime.enlarge import enlarge, is_larger
 from runtime.image import fit_to_bucket, load, read
 from runtime.manifest import Bucket
 from runtime.pixels import ONE_BLOCK, memory_of
-from runtime.tasks import TASKS
+from runtime.tasks import TASKS, Task
 from runtime.vectors import unit_vectors
 
 RANDOM = np.random.default_rng(0)
@@ -51,6 +51,15 @@ def test_colours_are_those_of_the_plain_formula(name: str, shape: tuple[int, int
         unit = (values.astype(np.float64) - low) / max(high - low, 1e-12)
         index = np.rint((1 - unit if name == "disparity" else unit) * 255).astype(int)
         assert np.array_equal(TASKS[name].colorize(values), spectral_table()[index])
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_parts_of_a_map_have_the_colours_of_the_whole(task: Task) -> None:
+    values = RANDOM.random((60, 50) + (3,) * (task.channels > 1), dtype=np.float32)
+    values[20:40] *= np.float32(0.3)
+    whole, paint = task.colorize(values), task.painter(values)
+    for top, bottom in ((0, 0), (0, 20), (20, 40), (41, 60)):
+        assert np.array_equal(paint(values[top:bottom]), whole[top:bottom])
 
 
 @pytest.mark.parametrize("down", [True, False])

@@ -16,12 +16,12 @@ from PIL import Image
 
 from runtime import __main__ as command
 from runtime import loops
-from runtime.colors import scaled, spectral
+from runtime.colors import ends, scaled, spectral
 from runtime.enlarge import enlarge
 from runtime.image import fit_to_bucket
 from runtime.loops import Loops
 from runtime.loops.proof import differences
-from runtime.manifest import Bucket
+from runtime.manifest import Bucket, Preprocess
 from runtime.pixels import ONE_BLOCK
 from runtime.shrink import shrink
 from runtime.tasks import TASKS
@@ -110,7 +110,7 @@ def test_colours_and_steps(
     for values in (noise(*shape), edges, np.full(shape, 0.3, np.float32)):
         for red_is_high in (True, False):
             plain, quick = (
-                spectral(values, bounds, red_is_high=red_is_high, loops=each)
+                spectral(bounds or ends(values), red_is_high=red_is_high, loops=each)(values)
                 for each in (None, compiled)
             )
             assert np.array_equal(plain, quick)
@@ -145,6 +145,16 @@ def test_vectors_have_the_same_bits(compiled: Loops) -> None:
         for given in (planes.transpose(1, 2, 0), np.ascontiguousarray(planes.transpose(1, 2, 0))):
             plain, quick = (unit_vectors(given, each) for each in (None, compiled))
             assert np.array_equal(plain.view(np.uint32), quick.view(np.uint32))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1 / 127.5, -1.0), (0.0171, 0.3)])
+def test_the_network_gets_the_same_bits(scale: float, offset: float, compiled: Loops) -> None:
+    process = Preprocess(scale=scale, offset=offset)
+    rgb = np.random.default_rng(3).integers(0, 256, (2, 40, 41, 3), dtype=np.uint8)
+    for given in (rgb, rgb[0], rgb[:, ::2], rgb[:1]):
+        plain, quick = process.apply(given), process.apply(given, compiled)
+        assert plain.shape == quick.shape
+        assert np.array_equal(plain.view(np.uint32), quick.view(np.uint32))
 
 
 def test_arrays_that_are_read_only_strided_or_of_another_type(loaded: Loops) -> None:
@@ -234,6 +244,12 @@ def child(code: str, **environment: str) -> str:
     )
     assert done.stderr == ""
     return done.stdout.strip()
+
+
+def test_who_knows_that_many_pictures_come_need_not_wait() -> None:
+    expected = WAIT.replace("found = [", "loops.expect(15); loops.expect(16); found = [")
+    assert child(expected.replace("2**25", "1")) == "False False False thread True True"
+    assert child(WAIT.replace("2**25", "1")) == "False False False False True"
 
 
 def test_a_process_loads_them_when_it_has_done_enough() -> None:

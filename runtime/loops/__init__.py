@@ -21,6 +21,8 @@ VARIABLE = "LOTUS_EDGE_LOOPS"
 ENOUGH = 2**26
 """Pixels that a process works on the plain ways: a photo of 1920x1080 and its map, eight times."""
 
+_MANY = 16  # pictures of any size
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loops:
@@ -28,6 +30,7 @@ class Loops:
 
     shrink_rows: Loop
     shrink_columns: Loop
+    normalise: Loop
     enlarge_columns: Loop
     colour: Loop
     steps16: Loop
@@ -39,6 +42,12 @@ def ready(pixels: int) -> Loops | None:
     be.
     """
     return _state.after(pixels)
+
+
+def expect(pictures: int) -> None:
+    """So many pictures are coming: where they are many, load the loops meanwhile."""
+    if pictures >= _MANY:
+        _state.after(ENOUGH)
 
 
 def load() -> Loops | None:

@@ -85,6 +85,15 @@ def shrink_columns(samples: Any, first: Any, weights: Any, out: Any) -> None:
                 out[y, x, channel] = np.uint8(total[4 * x + channel] >> _BITS)
 
 
+def normalise(rgb: Any, scale: float, offset: float, out: Any) -> None:
+    """Samples uint8 [M,N,3] to planes float32 [M,3,N]: times `scale`, plus `offset`, in float32."""
+    for picture in range(rgb.shape[0]):
+        for at in range(rgb.shape[1]):
+            for channel in range(3):
+                sample = np.float32(rgb[picture, at, channel])
+                out[picture, channel, at] = sample * scale + offset
+
+
 def enlarge_columns(wide: Any, first: Any, second: Any, weight: Any, other: Any, out: Any) -> None:
     """float32 [h,W] to [H,W]: of two rows each, by weights in float64."""
     for y in range(out.shape[0]):
@@ -158,6 +167,7 @@ SIGNATURES = {
         *(_given(types.uint8, 2), _PLACES, _given(types.int32, 2)),
         _made(types.uint8, 3),
     ),
+    normalise: (_given(types.uint8, 3), types.float32, types.float32, _made(types.float32, 3)),
     enlarge_columns: (
         *(_given(types.float32, 2), _PLACES, _PLACES, _FLOATS, _FLOATS),
         _made(types.float32, 2),

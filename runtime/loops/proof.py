@@ -8,6 +8,7 @@ from PIL import Image
 from runtime.colors import scaled, spectral
 from runtime.enlarge import enlarge
 from runtime.loops import Loops
+from runtime.manifest import Preprocess
 from runtime.shrink import shrink
 from runtime.vectors import unit_vectors
 
@@ -23,15 +24,18 @@ def differences(loops: Loops) -> list[str]:
         plain = np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR))
         if not np.array_equal(shrink(image, rows, columns, loops), plain):
             found.append("shrink")
+        rgb = np.stack([plain, plain])
+        if not np.array_equal(Preprocess().apply(rgb), Preprocess().apply(rgb, loops)):
+            found.append("normalise")
         values = random.random((height, width), dtype=np.float32) * np.float32(1.4)
         first, second = np.empty((2, height + 50, width + 9), np.float32)
         enlarge(values, first)
         enlarge(values, second, loops=loops)
         if not np.array_equal(first, second):
             found.append("enlarge")
-        for bounds in (None, (0.1, 0.9)):
+        for bounds in ((0.0, 1.0), (0.1, 0.9)):
             plain, quick = (
-                spectral(values, bounds, red_is_high=height > 30, loops=each)
+                spectral(bounds, red_is_high=height > 30, loops=each)(values)
                 for each in (None, loops)
             )
             if not np.array_equal(plain, quick):
