@@ -23,7 +23,7 @@ from runtime.loops import Loops
 from runtime.loops.proof import differences
 from runtime.manifest import Bucket, Preprocess
 from runtime.pixels import ONE_BLOCK
-from runtime.shrink import shrink
+from runtime.shrink import _taps, shrink
 from runtime.tasks import TASKS
 from runtime.vectors import unit_vectors
 
@@ -79,6 +79,19 @@ def test_a_photo_becomes_what_pillow_makes_of_it(seed: int, compiled: Loops) -> 
         before = image.tobytes()
         assert same_photo(shrink(image, *size, compiled), plain), (height, width, size)
         assert image.tobytes() == before
+
+
+def test_no_pixel_beyond_a_row_is_read() -> None:
+    """Four at once are read, also where fewer are left, which then weigh nothing."""
+    random = np.random.default_rng(0)
+    for size, length in random.integers(1, 300, (400, 2)).tolist():
+        for multiple in (1, 4):
+            first, weights = _taps(size, length, multiple)
+            assert weights.shape[1] % multiple == 0
+            assert (weights.sum(axis=1) > 0.9999 * 2**22).all()
+            if weights.shape[1] <= size:  # else the photo stays with Pillow
+                assert first.min() >= 0
+                assert first.max() + weights.shape[1] <= size
 
 
 @pytest.mark.parametrize("size", [(1100, 4200), (4200, 1100), (1, ONE_BLOCK + 1), (ONE_BLOCK, 2)])

@@ -84,14 +84,14 @@ class _State:
 
 
 def _compiled() -> Loops | None:
-    """None where the program ends meanwhile, or where Numba is told not to compile."""
+    """None where the program ends meanwhile."""
     import numba
 
     from runtime.loops.code import SIGNATURES
 
     done: dict[str, Any] = {}
     for function, signature in SIGNATURES.items():
-        if numba.config.DISABLE_JIT or not threading.main_thread().is_alive():
+        if not threading.main_thread().is_alive():
             return None
         try:
             done[function.__name__] = numba.njit(signature, nogil=True, cache=True)(function)
