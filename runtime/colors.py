@@ -46,7 +46,7 @@ def spectral_table() -> NDArray[np.uint8]:
 
 
 Paint: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
-"""Gives values [H,W] their colours, RGB uint8 [H,W,3]."""
+"""Gives values [H,W] or [H,W,3] their colours, RGB uint8 [H,W,3]."""
 
 
 def spectral(
@@ -78,6 +78,24 @@ def spectral(
         return colors
 
     return compiled if index_of == ramp.quick else plain
+
+
+def in_range(low: float, high: float, loops: Loops | None = None) -> Paint:
+    """Red, green and blue of three values, from `low` (0) to `high` (255)."""
+    start, steps = np.float32(low), np.float32(255 / (high - low))
+
+    def paint(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        colors = np.empty(values.shape, np.uint8)
+        if loops is not None and values.dtype == np.float32:
+            loops.levels(np.ascontiguousarray(values).reshape(-1), start, steps, colors.reshape(-1))
+            return colors
+        for rows in bands(values):
+            levels = values[rows] - start
+            levels *= steps
+            colors[rows] = np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
+        return colors
+
+    return paint
 
 
 @functools.cache

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import loops
-from runtime.colors import Paint, bands, ends, scaled, spectral
+from runtime.colors import Paint, ends, in_range, scaled, spectral
 from runtime.enlarge import enlarge, is_larger
 from runtime.pixels import ONE_BLOCK, memory_of
 from runtime.vectors import angles, unit_vectors
@@ -107,19 +107,10 @@ class Task:
         self, values: NDArray[np.float32], bounds: tuple[float, float] | None = None
     ) -> Paint:
         """What gives each part of `values` the colours that it has in `colorize` of the whole."""
-        if self.channels == 1:
-            compiled = loops.ready(values.size)
-            red_is_high = self.near == "large"
-            return spectral(bounds or ends(values), red_is_high=red_is_high, loops=compiled)
-        return self._rgb
-
-    def _rgb(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        colors = np.empty(values.shape, np.uint8)
-        for rows in bands(values):
-            levels = values[rows] - np.float32(self.low)
-            levels *= np.float32(255 / (self.high - self.low))
-            colors[rows] = np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
-        return colors
+        compiled = loops.ready(values.size)
+        if self.channels > 1:
+            return in_range(self.low, self.high, compiled)
+        return spectral(bounds or ends(values), red_is_high=self.near == "large", loops=compiled)
 
     def legend(self, values: NDArray[np.float32]) -> str:
         """What the colours of these values mean, in a few words."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from runtime import __main__ as command
 from runtime import loops
-from runtime.colors import ends, scaled, spectral
+from runtime.colors import ends, in_range, scaled, spectral
 from runtime.enlarge import enlarge
 from runtime.image import fit_to_bucket
 from runtime.loops import Loops
@@ -128,6 +128,8 @@ def test_colours_and_steps(
             )
             assert np.array_equal(plain, quick)
         for low, high in ((0.0, 1.0), (-1.0, 1.0), (0.0, 7.3)):
+            three = np.stack([values, values * 2, 1 - values], axis=-1)
+            assert np.array_equal(in_range(low, high)(three), in_range(low, high, compiled)(three))
             codes, same = (
                 scaled(values, low, high, 65535, np.uint16, each) for each in (None, compiled)
             )

@@ -34,6 +34,7 @@ class Loops:
     enlarge_columns: Loop
     colour: Loop
     steps16: Loop
+    levels: Loop
     unit: Loop
 
 

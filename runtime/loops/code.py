@@ -139,6 +139,13 @@ def steps16(values: Any, low: float, span: float, top: float, out: Any) -> None:
         out[at] = np.uint16(min(max(np.rint(place), 0.0), top))
 
 
+def levels(values: Any, low: float, step: float, out: Any) -> None:
+    """float32 [N] to uint8 [N] in steps of 1/`step` from `low`, in float32: `Task.colorize`."""
+    for at in range(values.size):
+        place = np.rint((values[at] - low) * step)
+        out[at] = np.uint8(min(max(place, np.float32(0)), np.float32(255)))
+
+
 def unit(planes: Any, smallest: float, out: Any) -> None:
     """float32 [3,N] to vectors [N,3] of unit length: `runtime.tasks.unit_vectors`."""
     for at in range(out.shape[0]):
@@ -180,6 +187,7 @@ SIGNATURES = {
         *(_given(types.float32, 1), types.float64, types.float64, types.float64),
         _made(types.uint16, 1),
     ),
+    levels: (_given(types.float32, 1), types.float32, types.float32, _made(types.uint8, 1)),
     unit: (_given(types.float32, 2), types.float32, _made(types.float32, 2)),
 }
 """What is compiled, and for which arguments."""

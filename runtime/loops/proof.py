@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from runtime.colors import scaled, spectral
+from runtime.colors import in_range, scaled, spectral
 from runtime.enlarge import enlarge
 from runtime.loops import Loops
 from runtime.manifest import Preprocess
@@ -46,6 +46,9 @@ def differences(loops: Loops) -> list[str]:
             )
             if not np.array_equal(codes, same):
                 found.append("scaled")
+        three = random.normal(size=(height, width, 3)).astype(np.float32)
+        if not np.array_equal(in_range(-1, 1)(three), in_range(-1, 1, loops)(three)):
+            found.append("in_range")
         vectors = random.normal(size=(3, height, width)).astype(np.float32).transpose(1, 2, 0)
         vectors[0, 0] = 0
         if not np.array_equal(unit_vectors(vectors), unit_vectors(vectors, loops)):
