@@ -46,6 +46,8 @@ _TOOLS = (
     "tensorrt-rtx",
     "numpy",
     "pillow",
+    "isal",
+    "numba",
 )
 _UNMEASURED = (":(exclude)benchmarks/results", ":(exclude)*.md")
 """Tracked files that may differ: rows themselves, and text."""

@@ -16,7 +16,6 @@ from runtime.extras import explain_missing_packages
 if __name__ == "__main__":
     explain_missing_packages()
 
-from runtime import loops
 from runtime.backends import find_backend
 from runtime.batch import predict_all
 from runtime.console import prepare, release, say, show
@@ -164,7 +163,6 @@ def _predict(arguments: argparse.Namespace) -> int:
     found = find_pictures(arguments.images, arguments.output)
     if len(found.pictures) > 1:
         keep_memory()
-    loops.expect(len(found.pictures))
     with _open(arguments) as engine:
         engine.check_seed(arguments.seed, arguments.ensemble or 1)
         failed = predict_all(

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from runtime import loops
 from runtime.call import Call
 from runtime.console import one_line, say
 from runtime.engine import LotusEngine
@@ -38,6 +39,7 @@ from runtime.saving import (
 from runtime.tasks import Answer
 
 _PAUSE = 5.0  # seconds between two lines of progress
+_PASSES = 4  # over all pixels of a picture that compiled loops could do: fit, restore, two PNGs
 _LARGE = 2**25  # pixels: results of more are written one at a time, since they take a gigabyte
 
 T = TypeVar("T")
@@ -227,6 +229,9 @@ class _Batch:
             if last:
                 self.report(job.number, _no_memory(job.picture, error))
             return not last
+        if job.number == 0:
+            fit, pictures = job.fitted.fit, len(self.names.pictures)
+            loops.expect(pictures * _PASSES * fit.height * fit.width)
         return True
 
     def _run(self, jobs: list[_Job]) -> Iterator[tuple[_Job, Mapping[str, Answer]]]:

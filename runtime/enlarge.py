@@ -28,7 +28,7 @@ def enlarge(
     loops: Loops | None = None,
 ) -> None:
     """Write the float32 [h,w] `plane`, or what lies in `box` of it (left, top, right, bottom), into
-    `out` [H,W], which is no smaller along any edge (see `is_larger`). Needs Pillow.
+    `out` [H,W], which `is_larger`. Needs Pillow.
 
     The values are those of `Image.resize` with BILINEAR, to the last bit where its compiler fused
     no multiplication with an addition (x86), else but for rounding.
@@ -68,10 +68,11 @@ def is_larger(
     box: tuple[float, float, float, float] | None = None,
 ) -> bool:
     """Whether each pixel of a map of that `shape` (or `box` of it) becomes at least one of
-    `height` x `width`.
+    `height` x `width`; never of a box that is not within the map.
     """
     left, top, right, bottom = box or (0, 0, shape[1], shape[0])
-    return 0 < right - left <= width and 0 < bottom - top <= height
+    within = 0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]
+    return within and right - left <= width and bottom - top <= height
 
 
 @dataclass(frozen=True)

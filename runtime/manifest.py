@@ -123,13 +123,13 @@ class Preprocess:
     def apply(self, rgb: NDArray[np.uint8], loops: Loops | None = None) -> NDArray[np.float32]:
         """RGB uint8 [N,H,W,3], or [H,W,3] for N = 1, to the network's float32 [N,3,H,W]."""
         pictures = rgb.reshape(-1, *rgb.shape[-3:])
-        # In the order of the layout that its shape says: PyTorch sums in another order otherwise.
         if loops is not None and pictures.dtype == np.uint8:
             count, height, width = pictures.shape[:3]
             made = np.empty((count, 3, height, width), np.float32)
             flat = np.ascontiguousarray(pictures).reshape(count, -1, 3)
             loops.normalise(flat, self.scale, self.offset, made.reshape(count, 3, -1))
             return made
+        # In the order of the layout that its shape says: PyTorch sums in another order otherwise.
         planes: NDArray[np.float32] = pictures.transpose(0, 3, 1, 2).astype(np.float32, order="C")
         planes *= np.float32(self.scale)
         planes += np.float32(self.offset)

@@ -1,6 +1,5 @@
-"""The memory of Pillow's images as arrays. Pillow hands an image out through two copies or three.
-
-Source: Arrow C data interface, which Pillow's images have.
+"""The memory of Pillow's images as arrays. Pillow hands an image out through two copies or three,
+but has the Arrow C data interface.
 """
 
 from __future__ import annotations
@@ -37,6 +36,10 @@ def words_of(image: Image.Image) -> NDArray[np.uint32]:
 
 
 def _memory(image: Image.Image) -> NDArray[np.uint32]:
+    from PIL import Image as pillow
+
+    if pillow.core.get_alignment() > 4:  # type: ignore[attr-defined]
+        raise ValueError("there may be something between the rows")  # Pillow 12 does not say so
     _, capsule = image.__arrow_c_array__()
     # A prototype of our own: the attribute of `pythonapi` belongs to all of the process.
     pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
@@ -51,7 +54,7 @@ def _memory(image: Image.Image) -> NDArray[np.uint32]:
 
 
 class _ArrowArray(ctypes.Structure):
-    """Of the two buffers of numbers the second has them."""
+    """Source: Arrow C data interface. Of the two buffers of numbers the second has them."""
 
 
 _ArrowArray._fields_ = [

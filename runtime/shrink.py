@@ -18,6 +18,9 @@ from runtime.loops import Loops
 from runtime.pixels import ONE_BLOCK, words_of
 
 _ONE = 1 << 22
+_LONGEST = (
+    2**16
+)  # pixels of an edge; the sum of more weights may be more than 1, so white runs over
 _BAND = 2**18  # pixels of a picture in several blocks that are copied at once
 
 
@@ -27,6 +30,8 @@ def shrink(image: Image.Image, height: int, width: int, loops: Loops) -> NDArray
     The values are those of `Image.resize` with BILINEAR, to the last bit where its compiler fused
     no multiplication with an addition (x86), else but for rounding.
     """
+    if max(*image.size, height, width) > _LONGEST:
+        return _plain(image, height, width)
     across, down = _taps(image.width, width, 4), _taps(image.height, height, 1)
     too_narrow = across[1].shape[1] > image.width  # for four pixels at once
     if too_narrow or image.height - height > max(2 * (image.width - width), 0):  # columns first
@@ -41,7 +46,7 @@ def shrink(image: Image.Image, height: int, width: int, loops: Loops) -> NDArray
                 bottom = min(top + step, image.height)
                 band = image.crop((0, top, image.width, bottom))
                 loops.shrink_rows(words_of(band), *across, rows[top:bottom])
-    except ValueError:  # a row alone is more than a block
+    except ValueError:  # Pillow was told to hold rows apart (PILLOW_ALIGNMENT)
         return _plain(image, height, width)
     small = np.empty((height, width, 3), np.uint8)
     loops.shrink_columns(rows.view(np.uint8), *down, small)

@@ -106,7 +106,9 @@ class Task:
     def painter(
         self, values: NDArray[np.float32], bounds: tuple[float, float] | None = None
     ) -> Paint:
-        """What gives each part of `values` the colours that it has in `colorize` of the whole."""
+        """What gives each part of `values` the colours that it has in `colorize` of the whole. A
+        task with other colours overrides this, and not `colorize`: files come from here.
+        """
         compiled = loops.ready(values.size)
         if self.channels > 1:
             return in_range(self.low, self.high, compiled)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from runtime.manifest import Bucket, Manifest
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports ONNX Runtime
-os.environ["LOTUS_EDGE_LOOPS"] = "off"  # else a thread loads them in the midst of another test
+os.environ["LOTUS_EDGE_LOOPS"] = "0"  # else a thread loads them in the midst of another test
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "photos"

@@ -1,27 +1,31 @@
 """Loops over all pixels of a picture, compiled by Numba (extra `fast`) where it is installed.
 
-They answer the bits of the plain ways, NumPy's and Pillow's, in a third of the time and less. To
-load them takes half a second (the first time, when they are compiled and kept, some seconds) and
-100 MB. So a process goes the plain ways until it has done as much work as that is worth; then a
-thread loads the loops, and compares them with the plain ways. `LOTUS_EDGE_LOOPS=off` leaves them.
+They answer the bits of the plain ways, NumPy's and Pillow's, in a half of the time or less. To load
+them takes a second (the first time, when they are compiled and kept, some seconds) and 120 MB. So a
+process goes the plain ways until it has done as much work as that is worth, or knows that it will;
+then a thread loads the loops, and compares them with the plain ways. `LOTUS_EDGE_LOOPS=0` leaves
+them out. With `LOTUS_EDGE_DEBUG` it is said why there are none.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from runtime.console import say
+
 Loop: TypeAlias = Callable[..., None]
 
-VARIABLE = "LOTUS_EDGE_LOOPS"
-ENOUGH = 2**26
-"""Pixels that a process works on the plain ways: a photo of 1920x1080 and its map, eight times."""
-
-_MANY = 16  # pictures of any size
+OFF = "LOTUS_EDGE_LOOPS"
+ENOUGH = 2**28
+"""Pixels of passes that cost, the plain ways, what loading costs: those of a photo of 1920x1080 and
+its map, 32 times.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +49,10 @@ def ready(pixels: int) -> Loops | None:
     return _state.after(pixels)
 
 
-def expect(pictures: int) -> None:
-    """So many pictures are coming: where they are many, load the loops meanwhile."""
-    if pictures >= _MANY:
-        _state.after(ENOUGH)
+def expect(pixels: int) -> None:
+    """Passes over so many pixels are to come: where they are enough, load the loops meanwhile."""
+    if pixels >= ENOUGH:
+        _state.after(pixels)
 
 
 def load() -> Loops | None:
@@ -58,54 +62,74 @@ def load() -> Loops | None:
 
 class _State:
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._loops: Loops | None = None
         self._pixels = 0
-        self._tried = False
+        self.renew()
+
+    def renew(self) -> None:
+        """Nothing is being loaded, and no lock is held."""
+        self._counting, self._loading = threading.Lock(), threading.Lock()
+        self._tried = self._loops is not None
 
     def after(self, pixels: int) -> Loops | None:
         if self._loops is None and not self._tried:
-            with self._lock:
+            with self._counting:
                 self._pixels += pixels
                 start = self._pixels >= ENOUGH and not self._tried
                 self._tried |= start
             if start:
-                threading.Thread(target=self.load, name="lotus-loops").start()
+                with contextlib.suppress(RuntimeError):  # no thread can be had
+                    threading.Thread(target=self.load, name="lotus-loops").start()
         return self._loops
 
     def load(self) -> Loops | None:
-        self._tried = True
-        if self._loops is None and os.environ.get(VARIABLE) != "off":
-            # Whatever does not fit in this installation: the plain ways are always there.
-            with contextlib.suppress(Exception):
-                loops = _compiled()
-                if loops is not None and _agree(loops):
-                    self._loops = loops
+        with self._loading:
+            if self._loops is None and os.environ.get(OFF) != "0":
+                self._tried = True
+                try:
+                    self._loops = _proved(_compiled())
+                except Exception as error:  # the plain ways are always there
+                    if os.environ.get("LOTUS_EDGE_DEBUG"):
+                        say(f"without compiled loops: {type(error).__name__}: {error}")
         return self._loops
 
 
-def _compiled() -> Loops | None:
-    """None where the program ends meanwhile."""
+def _compiled() -> Loops:
+    _go_on()
     import numba
 
     from runtime.loops.code import SIGNATURES
 
     done: dict[str, Any] = {}
     for function, signature in SIGNATURES.items():
-        if not threading.main_thread().is_alive():
-            return None
+        _go_on()
+        # Division as NumPy's: by zero it is infinite.
+        compile_as = functools.partial(numba.njit, signature, nogil=True, error_model="numpy")
         try:
-            done[function.__name__] = numba.njit(signature, nogil=True, cache=True)(function)
-        except RuntimeError:  # there is no folder to keep it in
-            done[function.__name__] = numba.njit(signature, nogil=True)(function)
+            done[function.__name__] = compile_as(cache=True)(function)
+        except Exception:  # what was kept is damaged, or nothing can be kept
+            done[function.__name__] = compile_as()(function)
     return Loops(**done)
 
 
-def _agree(loops: Loops) -> bool:
-    """Whether they answer what the installed Pillow and NumPy do, on a small picture and map."""
+def _proved(loops: Loops) -> Loops:
+    """These loops, which answer what the installed Pillow and NumPy do on small pictures and maps.
+    Raises: ValueError where they do not.
+    """
     from runtime.loops.proof import differences
 
-    return not differences(loops)
+    _go_on()
+    if found := differences(loops):
+        raise ValueError(f"another answer than the plain way's: {', '.join(found)}")
+    return loops
+
+
+def _go_on() -> None:
+    """Raises: RuntimeError where the program ends."""
+    if not threading.main_thread().is_alive():
+        raise RuntimeError("the program ends")
 
 
 _state = _State()
+if hasattr(os, "register_at_fork"):  # a child has no thread that would load them
+    os.register_at_fork(after_in_child=_state.renew)

@@ -140,14 +140,14 @@ def steps16(values: Any, low: float, span: float, top: float, out: Any) -> None:
 
 
 def levels(values: Any, low: float, step: float, out: Any) -> None:
-    """float32 [N] to uint8 [N] in steps of 1/`step` from `low`, in float32: `Task.colorize`."""
+    """float32 [N] to uint8 [N] in steps of 1/`step` from `low`: `runtime.colors.in_range`."""
     for at in range(values.size):
         place = np.rint((values[at] - low) * step)
         out[at] = np.uint8(min(max(place, np.float32(0)), np.float32(255)))
 
 
 def unit(planes: Any, smallest: float, out: Any) -> None:
-    """float32 [3,N] to vectors [N,3] of unit length: `runtime.tasks.unit_vectors`."""
+    """float32 [3,N] to vectors [N,3] of unit length: `runtime.vectors.unit_vectors`."""
     for at in range(out.shape[0]):
         x, y, z = planes[0, at], planes[1, at], planes[2, at]
         length = max(np.sqrt(x * x + y * y + z * z), smallest)
