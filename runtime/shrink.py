@@ -18,9 +18,7 @@ from runtime.loops import Loops
 from runtime.pixels import ONE_BLOCK, words_of
 
 _ONE = 1 << 22
-_LONGEST = (
-    2**16
-)  # pixels of an edge; the sum of more weights may be more than 1, so white runs over
+_LONGEST = 2**16  # pixels of an edge: of more the rounded weights may add up to more than white
 _BAND = 2**18  # pixels of a picture in several blocks that are copied at once
 
 
