@@ -57,11 +57,16 @@ def spectral(
     """
     ramp = _Ramp(*bounds, down=red_is_high)
     index_of = _quickest(ramp)
+    compiled = loops if index_of == ramp.quick else None
 
-    def plain(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def paint(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        colors = np.empty((*values.shape, 3), np.uint8)
+        if compiled is not None and values.dtype == np.float32:
+            flat = np.ascontiguousarray(values).reshape(-1)
+            compiled.colour(flat, ramp.start, ramp.steps, _table_in_words(), colors.reshape(-1))
+            return colors
         from PIL import Image
 
-        colors = np.empty((*values.shape, 3), np.uint8)
         table = spectral_table().tobytes()
         for rows in bands(values, 2 * _BAND):
             index = Image.fromarray(_blocks(index_of, values[rows], np.uint8))
@@ -69,15 +74,7 @@ def spectral(
             colors[rows] = np.asarray(index.convert("RGB"))
         return colors
 
-    def compiled(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        if loops is None or values.dtype != np.float32:
-            return plain(values)
-        colors = np.empty((*values.shape, 3), np.uint8)
-        flat = np.ascontiguousarray(values).reshape(-1)
-        loops.colour(flat, ramp.start, ramp.steps, _table_in_words(), colors.reshape(-1))
-        return colors
-
-    return compiled if index_of == ramp.quick else plain
+    return paint
 
 
 def in_range(low: float, high: float, loops: Loops | None = None) -> Paint:

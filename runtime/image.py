@@ -210,10 +210,7 @@ def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
     if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8:
         pixels = Image.fromarray(pixels)
     if isinstance(pixels, Image.Image):
-        compiled = loops.ready(pixels.width * pixels.height)
-        if compiled is not None:
-            return shrink(pixels, height, width, compiled)
-        return pixels.resize((width, height), Image.Resampling.BILINEAR)
+        return shrink(pixels, height, width, loops.ready(pixels.width * pixels.height))
     planes = [Image.fromarray(np.ascontiguousarray(pixels[..., band])) for band in range(3)]
     return np.stack(
         [np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)) for plane in planes],

@@ -1,4 +1,4 @@
-"""Another size for a photo, as Pillow does it, by loops that are several times as fast.
+"""Another size for a photo, by Pillow or by loops that are several times as fast.
 
 Source: Pillow, src/libImaging/Resample.c: rows first (their results rounded to 8 bits), columns
 then, in whole numbers; a weight has 22 bits. Where far more rows go than columns, Pillow 13 does
@@ -22,13 +22,15 @@ _LONGEST = 2**16  # pixels of an edge: of more the rounded weights may add up to
 _BAND = 2**18  # pixels of a picture in several blocks that are copied at once
 
 
-def shrink(image: Image.Image, height: int, width: int, loops: Loops) -> NDArray[np.uint8]:
+def shrink(
+    image: Image.Image, height: int, width: int, loops: Loops | None = None
+) -> NDArray[np.uint8]:
     """An image of mode RGB at another size, antialiased: RGB uint8 [H,W,3].
 
-    The values are those of `Image.resize` with BILINEAR, to the last bit where its compiler fused
-    no multiplication with an addition (x86), else but for rounding.
+    The values are those of `Image.resize` with BILINEAR; with `loops` to the last bit where its
+    compiler fused no multiplication with an addition (x86), else but for rounding.
     """
-    if max(*image.size, height, width) > _LONGEST:
+    if loops is None or max(*image.size, height, width) > _LONGEST:
         return _plain(image, height, width)
     across, down = _taps(image.width, width, 4), _taps(image.height, height, 1)
     too_narrow = across[1].shape[1] > image.width  # for four pixels at once

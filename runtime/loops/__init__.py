@@ -10,7 +10,6 @@ them out. With `LOTUS_EDGE_DEBUG` it is said why there are none.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import threading
 from collections.abc import Callable
@@ -43,8 +42,8 @@ class Loops:
 
 
 def ready(pixels: int) -> Loops | None:
-    """The loops, for one pass over so many pixels; None while they are not loaded, or never will
-    be.
+    """The loops, for one pass over so many pixels, of each channel of a map; None while they are
+    not loaded, or never will be.
     """
     return _state.after(pixels)
 
@@ -96,19 +95,12 @@ class _State:
 
 def _compiled() -> Loops:
     _go_on()
-    import numba
-
-    from runtime.loops.code import SIGNATURES
+    from runtime.loops.code import SIGNATURES, compiled
 
     done: dict[str, Any] = {}
-    for function, signature in SIGNATURES.items():
+    for function in SIGNATURES:
         _go_on()
-        # Division as NumPy's: by zero it is infinite.
-        compile_as = functools.partial(numba.njit, signature, nogil=True, error_model="numpy")
-        try:
-            done[function.__name__] = compile_as(cache=True)(function)
-        except Exception:  # what was kept is damaged, or nothing can be kept
-            done[function.__name__] = compile_as()(function)
+        done[function.__name__] = compiled(function)
     return Loops(**done)
 
 

@@ -1,16 +1,17 @@
-"""The loops themselves: plain Python of the kind that Numba compiles. `runtime.loops` does that.
+"""The loops themselves: plain Python of the kind that Numba compiles.
 
 Each is the arithmetic of a plain way, step by step, and answers its bits. Arrays are contiguous.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 _BITS = 22  # of a weight, as Pillow has it: 32, less 8 of a sample and 2 to spare
@@ -165,7 +166,7 @@ def _made(kind: Any, dimensions: int) -> Any:
 
 _PLACES, _FLOATS = _given(types.int64, 1), _given(types.float64, 1)
 
-SIGNATURES = {
+SIGNATURES: dict[Callable[..., None], Any] = {
     shrink_rows: (
         *(_given(types.uint32, 2), _PLACES, _given(types.int32, 2)),
         _made(types.uint32, 2),
@@ -191,3 +192,14 @@ SIGNATURES = {
     unit: (_given(types.float32, 2), types.float32, _made(types.float32, 2)),
 }
 """What is compiled, and for which arguments."""
+
+
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """One of SIGNATURES, kept for the next process where that can be."""
+    # Division as NumPy's: by zero it is infinite.
+    how = functools.partial(njit, SIGNATURES[function], nogil=True, error_model="numpy")
+    try:
+        kept: Callable[..., None] = how(cache=True)(function)
+    except Exception:  # what was kept is damaged, or nothing can be kept
+        kept = how()(function)
+    return kept
