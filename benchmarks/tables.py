@@ -320,7 +320,8 @@ def versions_table(bodies: list[Body]) -> list[str]:
     ]
     for row in (row for body in bodies for row in body["rows"]):
         cells = [f"{row['backend']} {row['version']}"]
-        cells += [str(row[key]) for key in ("opset", "python", "numpy", "pillow", "expected")]
+        cells[0] += f", {row['machine']}" if row["machine"] else ""
+        cells += [str(row[key] or "") for key in ("opset", "python", "numpy", "pillow", "expected")]
         outcome = row["outcome"].replace("|", "\\|")
         cells.append(outcome if row["as_expected"] else f"**{outcome}**")
         lines.append("| " + " | ".join(cells) + " |")

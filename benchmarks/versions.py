@@ -2,8 +2,9 @@
 
 Each line runs in a virtual environment of its own with exactly the named versions: the tests of
 tests/test_runtime_contract.py, or, for a version that is known to answer wrong, one prediction,
-which must be refused. Bundles are built once, in the environment at hand. Environments are kept
-below out/versions/, so that a run that was stopped goes on quickly.
+which must be refused. Numba's versions run the tests of the compiled loops. Bundles are built once,
+in the environment at hand. Environments are kept below out/versions/, so that a run that was
+stopped goes on quickly. `--machine aarch64`: the lines for ARM, in QEMU (benchmarks/arm.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import arm
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from export.pipeline import build
 from export.progress import Progress
@@ -27,6 +29,7 @@ from runtime.errors import LotusError
 
 FOLDER = ROOT / "out" / "versions"
 CONTRACT = "tests/test_runtime_contract.py"
+LOOPS = "tests/test_runtime_loops.py"
 BUNDLES = "LOTUS_EDGE_CONTRACT"
 """Names the folder of ready bundles to the tests."""
 TOOLS = ("pytest>=8",)
@@ -36,8 +39,9 @@ NEW = {"python": "3.11", "numpy": "2.4.6", "pillow": "13.0.0"}
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One environment. `right`: the contract must hold; otherwise a prediction must be refused,
-    or, with `unlisted`, found wrong by its golden sample: the table of known versions is emptied.
+    """One environment, of a backend or of `numba`. `right`: the contract must hold; otherwise a
+    prediction must be refused, or, with `unlisted`, found wrong by its golden sample: the table of
+    known versions is emptied. `machine`: "" is this one.
     """
 
     backend: str
@@ -46,6 +50,7 @@ class Line:
     numpy: str = NEW["numpy"]
     pillow: str = NEW["pillow"]
     opset: int = 23
+    machine: str = ""
     right: bool = True
     unlisted: bool = False
 
@@ -63,7 +68,12 @@ class Line:
     def name(self) -> str:
         """Of the environment's folder."""
         words = ["py" + self.python, "numpy" + self.numpy, "pillow" + self.pillow]
-        return "-".join([*words, self.backend + self.version])
+        return "-".join([*words, self.backend + self.version, *filter(None, [self.machine])])
+
+    @property
+    def tests(self) -> list[str]:
+        """What pytest is given."""
+        return [LOOPS] if self.backend == "numba" else [CONTRACT, "-k", f"[{self.backend}]"]
 
 
 LINES = (
@@ -84,6 +94,13 @@ LINES = (
     Line(backend="openvino", version="2026.4.1", python="3.10", numpy="2.2.6", pillow="12.3.0"),
     Line(backend="onnxruntime", version="1.31.1", python="3.13"),
     Line(backend="openvino", version="2026.4.1", python="3.13"),
+    Line(backend="numba", version="0.62.0", python="3.10", numpy="2.2.6", pillow="12.3.0"),
+    Line(backend="numba", version="0.68.1"),
+    Line(backend="numba", version="0.68.1", python="3.12"),
+    Line(backend="numba", version="0.68.1", python="3.13"),
+    Line(backend="onnxruntime", version="1.31.1", machine=arm.NAME),
+    Line(backend="openvino", version="2026.4.1", machine=arm.NAME),
+    Line(backend="numba", version="0.68.1", machine=arm.NAME),
 )
 
 
@@ -91,9 +108,11 @@ def main() -> int:
     """Run every line, print and save the table. Status 1 where one is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="lines whose environment has this in its name")
+    parser.add_argument("--machine", default="", choices=["", arm.NAME])
     arguments = parse_arguments(parser)
-    lines = [line for line in LINES if arguments.only in line.name]
-    _build_bundles({line.opset for line in lines})
+    machine = arguments.machine
+    lines = [each for each in LINES if each.machine == machine and arguments.only in each.name]
+    _build_bundles({line.opset for line in lines if line.backend != "numba"})
     rows = []
     for number, line in enumerate(lines, start=1):
         start = time.perf_counter()
@@ -102,7 +121,8 @@ def main() -> int:
             {
                 "backend": line.backend,
                 "version": line.version,
-                "opset": line.opset,
+                "machine": line.machine,
+                "opset": None if line.backend == "numba" else line.opset,
                 "python": line.python,
                 "numpy": line.numpy,
                 "pillow": line.pillow,
@@ -115,7 +135,8 @@ def main() -> int:
         print(
             f"[{number}/{len(lines)}] {line.name} opset {line.opset}: {outcome} ({seconds:.0f} s)"
         )
-    print(f"rows: {write_rows('versions', rows, dirty=arguments.dirty).name}")
+    name = "-".join(["versions", *filter(None, [machine])])
+    print(f"rows: {write_rows(name, rows, dirty=arguments.dirty).name}")
     return 0 if all(row["as_expected"] for row in rows) else 1
 
 
@@ -131,19 +152,9 @@ def _run(line: Line) -> tuple[str, bool]:
 
 
 def _contract(line: Line, python: Path) -> tuple[str, bool]:
-    """The contract's tests of this backend."""
+    """The tests of the line."""
     done = _call(
-        [
-            python,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            CONTRACT,
-            "-k",
-            f"[{line.backend}]",
-        ],
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *line.tests],
         {BUNDLES: str(_bundles(line.opset))},
     )
     last = done.stdout.strip().rpartition("\n")[2]
@@ -196,13 +207,16 @@ def _environment(line: Line) -> Path:
     if (folder / ".ready").exists():
         return python
     shutil.rmtree(folder, ignore_errors=True)
-    for words in (
-        [_find_python(line.python), "-m", "venv", folder],
-        [python, "-m", "pip", "install", "--quiet", *line.packages],
-    ):
-        done = _call([*words], {})
-        if done.returncode:
-            raise LotusError(done.stderr.strip().splitlines()[-1])
+    if line.machine:
+        arm.make_environment(folder, line.python, line.packages)
+    else:
+        for words in (
+            [_find_python(line.python), "-m", "venv", folder],
+            [python, "-m", "pip", "install", "--quiet", *line.packages],
+        ):
+            done = _call([*words], {})
+            if done.returncode:
+                raise LotusError(done.stderr.strip().splitlines()[-1])
     (folder / ".ready").touch()
     return python
 

@@ -9,6 +9,7 @@ float64.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -30,8 +31,8 @@ def enlarge(
     """Write the float32 [h,w] `plane`, or what lies in `box` of it (left, top, right, bottom), into
     `out` [H,W], which `is_larger`. Needs Pillow.
 
-    The values are those of `Image.resize` with BILINEAR, to the last bit where its compiler fused
-    no multiplication with an addition (x86), else but for rounding.
+    The values are those of `Image.resize` with BILINEAR, to the last bit where `is_pillows`, else
+    but for rounding.
     """
     from PIL import Image
 
@@ -73,6 +74,20 @@ def is_larger(
     left, top, right, bottom = box or (0, 0, shape[1], shape[0])
     within = 0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]
     return within and right - left <= width and bottom - top <= height
+
+
+@functools.cache
+def is_pillows() -> bool:
+    """Whether `enlarge` answers the bits of the installed Pillow. Compilers for ARM fuse its
+    products with its sums, which rounds once where twice is meant. Needs Pillow.
+    """
+    from PIL import Image
+
+    plane = np.random.default_rng(0).random((64, 64), np.float32)
+    large = np.empty((700, 64), np.float32)  # where ARM rounds 5 of the 44,800 otherwise
+    enlarge(plane, large)
+    pillows = Image.fromarray(plane).resize((64, 700), Image.Resampling.BILINEAR)
+    return np.array_equal(np.asarray(pillows), large)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from runtime import loops
 from runtime.colors import Paint, ends, in_range, scaled, spectral
-from runtime.enlarge import enlarge, is_larger
+from runtime.enlarge import enlarge, is_larger, is_pillows
 from runtime.pixels import ONE_BLOCK, memory_of
 from runtime.vectors import angles, unit_vectors
 
@@ -189,7 +189,8 @@ class Task:
         """
         shape = (output.shape[1], output.shape[2])
         compiled = loops.ready(len(output) * height * width)
-        quicker = compiled is not None or height * width > ONE_BLOCK
+        same = compiled is not None and is_pillows()
+        quicker = same or height * width > ONE_BLOCK
         if method == "bilinear" and quicker and is_larger(shape, height, width, box):
             large = np.empty((len(output), height, width), np.float32)
             for plane, out in zip(output, large, strict=True):

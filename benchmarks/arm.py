@@ -1,0 +1,81 @@
+"""A Python for 64-bit ARM on Linux for x86, run by QEMU (qemu-aarch64, 8 or newer).
+
+Python comes from Debian's packages, by apt and dpkg, and libraries are wheels from PyPI. Programs
+take many times as long as on a device. Nothing outside the folder is changed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.errors import LotusError
+
+NAME = "aarch64"
+_CPU = "cortex-a76"  # the nearest to a Jetson Orin's; QEMU's own default is a CPU that no one built
+_PACKAGES = ("python3", "libgomp1", "libstdc++6")
+_PLATFORMS = ("manylinux2014", *(f"manylinux_2_{minor}" for minor in range(17, 37)))
+
+
+def make_environment(folder: Path, number: str, packages: Sequence[str]) -> None:
+    """`bin/python` in this folder is Python `number` for ARM, with these packages of PyPI.
+
+    Raises: LotusError, also where the Debian at hand has another Python.
+    """
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if emulator is None or shutil.which("apt-get") is None:
+        raise LotusError("needs qemu-aarch64 (Debian's package qemu-user) and apt-get")
+    root, site = folder / "root", folder / "site"
+    _unpack_debian(folder / "debian", root)
+    binary = root / "usr/bin" / f"python{number}"
+    if not binary.exists():
+        raise LotusError(f"Debian has no Python {number} here")
+    platforms = [word for name in _PLATFORMS for word in ("--platform", f"{name}_aarch64")]
+    _run(
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--only-binary", ":all:"),
+        *("--python-version", number, "--implementation", "cp", *platforms),
+        *("--target", site, *packages),
+    )
+    (root / "usr/lib/python3/dist-packages/site.pth").write_text(f"{site}\n", encoding="utf-8")
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    # By its own name, so that what it starts as `sys.executable` is emulated too.
+    python.write_text(
+        f"#!/bin/sh\nPYTHONHOME={root}/usr exec {emulator} "
+        f'-cpu {_CPU} -0 {python} -L {root} {binary} "$@"\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+
+
+def _unpack_debian(work: Path, root: Path) -> None:
+    """Python and what it needs, from the packages of the Debian that this machine has."""
+    for name in ("lists/partial", "archives/partial"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+    options = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64",
+        "APT::Sandbox::User": "",
+        "Debug::NoLocking": "true",
+        "Dir::Cache::archives": work / "archives",
+        "Dir::State::lists": work / "lists",
+        "Dir::State::status": "/dev/null",
+    }
+    apt = ["apt-get", *(f"-o{name}={value}" for name, value in options.items()), "--quiet"]
+    _run(*apt, "update")
+    words = ("install", "--download-only", "--yes", "--no-install-recommends")
+    _run(*apt, *words, *_PACKAGES)
+    for package in (work / "archives").glob("*.deb"):
+        _run("dpkg", "-x", package, root)
+
+
+def _run(*words: object) -> None:
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        message = (done.stderr or done.stdout).strip() or f"status {done.returncode}"
+        raise LotusError(f"{words[0]}: {message.splitlines()[-1]}")
