@@ -58,9 +58,17 @@ def knows_cpu() -> bool:
     return bool(_flags())
 
 
+def is_arm() -> bool:
+    """Whether the CPU is a 64-bit ARM."""
+    return platform.machine().lower() in ("aarch64", "arm64")
+
+
 def has_bf16() -> bool:
-    """Whether the CPU computes in bf16, as Linux tells; elsewhere it is taken for granted."""
-    return not _cpuinfo() or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_flags())
+    """Whether networks are computed in bf16 on the CPU: on no ARM, and on x86 as Linux tells;
+    elsewhere it is taken for granted.
+    """
+    known = bool(_cpuinfo())
+    return not is_arm() and not (known and {"avx512_bf16", "amx_bf16"}.isdisjoint(_flags()))
 
 
 def has_wide_int8() -> bool:

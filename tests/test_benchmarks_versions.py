@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import versions
+from benchmarks import arm, versions
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,24 @@ def test_every_run_has_an_outcome_in_one_line(
     monkeypatch.setattr(versions, "_call", lambda *_: done)
     monkeypatch.setattr(versions, "_bundles", lambda opset: tmp_path)
     assert versions._contract(versions.LINES[0], Path("python")) == outcome
+
+
+def test_without_an_emulator_a_line_for_arm_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(arm.shutil, "which", lambda name: None)
+    monkeypatch.setattr(versions, "FOLDER", tmp_path)
+    line = versions.Line(backend="numba", version="1.0", machine=arm.NAME)
+    outcome, fine = versions._run(line)
+    assert outcome.startswith("not run: needs qemu-aarch64")
+    assert not fine
+    assert not list(tmp_path.rglob(".ready"))
+
+
+def test_each_line_has_a_folder_of_its_own() -> None:
+    """Two opsets, or what is expected, may share an environment."""
+    names = {line.name: (line.packages, line.python, line.machine) for line in versions.LINES}
+    for line in versions.LINES:
+        expected = names[line.name]
+        assert ({*line.packages} - {*versions.TOOLS}) == {*expected[0]} - {*versions.TOOLS}
+        assert (line.python, line.machine) == expected[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ def test_threads_are_those_that_are_asked_for(tmp_path: Path, backend: str) -> N
         assert session.threads == 1
 
 
-def bundle_for(folder: Path, backend: str) -> Path:
+def bundle_for(folder: Path, backend: str, **changes: object) -> Path:
     """A bundle whose graph is a mean over the channels."""
     onnx = pytest.importorskip("onnx")
     shapes = {"image": [1, 3, 64, 96], "disparity": [1, 1, 64, 96]}
@@ -123,7 +124,7 @@ def bundle_for(folder: Path, backend: str) -> Path:
         folder / "model-64x96.onnx",
     )
     bucket = Bucket(height=64, width=96, graph="model-64x96.onnx")
-    return write_null_bundle(folder, backend=backend, buckets=[bucket])
+    return write_null_bundle(folder, backend=backend, buckets=[bucket], **changes)
 
 
 @pytest.mark.skipif("openvino" not in installed(), reason="OpenVINO is not installed")
@@ -136,6 +137,31 @@ def test_devices_of_openvino(tmp_path: Path) -> None:
         pytest.raises(BackendError, match="no device 'TPU' here; it finds CPU"),
     ):
         engine(RGB)
+
+
+@pytest.mark.skipif("openvino" not in installed(), reason="OpenVINO is not installed")
+def test_openvino_on_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes in fp32 whatever the bundle's precision, and says what it cannot open."""
+    import openvino
+
+    from runtime.backends import openvino as backend
+
+    bundle = bundle_for(tmp_path, "openvino", precision="int8")
+    model = openvino.Core().read_model(str(bundle / "model-64x96.onnx"))
+    for arm, used in ((False, ["f32", "bf16", "bf16"]), (True, ["f32", "f32", "f32"])):
+        monkeypatch.setattr(platform, "machine", lambda arm=arm: "aarch64" if arm else "x86_64")
+        hints = [backend.hints(model, precision) for precision in ("fp32", "bf16", "int8")]
+        assert [each["INFERENCE_PRECISION_HINT"] for each in hints] == used
+        assert not (arm and machine.has_bf16())
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Axis 140471200382978 out of the tensor rank range")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", fail)
+    for arm, said in ((True, "build this one with `--target onnxruntime`"), (False, "Axis 14")):
+        monkeypatch.setattr(platform, "machine", lambda arm=arm: "arm64" if arm else "AMD64")
+        with LotusEngine(bundle) as engine, pytest.raises(BackendError, match=said):
+            engine(RGB)
 
 
 @pytest.mark.parametrize(

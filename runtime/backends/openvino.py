@@ -14,17 +14,23 @@ from runtime.backends.pages import giving_back, holding, map_files
 from runtime.backends.session import Arrays, Session, Tensor, Tensors
 from runtime.console import say
 from runtime.errors import BackendError
-from runtime.machine import has_wide_int8
+from runtime.machine import has_wide_int8, is_arm
 from runtime.manifest import Manifest
 
 # Without a hint OpenVINO computes fp32 graphs in bf16 on CPUs that have it, and the golden would
 # fail. With the hint bf16, a CPU that lacks it computes in fp32. In int8 bundles it holds for what
 # is not quantised.
 _PRECISION_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
+# On ARM the hint bf16 gives f16, which overflows: not a number.
+_PRECISION_HINT_ON_ARM = "f32"
 # GPUs and NPUs have no bf16; whether f16 reaches far enough, the golden tells.
 _PRECISION_HINT_ELSEWHERE = {"fp32": "f32", "bf16": "f16", "int8": "f16"}
 # What OpenVINO calls the types of ours.
 _TYPES = {"f32": "float32"}
+# 2026.4 there reads the axes of a sum from memory that is no longer its own.
+_NO_INT8_ON_ARM = (
+    "OpenVINO cannot open int8 bundles on ARM: build this one with `--target onnxruntime`"
+)
 _SETTINGS, _LONGEST_HEADER = "settings.json", 1 << 16
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention")
 _FEWEST_ROWS = 16
@@ -58,7 +64,9 @@ def hints(
     small = any(len(shape) > 1 and shape[-2] < _FEWEST_ROWS for shape in products)
     return {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": _PRECISION_HINT[precision],
+        "INFERENCE_PRECISION_HINT": (
+            _PRECISION_HINT_ON_ARM if is_arm() else _PRECISION_HINT[precision]
+        ),
         "SNIPPETS_MODE": "DISABLE" if small else "ENABLE",
         **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {}),
         **streams,
@@ -111,7 +119,12 @@ class BackendSession(Session):
             kept = {"CACHE_DIR": str(self.keep_in), "CACHE_MODE": "OPTIMIZE_SPEED"}
             (self.keep_in / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
         with giving_back(spans):  # the maps are those of `model`
-            self._compiled = core.compile_model(model, device, settings | kept)
+            try:
+                self._compiled = core.compile_model(model, device, settings | kept)
+            except RuntimeError as error:
+                if self.manifest.precision == "int8" and is_arm():
+                    raise BackendError(_NO_INT8_ON_ARM) from error
+                raise
         return self._tensors()
 
     def _import_kept(self, vendor: Any, core: Any, folder: Path) -> Any:
