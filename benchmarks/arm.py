@@ -1,4 +1,5 @@
-"""A Python for 64-bit ARM on Linux for x86, run by QEMU (qemu-aarch64, 8 or newer).
+"""A Python for 64-bit ARM on Linux for x86, run by QEMU (qemu-aarch64; 10.0 was used, and 7.2 ends
+where ONNX Runtime is imported).
 
 Python comes from Debian's packages, by apt and dpkg, and libraries are wheels from PyPI. Programs
 take many times as long as on a device. Nothing outside the folder is changed.
@@ -6,6 +7,8 @@ take many times as long as on a device. Nothing outside the folder is changed.
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,14 +28,13 @@ def make_environment(folder: Path, number: str, packages: Sequence[str]) -> None
 
     Raises: LotusError, also where the Debian at hand has another Python.
     """
-    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    if emulator is None or shutil.which("apt-get") is None:
-        raise LotusError("needs qemu-aarch64 (Debian's package qemu-user) and apt-get")
+    emulator = _emulator()
     root, site = folder / "root", folder / "site"
     _unpack_debian(folder / "debian", root)
     binary = root / "usr/bin" / f"python{number}"
     if not binary.exists():
         raise LotusError(f"Debian has no Python {number} here")
+    # Markers of requirements (`platform_machine`) are read as those of this machine.
     platforms = [word for name in _PLATFORMS for word in ("--platform", f"{name}_aarch64")]
     _run(
         *(sys.executable, "-m", "pip", "install", "--quiet", "--only-binary", ":all:"),
@@ -43,12 +45,25 @@ def make_environment(folder: Path, number: str, packages: Sequence[str]) -> None
     python = folder / "bin" / "python"
     python.parent.mkdir()
     # By its own name, so that what it starts as `sys.executable` is emulated too.
+    words = [emulator, "-cpu", _CPU, "-0", str(python), "-L", str(root), str(binary)]
+    home = shlex.quote(f"{root}/usr")
     python.write_text(
-        f"#!/bin/sh\nPYTHONHOME={root}/usr exec {emulator} "
-        f'-cpu {_CPU} -0 {python} -L {root} {binary} "$@"\n',
-        encoding="utf-8",
+        f'#!/bin/sh\nPYTHONHOME={home} exec {shlex.join(words)} "$@"\n', encoding="utf-8"
     )
     python.chmod(0o755)
+
+
+def describe() -> str:
+    """The emulator and its CPU, in words. Raises: LotusError."""
+    version = re.search(r"version (\S+)", _run(_emulator(), "--version"))
+    return f"{NAME} ({_CPU} of QEMU {version[1] if version else 'unknown'})"
+
+
+def _emulator() -> str:
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if emulator is None or shutil.which("apt-get") is None:
+        raise LotusError("needs qemu-aarch64 (Debian's package qemu-user) and apt-get")
+    return emulator
 
 
 def _unpack_debian(work: Path, root: Path) -> None:
@@ -72,10 +87,12 @@ def _unpack_debian(work: Path, root: Path) -> None:
         _run("dpkg", "-x", package, root)
 
 
-def _run(*words: object) -> None:
+def _run(*words: object) -> str:
+    """What it prints. Raises: LotusError."""
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, check=False
     )
     if done.returncode:
         message = (done.stderr or done.stdout).strip() or f"status {done.returncode}"
         raise LotusError(f"{words[0]}: {message.splitlines()[-1]}")
+    return done.stdout

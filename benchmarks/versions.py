@@ -113,6 +113,7 @@ def main() -> int:
     machine = arguments.machine
     lines = [each for each in LINES if each.machine == machine and arguments.only in each.name]
     _build_bundles({line.opset for line in lines if line.backend != "numba"})
+    described = arm.describe() if machine else ""
     rows = []
     for number, line in enumerate(lines, start=1):
         start = time.perf_counter()
@@ -121,7 +122,7 @@ def main() -> int:
             {
                 "backend": line.backend,
                 "version": line.version,
-                "machine": line.machine,
+                "machine": described,
                 "opset": None if line.backend == "numba" else line.opset,
                 "python": line.python,
                 "numpy": line.numpy,
@@ -132,9 +133,8 @@ def main() -> int:
             }
         )
         seconds = time.perf_counter() - start
-        print(
-            f"[{number}/{len(lines)}] {line.name} opset {line.opset}: {outcome} ({seconds:.0f} s)"
-        )
+        words = f"{line.name} opset {rows[-1]['opset'] or '-'}: {outcome} ({seconds:.0f} s)"
+        print(f"[{number}/{len(lines)}] {words}")
     name = "-".join(["versions", *filter(None, [machine])])
     print(f"rows: {write_rows(name, rows, dirty=arguments.dirty).name}")
     return 0 if all(row["as_expected"] for row in rows) else 1

@@ -28,7 +28,7 @@ from runtime.files import File, check_presence, describe_file
 from runtime.manifest_json import parse
 from runtime.writing import private_folder
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key. It changes with what a backend writes, and with how it compiles."""
 
 OFF = "LOTUS_EDGE_COMPILED"

@@ -64,8 +64,8 @@ def is_arm() -> bool:
 
 
 def has_bf16() -> bool:
-    """Whether networks are computed in bf16 on the CPU: on no ARM, and on x86 as Linux tells;
-    elsewhere it is taken for granted.
+    """Whether OpenVINO computes in bf16 on the CPU: on no ARM, and on x86 as Linux tells; elsewhere
+    it is taken for granted.
     """
     known = bool(_cpuinfo())
     return not is_arm() and not (known and {"avx512_bf16", "amx_bf16"}.isdisjoint(_flags()))

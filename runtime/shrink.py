@@ -27,8 +27,7 @@ def shrink(
 ) -> NDArray[np.uint8]:
     """An image of mode RGB at another size, antialiased: RGB uint8 [H,W,3].
 
-    The values are those of `Image.resize` with BILINEAR, with `loops` too: there is no product in
-    its weights that a compiler could round together with a sum.
+    The values are those of `Image.resize` with BILINEAR, with `loops` too, on ARM as on x86.
     """
     if loops is None or max(*image.size, height, width) > _LONGEST:
         return _plain(image, height, width)

@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime.backends.pages import giving_back, holding, map_files
 from runtime.backends.session import Arrays, Session, Tensor, Tensors
+from runtime.backends.versions import numbers
 from runtime.console import say
 from runtime.errors import BackendError
 from runtime.machine import has_wide_int8, is_arm
@@ -27,10 +28,9 @@ _PRECISION_HINT_ON_ARM = "f32"
 _PRECISION_HINT_ELSEWHERE = {"fp32": "f32", "bf16": "f16", "int8": "f16"}
 # What OpenVINO calls the types of ours.
 _TYPES = {"f32": "float32"}
-# 2026.4 there reads the axes of a sum from memory that is no longer its own.
-_NO_INT8_ON_ARM = (
-    "OpenVINO cannot open int8 bundles on ARM: build this one with `--target onnxruntime`"
-)
+# Up to this version int8 graphs do not compile on ARM: the axes of a sum are read from memory that
+# was given back.
+_NO_INT8_ON_ARM = (2026, 4)
 _SETTINGS, _LONGEST_HEADER = "settings.json", 1 << 16
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention")
 _FEWEST_ROWS = 16
@@ -96,6 +96,7 @@ class BackendSession(Session):
             )
         vendor = self._import()
         if self.device in (None, "CPU"):
+            self._check_arm()
             say_if_cut_off(self.manifest)
         core = vendor.Core()
         if self.compiled is not None:
@@ -119,13 +120,17 @@ class BackendSession(Session):
             kept = {"CACHE_DIR": str(self.keep_in), "CACHE_MODE": "OPTIMIZE_SPEED"}
             (self.keep_in / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
         with giving_back(spans):  # the maps are those of `model`
-            try:
-                self._compiled = core.compile_model(model, device, settings | kept)
-            except RuntimeError as error:
-                if self.manifest.precision == "int8" and is_arm():
-                    raise BackendError(_NO_INT8_ON_ARM) from error
-                raise
+            self._compiled = core.compile_model(model, device, settings | kept)
         return self._tensors()
+
+    def _check_arm(self) -> None:
+        """Raises: BackendError."""
+        wrong = numbers(self.version)[:2] <= _NO_INT8_ON_ARM
+        if is_arm() and wrong and self.manifest.precision == "int8":
+            raise BackendError(
+                f"OpenVINO {self.version} cannot open int8 bundles on ARM: open this one with the "
+                "backend 'onnxruntime', or build one with `--target onnxruntime`"
+            )
 
     def _import_kept(self, vendor: Any, core: Any, folder: Path) -> Any:
         """What OpenVINO wrote into its cache: a line of XML, then the compiled network.
