@@ -2,7 +2,7 @@
 
 Each line runs in a virtual environment of its own with exactly the named versions: the tests of
 tests/test_runtime_contract.py, or, for a version that is known to answer wrong, one prediction,
-which must be refused. Numba's versions run the tests of the compiled loops. Bundles are built once,
+which must be refused. What is no backend runs the tests of what needs it. Bundles are built once,
 in the environment at hand. Environments are kept below out/versions/, so that a run that was
 stopped goes on quickly. `--machine aarch64`: the lines for ARM, in QEMU (benchmarks/arm.py).
 """
@@ -29,7 +29,11 @@ from runtime.errors import LotusError
 
 FOLDER = ROOT / "out" / "versions"
 CONTRACT = "tests/test_runtime_contract.py"
-LOOPS = "tests/test_runtime_loops.py"
+OTHERS = {
+    "av": ["tests/test_apps_video.py", "tests/test_apps_video_odd.py"],
+    "numba": ["tests/test_runtime_loops.py"],
+}
+"""Libraries that are no backends, with the tests of what needs them."""
 BUNDLES = "LOTUS_EDGE_CONTRACT"
 """Names the folder of ready bundles to the tests."""
 TOOLS = ("pytest>=8",)
@@ -39,9 +43,9 @@ NEW = {"python": "3.11", "numpy": "2.4.6", "pillow": "13.0.0"}
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One environment, of a backend or of `numba`. `right`: the contract must hold; otherwise a
-    prediction must be refused, or, with `unlisted`, found wrong by its golden sample: the table of
-    known versions is emptied. `machine`: "" is this one.
+    """One environment, of a backend or of what is in OTHERS. `right`: the contract must hold;
+    otherwise a prediction must be refused, or, with `unlisted`, found wrong by its golden sample:
+    the table of known versions is emptied. `machine`: "" is this one.
     """
 
     backend: str
@@ -73,7 +77,7 @@ class Line:
     @property
     def tests(self) -> list[str]:
         """What pytest is given."""
-        return [LOOPS] if self.backend == "numba" else [CONTRACT, "-k", f"[{self.backend}]"]
+        return OTHERS.get(self.backend) or [CONTRACT, "-k", f"[{self.backend}]"]
 
 
 LINES = (
@@ -94,6 +98,10 @@ LINES = (
     Line(backend="openvino", version="2026.4.1", python="3.10", numpy="2.2.6", pillow="12.3.0"),
     Line(backend="onnxruntime", version="1.31.1", python="3.13"),
     Line(backend="openvino", version="2026.4.1", python="3.13"),
+    Line(backend="av", version="17.0.0", python="3.10", numpy="2.2.6", pillow="12.3.0"),
+    Line(backend="av", version="18.1.0"),
+    Line(backend="av", version="19.0.2", python="3.12"),
+    Line(backend="av", version="19.0.2", python="3.13"),
     Line(backend="numba", version="0.62.0", python="3.10", numpy="2.2.6", pillow="12.3.0"),
     Line(backend="numba", version="0.68.1"),
     Line(backend="numba", version="0.68.1", python="3.12"),
@@ -112,7 +120,7 @@ def main() -> int:
     arguments = parse_arguments(parser)
     machine = arguments.machine
     lines = [each for each in LINES if each.machine == machine and arguments.only in each.name]
-    _build_bundles({line.opset for line in lines if line.backend != "numba"})
+    _build_bundles({line.opset for line in lines if line.backend not in OTHERS})
     described = arm.describe() if machine else ""
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -123,7 +131,7 @@ def main() -> int:
                 "backend": line.backend,
                 "version": line.version,
                 "machine": described,
-                "opset": None if line.backend == "numba" else line.opset,
+                "opset": None if line.backend in OTHERS else line.opset,
                 "python": line.python,
                 "numpy": line.numpy,
                 "pillow": line.pillow,

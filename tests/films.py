@@ -32,10 +32,11 @@ def write_film(
     times: list[int] | None = None,
     sound: bool = False,
     options: dict[str, str] | None = None,
+    title: str = "",
 ) -> Path:
     """A film of RGB frames [T,H,W,3] (or what `pixels` has of them), at `times` in units of BASE
-    (default: 30 frames/s); with a tone where `sound` says so. No random ids are in the file, so
-    that damage at the same places takes the same.
+    (default: 30 frames/s); with a tone where `sound` says so. The film and its tracks have this
+    `title`. No random ids are in the file, so that damage at the same places takes the same.
     """
     import av
 
@@ -45,6 +46,8 @@ def write_film(
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
         stream.codec_context.time_base = BASE
         tone = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        for named in (container, stream, *filter(None, [tone])) if title else ():
+            named.metadata["title"] = title
         for time, rgb in zip(times, frames, strict=True):
             frame = av.VideoFrame.from_ndarray(
                 np.ascontiguousarray(rgb), format="rgb24" if rgb.shape[-1] == 3 else "rgba"

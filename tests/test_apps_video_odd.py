@@ -20,7 +20,7 @@ from apps.__main__ import main
 from apps.video import source
 from apps.video.forms import FORMS, Settings
 from apps.video.frames import Answer
-from apps.video.packets import Clock
+from apps.video.packets import Clock, open_film
 from apps.video.source import Choice, Film
 from runtime.errors import OutputError
 
@@ -45,7 +45,7 @@ def run(bundle: Path, given: object, output: Path, *options: object) -> int:
 
 def sound_of(path: Path) -> list[float]:
     """The times of a film's packets of sound, in seconds."""
-    with av.open(str(path)) as container:
+    with open_film(str(path)) as container:
         return [
             float(packet.dts * packet.time_base)
             for packet in container.demux(audio=0)
@@ -118,6 +118,18 @@ def test_sound_that_nothing_decodes_is_left_out(
     assert run(bundle, path, tmp_path / "out.mkv") == 0
     assert "the sound (unknown) is left out" in capfd.readouterr().err
     assert len(read_film(tmp_path / "out.mkv")[1]) == COUNT
+
+
+def test_words_about_a_film_may_be_in_any_encoding(
+    bundle: Path, frames: np.ndarray, tmp_path: Path
+) -> None:
+    path = write_film(tmp_path / "a.mkv", frames, sound=True, title="cafQQ")
+    data = path.read_bytes()
+    assert data.count(b"cafQQ") == 3  # of the film and of both tracks
+    path.write_bytes(data.replace(b"cafQQ", b"caf\xe9\xff"))
+    assert run(bundle, path, tmp_path / "out.mkv") == 0
+    assert len(read_film(tmp_path / "out.mkv")[1]) == COUNT
+    assert len(sound_of(tmp_path / "out.mkv")) == len(sound_of(path))
 
 
 def test_sound_is_cut_as_the_film_is(bundle: Path, tmp_path: Path) -> None:

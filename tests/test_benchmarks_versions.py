@@ -48,7 +48,9 @@ def test_without_an_emulator_a_line_for_arm_is_not_run(
 def test_each_line_has_a_folder_of_its_own() -> None:
     """Two opsets, or what is expected, may share an environment."""
     assert versions.LINES[0].tests[:2] == [versions.CONTRACT, "-k"]
-    assert {line.tests[0] for line in versions.LINES if line.backend == "numba"} == {versions.LOOPS}
+    for backend, files in versions.OTHERS.items():
+        assert all((versions.ROOT / name).exists() for name in files)
+        assert all(each.tests == files for each in versions.LINES if each.backend == backend)
     names = {line.name: (line.packages, line.python, line.machine) for line in versions.LINES}
     for line in versions.LINES:
         expected = names[line.name]

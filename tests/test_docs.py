@@ -137,14 +137,18 @@ def closed(t: Try) -> None:
     engine(RGB)
 
 
-def old_library(t: Try) -> None:
-    from runtime.backends import session
-
+def old_library(t: Try, version: str = "2026.2.1") -> None:
     t.patch.setattr(importlib.util, "find_spec", lambda name: name)
-    library = types.SimpleNamespace(__version__="2026.2.1")
-    t.patch.setattr(session, "import_vendor", lambda backend: library)
+    library = types.SimpleNamespace(__version__=version)
+    t.patch.setattr("runtime.backends.session.import_vendor", lambda backend: library)
     with t.open(backend="openvino") as engine:
         engine(RGB)
+
+
+def int8_on_arm(t: Try) -> None:
+    t.patch.setattr("runtime.backends.openvino.is_arm", lambda: True)
+    bundle = write_null_bundle(t.folder / "b", precision="int8")
+    old_library(t._replace(bundle=bundle), "2026.4.1")
 
 
 def smaller(t: Try) -> None:
@@ -314,6 +318,7 @@ ROWS: dict[str, Callable[[Try], object]] = {
     "engine for bucket": unfinished,
     "asked to run it is": foreign,
     "is closed; open the bundle again": closed,
+    "cannot open int8 bundles on ARM": int8_on_arm,
     "cannot open or answers wrong a graph of ONNX opset": old_library,
     "the manifest says": smaller,
     "is damaged: SHA-256 is": damaged,

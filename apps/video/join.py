@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.video.forms import TICK, segment
-from apps.video.packets import readable
+from apps.video.packets import open_film, readable
 from apps.video.source import Choice, Source
 from apps.video.work import Records, Work
 from runtime.errors import OutputError
@@ -114,7 +114,7 @@ def _sounds(
 
     if source.path is None:
         return iter(())
-    given = av.open(str(source.path), metadata_errors="ignore")
+    given = open_film(str(source.path))
     targets = {}
     for sound in given.streams.audio:
         codec = "unknown" if sound.codec_context is None else sound.codec_context.name

@@ -7,6 +7,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from runtime.backends.versions import numbers
+
+
+def open_film(name: str, **options: Any) -> Any:
+    """`av.open`, where words about the film may be no UTF-8: PyAV 19 takes them as they are, and
+    earlier ones want to be told. Raises: av.FFmpegError, OSError, ValueError.
+    """
+    import av
+
+    if numbers(av.__version__) < (19,):
+        options["metadata_errors"] = "ignore"
+    return av.open(name, **options)
+
 
 def readable(packets: Iterator[Any], notes: list[str], what: str) -> Iterator[Any]:
     """The packets up to the first that cannot be read, of which a note says so; `what` they are."""

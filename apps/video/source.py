@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from apps.video.convert import Scaler, View, as_picture, film_frame, to_rgb, turns_of
-from apps.video.packets import Clock, readable, why
+from apps.video.packets import Clock, open_film, readable, why
 from runtime.errors import ImageError
 from runtime.image import IMAGE_SUFFIXES, load
 
@@ -306,7 +306,7 @@ def _opened(name: str, **options: Any) -> Any:
     import av
 
     try:
-        return av.open(name, metadata_errors="ignore", **options)
+        return open_film(name, **options)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ImageError(
             f"cannot open {name} as a video: {why(error)}. A folder of pictures, a pattern such "
