@@ -115,7 +115,7 @@ LINES = (
 def main() -> int:
     """Run every line, print and save the table. Status 1 where one is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="lines whose environment has this in its name")
+    parser.add_argument("--only", default="", help="environments with this in their name")
     parser.add_argument("--machine", default="", choices=["", arm.NAME])
     arguments = parse_arguments(parser)
     machine = arguments.machine
@@ -143,7 +143,7 @@ def main() -> int:
         seconds = time.perf_counter() - start
         words = f"{line.name} opset {rows[-1]['opset'] or '-'}: {outcome} ({seconds:.0f} s)"
         print(f"[{number}/{len(lines)}] {words}")
-    name = "-".join(["versions", *filter(None, [machine])])
+    name = "-".join(["versions", *filter(None, [machine, arguments.only])])
     print(f"rows: {write_rows(name, rows, dirty=arguments.dirty).name}")
     return 0 if all(row["as_expected"] for row in rows) else 1
 
