@@ -121,7 +121,10 @@ def main() -> int:
     machine = arguments.machine
     lines = [each for each in LINES if each.machine == machine and arguments.only in each.name]
     _build_bundles({line.opset for line in lines if line.backend not in OTHERS})
-    described = arm.describe() if machine else ""
+    try:
+        described = arm.describe() if machine else ""
+    except LotusError as error:
+        parser.error(str(error))
     rows = []
     for number, line in enumerate(lines, start=1):
         start = time.perf_counter()
