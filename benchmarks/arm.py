@@ -36,7 +36,7 @@ def make_environment(folder: Path, number: str, packages: Sequence[str]) -> None
         raise LotusError(f"Debian has no Python {number} here")
     # Markers of requirements (`platform_machine`) are read as those of this machine.
     platforms = [word for name in _PLATFORMS for word in ("--platform", f"{name}_aarch64")]
-    _run(
+    run(
         *(sys.executable, "-m", "pip", "install", "--quiet", "--only-binary", ":all:"),
         *("--python-version", number, "--implementation", "cp", *platforms),
         *("--target", site, *packages),
@@ -55,7 +55,7 @@ def make_environment(folder: Path, number: str, packages: Sequence[str]) -> None
 
 def describe() -> str:
     """The emulator and its CPU, in words. Raises: LotusError."""
-    version = re.search(r"version (\S+)", _run(_emulator(), "--version"))
+    version = re.search(r"version (\S+)", run(_emulator(), "--version"))
     return f"{NAME} ({_CPU} of QEMU {version[1] if version else 'unknown'})"
 
 
@@ -80,19 +80,19 @@ def _unpack_debian(work: Path, root: Path) -> None:
         "Dir::State::status": "/dev/null",
     }
     apt = ["apt-get", *(f"-o{name}={value}" for name, value in options.items()), "--quiet"]
-    _run(*apt, "update")
+    run(*apt, "update")
     words = ("install", "--download-only", "--yes", "--no-install-recommends")
-    _run(*apt, *words, *_PACKAGES)
+    run(*apt, *words, *_PACKAGES)
     for package in (work / "archives").glob("*.deb"):
-        _run("dpkg", "-x", package, root)
+        run("dpkg", "-x", package, root)
 
 
-def _run(*words: object) -> str:
-    """What it prints. Raises: LotusError."""
+def run(*words: object) -> str:
+    """What a command prints. Raises: LotusError with the last line of what it says of a failure."""
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, check=False
     )
     if done.returncode:
         message = (done.stderr or done.stdout).strip() or f"status {done.returncode}"
-        raise LotusError(f"{words[0]}: {message.splitlines()[-1]}")
+        raise LotusError(f"{Path(str(words[0])).name}: {message.splitlines()[-1]}")
     return done.stdout

@@ -221,13 +221,8 @@ def _environment(line: Line) -> Path:
     if line.machine:
         arm.make_environment(folder, line.python, line.packages)
     else:
-        for words in (
-            [_find_python(line.python), "-m", "venv", folder],
-            [python, "-m", "pip", "install", "--quiet", *line.packages],
-        ):
-            done = _call([*words], {})
-            if done.returncode:
-                raise LotusError(done.stderr.strip().splitlines()[-1])
+        arm.run(_find_python(line.python), "-m", "venv", folder)
+        arm.run(python, "-m", "pip", "install", "--quiet", *line.packages)
     (folder / ".ready").touch()
     return python
 

@@ -189,8 +189,7 @@ class Task:
         """
         shape = (output.shape[1], output.shape[2])
         compiled = loops.ready(len(output) * height * width)
-        same = compiled is not None and is_pillows()
-        quicker = same or height * width > ONE_BLOCK
+        quicker = height * width > ONE_BLOCK or (compiled is not None and is_pillows())
         if method == "bilinear" and quicker and is_larger(shape, height, width, box):
             large = np.empty((len(output), height, width), np.float32)
             for plane, out in zip(output, large, strict=True):

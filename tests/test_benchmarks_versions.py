@@ -45,8 +45,8 @@ def test_without_an_emulator_a_line_for_arm_is_not_run(
     assert not list(tmp_path.rglob(".ready"))
 
 
-def test_each_line_has_a_folder_of_its_own() -> None:
-    """Two opsets, or what is expected, may share an environment."""
+def test_lines_that_share_an_environment_need_the_same() -> None:
+    """They differ in the opset, or in what is expected."""
     assert versions.LINES[0].tests[:2] == [versions.CONTRACT, "-k"]
     for backend, files in versions.OTHERS.items():
         assert all((versions.ROOT / name).exists() for name in files)

@@ -28,8 +28,8 @@ _PRECISION_HINT_ON_ARM = "f32"
 _PRECISION_HINT_ELSEWHERE = {"fp32": "f32", "bf16": "f16", "int8": "f16"}
 # What OpenVINO calls the types of ours.
 _TYPES = {"f32": "float32"}
-# Up to this version int8 graphs do not compile on ARM: the axes of a sum are read from memory that
-# was given back.
+# This version does not compile int8 graphs on ARM: a sum that it puts in has axes that look like
+# addresses. Older ones, which were not tried, are taken to be the same.
 _NO_INT8_ON_ARM = (2026, 4)
 _SETTINGS, _LONGEST_HEADER = "settings.json", 1 << 16
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention")
