@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends import BACKENDS
+from runtime.backends import BACKENDS, cuda
 from runtime.backends import tensorrt as backend
 from runtime.errors import BackendError
 from runtime.manifest import Bucket, Checkpoint, EngineInfo, Golden, Latent, Manifest
@@ -58,7 +58,7 @@ def open_session(
 def gpu_missing() -> str | None:
     """Why no engine can run here; None where one can."""
     try:
-        backend.Cuda("tensorrt")
+        cuda.Cuda("tensorrt")
     except BackendError as error:
         return str(error)
     return None

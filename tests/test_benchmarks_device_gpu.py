@@ -22,6 +22,7 @@ from tensorrt_fakes import image as fake_image
 from benchmarks.on_device import events, kernel, plumbing
 from benchmarks.on_device.plumbing import CHECKS, run_astray, run_checks
 from benchmarks.on_device.stand_in import StandIn, exact, picture
+from runtime.backends import cuda
 from runtime.backends import tensorrt as backend
 from runtime.errors import BackendError, BackendMissingError, LotusError
 
@@ -98,12 +99,12 @@ class DeviceCudart(FakeCudart):
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> DeviceCudart:
     cudart = DeviceCudart()
-    monkeypatch.setattr(backend, "_load_cudart", lambda flavour: cudart)
+    monkeypatch.setattr(cuda, "_load_cudart", lambda flavour: cudart)
     return cudart
 
 
 def checked(cudart: DeviceCudart, folder: Path) -> list[dict[str, Any]]:
-    found = run_checks(backend.Cuda("tensorrt"), StandIn(cudart.launch, EDGE), folder)["checks"]
+    found = run_checks(cuda.Cuda("tensorrt"), StandIn(cudart.launch, EDGE), folder)["checks"]
     assert len(found) == len(CHECKS)
     return list(found)
 
@@ -195,14 +196,14 @@ def test_a_capture_that_is_not_cleared_fails_its_check(
     device: DeviceCudart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The backend's own clean-up, taken away: it would go on capturing."""
-    release = backend.Cuda.release
+    release = cuda.Cuda.release
 
-    def forget(self: backend.Cuda, name: str, *arguments: Any) -> Any:
+    def forget(self: cuda.Cuda, name: str, *arguments: Any) -> Any:
         if name == "cudaStreamEndCapture":
             return 0, None
         return release(self, name, *arguments)
 
-    monkeypatch.setattr(backend.Cuda, "release", forget)
+    monkeypatch.setattr(cuda.Cuda, "release", forget)
     failed = {
         check.__name__
         for check, row in zip(CHECKS, checked(device, tmp_path), strict=True)
@@ -215,7 +216,7 @@ def test_a_kernel_astray_is_an_error_and_the_session_closes(
     device: DeviceCudart, tmp_path: Path
 ) -> None:
     vendor = StandIn(device.launch, EDGE)
-    found = run_astray(backend.Cuda("tensorrt"), vendor, tmp_path)
+    found = run_astray(cuda.Cuda("tensorrt"), vendor, tmp_path)
     assert found["failed"] == 0
     assert "cudaStreamSynchronize failed with cudaErrorFake" in found["checks"][0]["found"]
     assert device.alive == {}
@@ -223,7 +224,7 @@ def test_a_kernel_astray_is_an_error_and_the_session_closes(
     device.fail.clear()
     answered = picture(EDGE, 0)
     with pytest.raises(plumbing.Wrong):  # the first, sound run must be exact
-        run_astray(backend.Cuda("tensorrt"), vendor, tmp_path)
+        run_astray(cuda.Cuda("tensorrt"), vendor, tmp_path)
     assert answered["image"].shape == (1, 3, EDGE, EDGE)
 
 
@@ -245,7 +246,7 @@ def test_device_and_layer_times_of_an_engine(
         assert found == pytest.approx(
             {"copy in": 1e-3, "execute": 1e-3, "copy out": 1e-3, "replayed": 1e-3}
         )
-        assert isinstance(session._cuda, backend.Cuda)
+        assert isinstance(session._cuda, cuda.Cuda)
     with open_session(tmp_path, manifest) as session:
         context = vendor.contexts[-1]
         run = context.execute_async_v3

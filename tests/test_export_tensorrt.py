@@ -15,6 +15,7 @@ from tensorrt_graph import make_graph
 
 from export.errors import BuildError
 from export.targets import tensorrt_builder as builder
+from runtime.backends import cuda
 from runtime.errors import BackendError
 
 FLAVOUR = "tensorrt-rtx"
@@ -205,7 +206,7 @@ def test_tensorrt_without_its_package_or_its_gpu(tmp_path):
     """
     try:
         builder.load_vendor("tensorrt")
-        builder.Cuda("tensorrt")
+        cuda.Cuda("tensorrt")
     except BackendError:
         with pytest.raises(BackendError, match="'tensorrt' cannot be imported"):
             builder.build_engine(

@@ -86,7 +86,7 @@ def _built_for(name: str, request: pytest.FixtureRequest, folder: Path) -> Bundl
     """Bundles of the backend's own target, whose manifests hold the tolerance of that target."""
     square, wide = (64, 64), (64, 104)
     if name.startswith("tensorrt"):
-        from runtime.backends.tensorrt import Cuda
+        from runtime.backends.cuda import Cuda
 
         Cuda(name)  # without a GPU there is nothing to build for
         # At 64x64 the lowest level of the UNet has one pixel; TensorRT-RTX 1.7.1 fails on it.

@@ -26,6 +26,7 @@ from tensorrt_fakes import (
     open_session,
 )
 
+from runtime.backends import cuda
 from runtime.backends import tensorrt as backend
 from runtime.errors import (
     BackendError,
@@ -45,7 +46,7 @@ def fakes(
     cudart = FakeCudart()
     vendor = FakeVendor(cudart)
     monkeypatch.setattr(backend, "load_vendor", lambda flavour: vendor)
-    monkeypatch.setattr(backend, "_load_cudart", lambda flavour: cudart)
+    monkeypatch.setattr(cuda, "_load_cudart", lambda flavour: cudart)
     monkeypatch.setattr(backend, "compute_capability", lambda: "{}.{}".format(*cudart.capability))
     (tmp_path / "model.engine").write_bytes(b"engine")
     yield vendor, cudart

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from tensorrt_fakes import gpu_missing, image, make_manifest, open_session
 
-from runtime.backends import BACKENDS
-from runtime.backends import tensorrt as backend
+from runtime.backends import BACKENDS, cuda
 from runtime.errors import BackendError
 from runtime.manifest import Manifest
 
@@ -47,13 +46,13 @@ def test_gpu_answers_equal_onnx_runtime_plain_and_captured(gpu_bundle):
 @needs_gpu
 def test_gpu_memory_returns_after_close(gpu_bundle):
     folder, manifest = gpu_bundle
-    cuda = backend.Cuda(manifest.target)
+    runtime = cuda.Cuda(manifest.target)
     free = []
     for _ in range(4):
         with open_session(folder, manifest) as session:
             session(image(0))
             session(image(1))
-        free.append(cuda.module.cudaMemGetInfo()[1])
+        free.append(runtime.module.cudaMemGetInfo()[1])
     assert free[-1] >= free[1] - (1 << 20)  # the first rounds load libraries
     with pytest.raises(BackendError, match="closed"):
         session(image(0))

@@ -22,6 +22,7 @@ from tensorrt_fakes import (
     open_session,
 )
 
+from runtime.backends import cuda
 from runtime.backends import tensorrt as backend
 from runtime.errors import BackendError, BackendMissingError, DeviceMissingError, ForeignEngineError
 
@@ -85,7 +86,7 @@ def test_the_vendors_own_words_reach_the_message(rtx, rtx_bundle, monkeypatch):
     why.
     """
     cudart = FakeCudart()
-    monkeypatch.setattr(backend, "_load_cudart", lambda flavour: cudart)
+    monkeypatch.setattr(cuda, "_load_cudart", lambda flavour: cudart)
     with pytest.raises(BackendError, match=r"cannot load .*model\.engine.*\n?.*cudaError"):
         open_session(rtx_bundle, make_manifest("tensorrt-rtx", rtx.__version__))
     assert cudart.alive == {}
@@ -111,7 +112,7 @@ def test_missing_cuda_bindings_are_named_with_the_extra(monkeypatch):
     for name in ("cuda.bindings.runtime", "cuda.cudart"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendMissingError, match=r"'cuda-bindings'.*\.\[rtx\].*JetPack 6"):
-        backend.Cuda("tensorrt-rtx")
+        cuda.Cuda("tensorrt-rtx")
 
 
 # The variables that hold a vendor's object, by file, and the classes that they may be of.
@@ -156,7 +157,7 @@ def test_every_vendor_name_in_our_source_exists_in_the_vendors_package(rtx, sour
     assert len(checked) > 15, checked
 
 
-@pytest.mark.parametrize("source", VENDOR_OBJECTS)
+@pytest.mark.parametrize("source", [*VENDOR_OBJECTS, "runtime/backends/cuda.py"])
 def test_every_cuda_name_in_our_source_exists_in_the_bindings(source):
     cudart = pytest.importorskip("cuda.bindings.runtime", reason=NO_RTX)
     enums = [getattr(cudart, name) for name in dir(cudart) if name.startswith("cuda")]
@@ -243,7 +244,8 @@ def test_the_real_cuda_bindings_take_the_arguments_we_pass():
     }
     named = {
         node.value
-        for node in ast.walk(ast.parse(Path(backend.__file__).read_text()))
+        for module in (backend, cuda)
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text()))
         if _is_cuda_name(node)
     }
     assert named == {*calls, "cudaGetDeviceCount"}
@@ -270,11 +272,11 @@ def test_compute_capability_is_the_drivers_answer(monkeypatch: pytest.MonkeyPatc
     driver = types.SimpleNamespace(cuInit=lambda flags: 0, cuDeviceGet=lambda device, index: 0)
     driver.cuDeviceGetAttribute = attribute
     with monkeypatch.context() as patch:
-        patch.setattr(backend.ctypes, "CDLL", lambda name: driver)
-        assert backend.compute_capability() == "8.7"
+        patch.setattr(cuda.ctypes, "CDLL", lambda name: driver)
+        assert cuda.compute_capability() == "8.7"
         driver.cuInit = lambda flags: 100
         with pytest.raises(DeviceMissingError, match="CUDA error 100"):
-            backend.compute_capability()
+            cuda.compute_capability()
     if gpu_missing() is not None:
         with pytest.raises(DeviceMissingError, match="NVIDIA driver"):
-            backend.compute_capability()
+            cuda.compute_capability()

@@ -40,7 +40,7 @@ VENDORS = {
     "openvino": "runtime/backends/openvino.py",
     "tensorrt": "runtime/backends/tensorrt.py",
     "tensorrt_rtx": "runtime/backends/tensorrt.py",
-    "cuda": "runtime/backends/tensorrt.py",
+    "cuda": "runtime/backends/cuda.py",
     "open3d": "apps/views/fuse.py",
     "cv2": "runtime/motion.py",
     "pycolmap": "apps/views/colmap.py",

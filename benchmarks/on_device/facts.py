@@ -155,7 +155,7 @@ def _reason(backend: Backend) -> str:
             offered = vendor.get_available_providers()
             return "" if backend.option in offered else f"this onnxruntime has no {backend.option}"
         if backend.on_gpu:
-            from runtime.backends.tensorrt import Cuda
+            from runtime.backends.cuda import Cuda
 
             Cuda(backend.name)
     except LotusError as error:

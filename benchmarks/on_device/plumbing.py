@@ -19,8 +19,8 @@ from benchmarks.on_device.events import device_times
 from benchmarks.on_device.kernel import ASTRAY, Kernels
 from benchmarks.on_device.repeats import repeat
 from benchmarks.on_device.stand_in import NAME, StandIn, exact, open_stand_in, picture
+from runtime.backends.cuda import Cuda, compute_capability
 from runtime.backends.session import Session
-from runtime.backends.tensorrt import Cuda, compute_capability
 from runtime.errors import BackendError
 
 _OPENINGS = 23  # of a session; groups of three at both ends are compared

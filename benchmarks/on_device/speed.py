@@ -214,7 +214,7 @@ def _gpu_free(backend: str) -> int | None:
     """Bytes free on the GPU (on a Jetson of all memory); None where the backend has none."""
     if not BACKENDS[backend].on_gpu:
         return None
-    from runtime.backends.tensorrt import Cuda
+    from runtime.backends.cuda import Cuda
 
     try:
         return int(Cuda(backend).module.cudaMemGetInfo()[1])

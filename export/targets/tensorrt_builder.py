@@ -20,7 +20,8 @@ from typing import Any
 
 from export.errors import BuildError
 from export.progress import current
-from runtime.backends.tensorrt import FLAVOURS, Log, compute_capability, load_vendor
+from runtime.backends.cuda import compute_capability
+from runtime.backends.tensorrt import FLAVOURS, Log, load_vendor
 from runtime.manifest import EngineInfo
 
 _SECONDS_BETWEEN_MESSAGES = 5.0
