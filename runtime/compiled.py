@@ -1,12 +1,12 @@
 """Compiled networks, kept in the user's cache folder for the next opening.
 
-A backend that optimises a large graph and packs its weights each time it opens a bucket can write
-down what comes out. An entry is a folder with a record of its files: made beside and put into place
-whole, used only by the same versions on the same kind of CPU, compared with its checksums as a
-bundle is, and proved by the golden sample before its first answer. What is damaged goes, and is
-made anew. All entries together stay below 24 GB, and a new one leaves as much of the disk free as
-it takes; those that were not used for longest go first. LOTUS_EDGE_COMPILED=0 in the environment
-keeps and uses none.
+A backend that optimises a large graph and packs its weights each time it opens a bucket, or
+compiles kernels for the GPU, can write down what comes out. An entry is a folder with a record of
+its files: made beside and put into place whole, used only by the same versions on the same kind of
+CPU and GPU, compared with its checksums as a bundle is, and proved by the golden sample before its
+first answer. What is damaged goes, and is made anew. All entries together stay below 24 GB, and a
+new one leaves as much of the disk free as it takes; those that were not used for longest go first.
+LOTUS_EDGE_COMPILED=0 in the environment keeps and uses none.
 """
 
 from __future__ import annotations

@@ -53,9 +53,13 @@ def nvidia_driver() -> ctypes.CDLL:
     return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
 
 
-def knows_cpu() -> bool:
-    """Whether the system tells the CPU's instruction sets: what one packs is for no other."""
-    return bool(_flags())
+def knows_target(backend: Backend, device: str | None = None) -> bool:
+    """Whether the system tells for what a network is compiled on this device (None: the backend's
+    default), so that it is kept for no other: a GPU and its driver, or a CPU's instruction sets.
+    """
+    if backend.on_gpu:
+        return describe_gpu(int(device or 0)) != _NO_GPU
+    return backend.threads and device in (None, "CPU") and bool(_flags())
 
 
 def is_arm() -> bool:

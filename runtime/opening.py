@@ -19,7 +19,7 @@ from runtime.errors import BackendError, DamagedBundleError, VerificationError
 from runtime.files import File
 from runtime.golden import GoldenError, golden_error
 from runtime.layout import plain_folder
-from runtime.machine import describe_machine, knows_cpu
+from runtime.machine import describe_machine, knows_target
 from runtime.manifest import Bucket, Manifest
 from runtime.memory import Room
 from runtime.proof import prove
@@ -146,7 +146,7 @@ class Opening:
         """Under which the bucket is kept, compiled; None where it is not."""
         backend = find_backend(self.backend)
         worth = self.keep and is_worth_keeping(self.manifest, bucket, backend)
-        if not (worth and self.device in (None, "CPU") and knows_cpu()):
+        if not (worth and knows_target(backend, self.device)):
             return None
         return {
             "format": compiled.FORMAT,

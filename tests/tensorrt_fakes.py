@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,10 @@ def make_manifest(
 
 
 def open_session(
-    folder: Path, manifest: Manifest, name: str | None = None, *, parallel: int = 1
+    folder: Path, manifest: Manifest, name: str | None = None, **settings: Any
 ) -> backend.BackendSession:
     entry = BACKENDS[name or manifest.target]
-    return backend.BackendSession(folder, manifest, manifest.buckets[0], entry, parallel=parallel)
+    return backend.BackendSession(folder, manifest, manifest.buckets[0], entry, **settings)
 
 
 def gpu_missing() -> str | None:
@@ -250,7 +251,8 @@ class FakeVendor:
         self.dtypes = dict.fromkeys(SHAPES, "float")
         self.executes = True
         self.context_possible = True
-        self.config: Any = None
+        self.strategies: list[str | None] = []  # of CUDA graphs, one for each context
+        self.compilations = 0
         self.contexts: list[FakeContext] = []
         self.events: list[str] = []
 
@@ -271,21 +273,60 @@ class FakeVendor:
             get_tensor_name=lambda index: names[index],
             get_tensor_dtype=lambda name: self.dtypes[name],
             get_tensor_shape=lambda name: list(self.shapes[name]),
-            create_runtime_config=lambda: types.SimpleNamespace(cuda_graph_strategy="disabled"),
+            create_runtime_config=FakeConfig,
             create_execution_context=lambda config=None: self._context(config, logger),
         )
 
     def _context(self, config: Any, logger: Any) -> Any:
-        self.config = config
+        self.strategies.append(None if config is None else config.cuda_graph_strategy)
         if not self.context_possible:
             logger.log("internal", "out of device memory")
             return None
-        return FakeContext(self, logger)
+        return FakeContext(self, logger, config)
+
+
+class FakeKernels:
+    """The runtime cache. What is in it: nothing, what a context compiles, or also what a run does.
+    The vendor takes back what it wrote itself.
+    """
+
+    writes: bytes | None = b"all"
+
+    def __init__(self) -> None:
+        self.held = b""
+
+    def serialize(self) -> bytes | None:
+        return self.held and self.writes and self.held
+
+    def deserialize(self, content: bytes) -> bool:
+        self.held = content if content == b"all" else self.held
+        return content == b"all"
+
+
+class FakeConfig:
+    """How a context is made. It must live as long as the context."""
+
+    def __init__(self) -> None:
+        self.cuda_graph_strategy = "disabled"
+        self._kernels: FakeKernels | None = None
+
+    def create_runtime_cache(self) -> FakeKernels:
+        return FakeKernels()
+
+    def set_runtime_cache(self, cache: FakeKernels) -> bool:
+        self._kernels = cache
+        return True
 
 
 class FakeContext:
-    def __init__(self, vendor: FakeVendor, logger: Any) -> None:
+    def __init__(self, vendor: FakeVendor, logger: Any, config: FakeConfig | None = None) -> None:
         self.vendor, self.logger = vendor, logger
+        self.config = None if config is None else weakref.ref(config)
+        kernels = None if config is None else config._kernels
+        if kernels is None or not kernels.held:
+            vendor.compilations += 1
+        if kernels is not None:
+            kernels.held = kernels.held or b"some"
         self.addresses: dict[str, int] = {}
         vendor.contexts.append(self)
 
@@ -297,6 +338,11 @@ class FakeContext:
     def execute_async_v3(self, stream: int) -> bool:
         assert self.vendor.cudart.alive[stream] == "cudaStreamDestroy"
         self.vendor.cudart.calls.append("execute")
+        if self.config is not None:
+            if (config := self.config()) is None:
+                raise FakeError("ran without the configuration that its context was made with")
+            if config._kernels is not None:
+                config._kernels.held = b"all"
         if not self.vendor.executes:
             self.logger.log("error", "enqueue failed")
             return False

@@ -60,7 +60,7 @@ def keeping(null_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     changes = {"package": "numpy", "threads": True, "keeps": ("fp32",)}
     monkeypatch.setitem(BACKENDS, "null", dataclasses.replace(BACKENDS["null"], **changes))
     monkeypatch.setattr(compiled, "SMALLEST", 0)
-    monkeypatch.setattr(opening, "knows_cpu", lambda: True)
+    monkeypatch.setattr(opening, "knows_target", lambda *_: True)
     start = BackendSession._open
 
     def _open(session: BackendSession) -> Tensors:

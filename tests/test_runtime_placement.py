@@ -276,6 +276,28 @@ def test_which_devices_are_known(backend: str, device: str | None, known: bool) 
     assert machine.knows_device(BACKENDS[backend], device) == known
 
 
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("backend", "device", "told"),
+    [
+        ("openvino", None, True),
+        ("openvino", "GPU", False),
+        ("onnxruntime-coreml", None, False),
+        ("tensorrt-rtx", None, True),
+        ("onnxruntime-cuda", "2", False),
+    ],
+)
+def test_for_what_a_network_is_compiled(
+    backend: str, device: str | None, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows, where the driver's build is not told, the vendor compares the driver."""
+    monkeypatch.setattr(machine, "_driver_build", lambda: "")
+    monkeypatch.setattr(machine, "_flags", lambda: ["sse2"])
+    assert machine.knows_target(BACKENDS[backend], device) == told
+    monkeypatch.setattr(machine, "_flags", list)
+    assert machine.knows_target(BACKENDS[backend], device) == (told and backend == "tensorrt-rtx")
+
+
 @pytest.mark.parametrize(("device", "goldens"), [("CPU", 1), ("GPU", 2)])
 def test_on_an_unknown_device_a_bundle_proves_itself_at_each_opening(
     null_bundle: Path,

@@ -14,8 +14,10 @@ import pytest
 from conftest import ROOT
 from tensorrt_fakes import (
     NO_RTX,
+    FakeConfig,
     FakeContext,
     FakeCudart,
+    FakeKernels,
     FakeVendor,
     gpu_missing,
     make_manifest,
@@ -119,6 +121,7 @@ def test_missing_cuda_bindings_are_named_with_the_extra(monkeypatch):
 VENDOR_OBJECTS = {
     "runtime/backends/tensorrt.py": {
         "config": "IRuntimeConfig",
+        "kernels": "IRuntimeCache",
         "runtime": "Runtime",
         "engine": "ICudaEngine",
         "context": "IExecutionContext",
@@ -179,6 +182,8 @@ def test_the_fakes_have_no_name_that_the_vendor_has_not(rtx):
         (vendor.Runtime(None), rtx.Runtime),
         (engine, rtx.ICudaEngine),
         (engine.create_runtime_config(), rtx.IRuntimeConfig),
+        (FakeConfig, rtx.IRuntimeConfig),
+        (FakeKernels, rtx.IRuntimeCache),
     ):
         names = [name for name in vars(fake) if not name.startswith("_") and name not in OWN]
         assert names
@@ -186,7 +191,7 @@ def test_the_fakes_have_no_name_that_the_vendor_has_not(rtx):
 
 
 # Of the fakes alone; a logger's `log` is what we define.
-OWN = {"do", "log", "logger", "capturing"}
+OWN = {"do", "log", "logger", "capturing", "writes"}
 
 
 def _vendor_path(node: ast.Attribute) -> str | None:

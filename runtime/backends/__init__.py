@@ -145,6 +145,7 @@ BACKENDS = {
             no_devices=_VISIBLE,
             on_gpu=True,
             replays=True,
+            keeps=("fp32", "fp16", "bf16", "int8"),
         ),
         Backend(name="null", module="null", no_devices="it computes nothing"),
     )

@@ -42,6 +42,8 @@ class Flavour:
     captures_itself: bool
 
 
+_KERNELS = "kernels"  # the file in an entry of runtime/compiled.py
+
 # By the name of the backend.
 FLAVOURS = {
     "tensorrt": Flavour(portable=False, captures_itself=False),
@@ -97,12 +99,14 @@ class _Buffer:
 
 class _Runner:
     """What one run has for itself: context, stream, buffers and, from the second run on, the CUDA
-    graph. `resources` releases them in reverse order of allocation.
+    graph. `resources` releases them in reverse order of allocation. `config`, with which the
+    context was made, must live as long as it does.
     """
 
     def __init__(self) -> None:
         self.resources = ExitStack()
         self.stream: Any = None
+        self.config: Any = None
         self.context: Any = None
         self.buffers: dict[str, _Buffer] = {}
         self.graph: Any = None
@@ -111,6 +115,7 @@ class _Runner:
     def forget_context(self) -> None:
         """The vendor frees on the last reference."""
         self.context = None
+        self.config = None
 
 
 class BackendSession(Session):
@@ -118,10 +123,14 @@ class BackendSession(Session):
 
     Inputs are copied also on integrated GPUs: there pinned memory is not cached by the GPU, and the
     first convolution reads its input many times (CUDA for Tegra, "Memory types").
+
+    TensorRT-RTX compiles an engine's kernels for the GPU as it opens and first runs it; these are
+    what is kept for the next opening (its "runtime cache").
     """
 
     _runtime: Any = None
     _engine: Any = None
+    _kernels: Any = None
 
     @cached_property
     def _resources(self) -> ExitStack:
@@ -150,9 +159,11 @@ class BackendSession(Session):
             runner.stream = self._cuda("cudaStreamCreateWithFlags", flags)
             runner.resources.callback(self._cuda.release, "cudaStreamDestroy", runner.stream)
             runner.resources.callback(runner.forget_context)
-            runner.context = self._new_context()
+            runner.context = self._new_context(runner)
             for name, shape in (self.input_shapes | self.output_shapes).items():
                 runner.buffers[name] = self._allocate(runner, name, shape)
+            if self.keep_in is not None:
+                self._keep_kernels(runner, self.keep_in)
             undo.pop_all()
         self._resources.push(runner.resources)  # runners go before the engine
         return runner
@@ -240,19 +251,19 @@ class BackendSession(Session):
 
     def _forget_engine(self) -> None:
         # The vendor frees on the last reference; an engine must go before its runtime.
+        self._kernels = None
         self._engine = None
         self._runtime = None
 
-    def _new_context(self) -> Any:
-        vendor, engine = self._vendor, self._engine
+    def _new_context(self, runner: _Runner) -> Any:
+        engine = self._engine
         path = self.folder / str(self.bucket.engine)
         try:
-            if FLAVOURS[self.backend.name].captures_itself and hasattr(vendor, "CudaGraphStrategy"):
-                config = engine.create_runtime_config()
-                config.cuda_graph_strategy = vendor.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-                context = engine.create_execution_context(config)
-            else:
+            runner.config = self._new_config()
+            if runner.config is None:
                 context = engine.create_execution_context()
+            else:
+                context = engine.create_execution_context(runner.config)
         except (RuntimeError, TypeError) as error:  # as above
             raise self._failed(
                 f"cannot create an execution context for {path} ({error})"
@@ -260,6 +271,45 @@ class BackendSession(Session):
         if context is None:
             raise self._failed(f"cannot create an execution context for {path}")
         return context
+
+    def _new_config(self) -> Any:
+        """How a context is made; None where the vendor needs no telling."""
+        vendor, engine = self._vendor, self._engine
+        captures = FLAVOURS[self.backend.name].captures_itself
+        if not (captures and hasattr(vendor, "CudaGraphStrategy")):
+            return None
+        config = engine.create_runtime_config()
+        config.cuda_graph_strategy = vendor.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if self.compiled is not None or self.keep_in is not None:
+            if self._kernels is None:  # the first runner's, and the others'
+                self._kernels = self._load_kernels(config)
+            if not config.set_runtime_cache(self._kernels):
+                raise self._failed("takes no compiled kernels")
+        return config
+
+    def _load_kernels(self, config: Any) -> Any:
+        """Those that were kept, or room for new ones. The vendor compares the GPU, the driver and
+        its own version with those they were compiled for.
+        """
+        kernels = config.create_runtime_cache()
+        if self.compiled is not None:
+            content = (self.compiled.folder / _KERNELS).read_bytes()
+            if not kernels.deserialize(content):
+                raise self._failed("does not take the compiled kernels that were kept")
+        return kernels
+
+    def _keep_kernels(self, runner: _Runner, folder: Path) -> None:
+        """Leave the compiled kernels in the folder, after a run: some are compiled only then."""
+        if (kernels := self._kernels) is None:
+            raise self._failed("keeps no compiled kernels")
+        for name in self.input_shapes:
+            runner.buffers[name].array.fill(0)
+        self._enqueue(runner)
+        self._cuda("cudaStreamSynchronize", runner.stream)
+        content = kernels.serialize()
+        if content is None:
+            raise self._failed("does not write down its compiled kernels")
+        (folder / _KERNELS).write_bytes(memoryview(content).cast("B"))
 
     def _allocate(self, runner: _Runner, name: str, shape: tuple[int, ...]) -> _Buffer:
         count = int(np.prod(shape))
