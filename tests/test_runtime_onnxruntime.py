@@ -27,6 +27,47 @@ def refused(folder: Path, *, opset: int = 23, provider: str = CUDA) -> str:
     return str(caught.value)
 
 
+# Versions of operators for which ONNX Runtime 1.25 has CUDA kernels in float32, of those that our
+# graphs may have. A kernel serves no newer version of its operator. Source: docs/OperatorKernels.md
+# and VerifyVersion in core/framework/kernel_registry.cc of its repository.
+CUDA_KERNELS = {
+    "": {
+        **dict.fromkeys(("Add", "Div", "Mul", "Sub", "Relu"), 14),
+        **dict.fromkeys(("Clip", "Concat", "DepthToSpace", "Gemm", "MatMul", "Sigmoid"), 13),
+        **dict.fromkeys(("Slice", "Softmax", "Sqrt", "Tanh"), 13),
+        **dict.fromkeys(("ReduceMean", "ReduceSumSquare", "Split"), 18),
+        **dict.fromkeys(("Reshape", "Squeeze", "Transpose", "Unsqueeze"), 23),
+        "BatchNormalization": 15,
+        "Conv": 22,
+        "Gelu": 20,
+        "LayerNormalization": 17,
+        "Resize": 19,
+    },
+    "com.microsoft": {"MultiHeadAttention": 1},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bundle_d", "bundle_g"])
+def test_cuda_has_a_kernel_for_each_operator_in_fp32(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    """Without one the bundle is refused on a GPU, as it is for int8."""
+    onnx = pytest.importorskip("onnx", reason="reads a graph")
+    (path, *_) = Path(request.getfixturevalue(name)).glob("*.onnx")
+    graph = onnx.load(path, load_external_data=False)
+    opset = next(entry.version for entry in graph.opset_import if not entry.domain)
+    found: dict[str, dict[str, int]] = {"": {}, "com.microsoft": {}}
+    for node in graph.graph.node:
+        known = not node.domain
+        version = onnx.defs.get_schema(node.op_type, opset, "").since_version if known else 1
+        found[node.domain][node.op_type] = version
+    assert opset == 23
+    assert len(found[""]) > 15
+    for domain, operators in found.items():
+        assert operators.items() <= CUDA_KERNELS[domain].items()
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A package whose sessions fail with `words`. Its 1.23.2 is the last for Python 3.10."""
