@@ -40,8 +40,8 @@ class Plan:
 
     `checkpoints` are one for each task; they share the autoencoder, which is the first one's.
     `tolerance` is the golden's: largest and mean absolute difference. `budgets` are the limits of
-    an int8 build by task, each in its unit. `asked_precision` is what was asked for, where the
-    target builds another `precision` instead.
+    an int8 build by task, each in its unit. `opset` is that of the files. `asked_precision` is what
+    was asked for, where the target builds another `precision` instead.
     """
 
     checkpoints: tuple[Description, ...]
@@ -50,6 +50,7 @@ class Plan:
     target: Target
     precision: str
     asked_precision: str
+    traced_opset: int
     opset: int
     tolerance: tuple[float, float]
     buckets: tuple[Bucket, ...]
@@ -269,8 +270,7 @@ def _decide(settings: BuildSettings) -> Plan:
         *(*_vae_words(encoder, decoder), *size_words(buckets), precision, target.name),
     ]
     name = "-".join(words)
-    opset = settings.opset or target.opset
-    largest, mean = recipe.tolerance
+    traced_opset = settings.opset or target.opset
     output = with_name(settings.output or Path("engines") / name)
     check_destination(output, overwrite=settings.overwrite)
     budgets = limits_of(settings, checkpoints)
@@ -282,8 +282,9 @@ def _decide(settings: BuildSettings) -> Plan:
         target=target,
         precision=precision,
         asked_precision=settings.precision,
-        opset=opset,
-        tolerance=(max(largest, _OLDER_TOLERANCE) if opset < target.opset else largest, mean),
+        traced_opset=traced_opset,
+        opset=settings.opset or recipe.opset or traced_opset,
+        tolerance=_tolerance(recipe, older=traced_opset < target.opset),
         buckets=buckets,
         noise_seed=settings.seed,
         fixed_noise=settings.fixed_noise,
@@ -297,6 +298,12 @@ def _decide(settings: BuildSettings) -> Plan:
         overwrite=settings.overwrite,
         command=settings.command,
     )
+
+
+def _tolerance(recipe: Recipe, *, older: bool) -> tuple[float, float]:
+    """The golden's; `older` than the target's own is the opset that is traced."""
+    largest, mean = recipe.tolerance
+    return max(largest, _OLDER_TOLERANCE if older else 0.0), mean
 
 
 def _note(family: Family, end: str) -> dict[str, str]:

@@ -39,6 +39,7 @@ from export.network.single_pass import SinglePass
 from export.progress import Progress
 from export.targets import Recipe
 from runtime.backends.onnxruntime import session_options
+from runtime.backends.versions import numbers
 
 SIZES = ((1, 72, 40), (2, 64, 64))
 """Batch, height, width; 72x40 leaves odd maps on the UNet's levels, where upsampling does not
@@ -186,6 +187,8 @@ def test_winograd_stores_no_transformed_kernels(
     """Neither in the file nor, opened as the runtime does it, in the process: 36 numbers would
     stand for every 9.
     """
+    if numbers(onnxruntime.__version__) < (1, 27):
+        pytest.skip("ONNX Runtime before 1.27 cannot be told to leave large constants in the graph")
     monkeypatch.setattr(winograd, "_MOST_TILES", 2)  # two strips
     plain = nn.Conv2d(256, 256, 3, padding=1)
     x, file, opened = torch.randn(1, 256, 8, 8), tmp_path / "graph.onnx", tmp_path / "opened.onnx"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import PHOTOS, ROOT, build_bundle
 
@@ -17,6 +18,7 @@ from export.errors import BuildError
 from export.families.lotus_reference import predict_reference
 from export.network.checkpoint import Checkpoint, load_checkpoint
 from runtime import LotusEngine
+from runtime.backends.versions import numbers
 from runtime.errors import ImageError
 from runtime.manifest import Manifest
 
@@ -244,7 +246,9 @@ def test_fixed_noise_is_part_of_the_graph(
     with LotusEngine(bundle_g) as one, LotusEngine(fixed) as other:
         assert "fold-noise" in other.manifest.folds
         assert list(other.manifest.input_shapes(other.manifest.buckets[0])) == ["image"]
-        np.testing.assert_allclose(other(crop).values, one(crop).values, atol=2e-5)
+        # With 1.23 the two are up to 2.7e-5 apart.
+        atol = 2e-5 if numbers(onnxruntime.__version__) >= (1, 24) else 4e-5
+        np.testing.assert_allclose(other(crop).values, one(crop).values, atol=atol)
         np.testing.assert_array_equal(other(crop, seed=7).values, other(crop).values)
         with pytest.raises(ImageError, match="fixed to seed 7, found 6"):
             other(crop, seed=6)

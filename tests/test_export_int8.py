@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from export.quantize.ranges import choose_ranges
 from export.targets import TARGETS
 from runtime import LotusEngine
 from runtime.backends.openvino import hints
+from runtime.backends.versions import numbers
 from runtime.manifest import Manifest
 
 
@@ -88,6 +90,29 @@ def test_int8_of_sizes_with_and_without_the_fold(checkpoint_d: Path, tmp_path: P
     bundle = build_bundle(checkpoint_d, tmp_path / "bundle", **settings)
     with LotusEngine(bundle) as engine:
         engine.verify()
+
+
+@pytest.mark.slow
+def test_the_older_opset_of_the_file_means_the_same(bundle_int8: Path, tmp_path: Path) -> None:
+    """The graph was traced at 23: under its own name and under that one, the same bits."""
+    if numbers(onnxruntime.__version__) < (1, 24):
+        pytest.skip("ONNX Runtime before 1.24 has no kernel for QuantizeLinear of opset 23")
+    bundle = shutil.copytree(bundle_int8, tmp_path / "bundle")
+    path = bundle / "model-64x64.onnx"
+    feed = {"image": np.random.default_rng(0).uniform(-1, 1, (1, 3, BUCKET, BUCKET))}
+    feed["image"] = feed["image"].astype(np.float32)
+    answers = []
+    for opset in (21, 23):
+        model = onnx.load(path, load_external_data=False)
+        (own,) = (entry for entry in model.opset_import if not entry.domain)
+        assert own.version == 21
+        own.version = opset
+        onnx.save(model, bundle / "again.onnx")
+        onnx.checker.check_model(str(bundle / "again.onnx"))
+        session = onnxruntime.InferenceSession(str(bundle / "again.onnx"))
+        answers.append(session.run(None, feed)[0])
+    np.testing.assert_array_equal(*answers)
+    assert Manifest.load(bundle_int8).opset == 21
 
 
 @pytest.mark.slow

@@ -77,7 +77,8 @@ def test_a_dry_run_prints_the_plan_and_loads_and_writes_nothing(
     assert rows["checkpoint"] == "tiny/disparity-d (lotus-d)"
     assert rows["encoder"] == rows["decoder"] == "tiny/taesd"
     assert rows["sizes"] == "64x96, 128x128"
-    assert rows["target"].startswith(f"{target}, ONNX opset {TARGETS[target].opset}")
+    opset = TARGETS[target].recipe("int8").opset or TARGETS[target].opset
+    assert rows["target"].startswith(f"{target}, ONNX opset {opset}")
     assert "int8" in rows["precision"]
     name = f"disparity-d-vae-taesd-64x96-128x128-int8-{target}"
     assert rows["output"] == str(Path("engines") / name)
@@ -324,11 +325,19 @@ def test_weights_in_bf16_need_half_of_the_disk() -> None:
 def test_what_a_request_leaves_open_is_decided(plan: Plan) -> None:
     assert [str(bucket) for bucket in plan.buckets] == ["256x256"]
     assert plan.output == Path("engines") / "disparity-d-256x256-fp32-onnxruntime"
-    assert plan.opset == TARGETS["onnxruntime"].opset
+    assert plan.opset == plan.traced_opset == TARGETS["onnxruntime"].opset
     assert plan.budgets == {"disparity": plan.tasks[0].max_error}
     assert plan.tolerance == plan.recipe.tolerance
     older = make_plan(BuildSettings(checkpoint="tiny/disparity-d", opset=20))
     assert older.tolerance[0] > plan.tolerance[0]
+    assert older.opset == older.traced_opset == 20
+
+
+@pytest.mark.parametrize(("asked", "opset"), [(None, 21), (20, 20), (23, 23)])
+def test_int8_of_onnxruntime_is_of_an_older_opset(asked: int | None, opset: int) -> None:
+    """Version 1.23 has no kernel for QuantizeLinear of opset 23."""
+    plan = make_plan(BuildSettings(checkpoint="tiny/disparity-d", precision="int8", opset=asked))
+    assert (plan.traced_opset, plan.opset) == (asked or 23, opset)
 
 
 def test_hash_and_reference_cannot_come_after_the_folds(checkpoint_d: Path) -> None:

@@ -240,11 +240,15 @@ def test_a_damaged_entry_is_made_anew(
 def test_each_entry_proves_itself(
     bundle_d: Path, opened: list[str], own_cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    proved = set()
     for _ in range(2):
         with LotusEngine(bundle_d, "onnxruntime") as engine:
             engine(PHOTO)
-        assert "running its golden sample" in capfd.readouterr().err
         (entry,) = (own_cache / "compiled").iterdir()
+        # Some versions of ONNX Runtime write the same bytes again, which are proved.
+        known = (entry / "record.json").read_bytes() in proved
+        assert ("running its golden sample" in capfd.readouterr().err) != known
+        proved.add((entry / "record.json").read_bytes())
         shutil.rmtree(entry)
     assert opened == ["keeps", "kept"] * 2
 

@@ -36,8 +36,8 @@ def write_graphs(network: SinglePass, plan: Plan, stage: Path, ranges: Ranges) -
     with (stage / WEIGHTS).open("wb") as stream:
         weights = WeightFile(stream)
         for bucket in plan.buckets:
-            say(f"tracing the {bucket} graph (ONNX opset {plan.opset})")
-            traced = trace(network, plan.input_shapes(bucket), plan.opset)
+            say(f"tracing the {bucket} graph (ONNX opset {plan.traced_opset})")
+            traced = trace(network, plan.input_shapes(bucket), plan.traced_opset)
             _rewrite(traced, plan, bucket, ranges)
             weights.externalise(traced.model.graph)
             ir.save(traced.model, stage / bucket.graph)
@@ -69,3 +69,4 @@ def _rewrite(traced: Traced, plan: Plan, bucket: Bucket, ranges: Ranges) -> None
     if recipe.stored is not None:
         store_weights(graph, HALVES[recipe.stored])
     RemoveUnusedNodesPass()(traced.model)
+    graph.opset_imports[""] = plan.opset

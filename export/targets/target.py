@@ -51,6 +51,8 @@ class Recipe:
         export/graph/attention.py and export/folds/subpixel.py; `python -m benchmarks.forms`
         measures them.
     `decodes_batched`: whether the latents of several tasks are decoded as one batch, not in turn.
+    `opset`: that of the file, where it is older than the one that the network is traced at. What
+        is left of the graph means the same in both, and older libraries have kernels for it.
     `winograd`: whether wide convolutions are faster and exact enough by export/folds/winograd.py.
     """
 
@@ -63,6 +65,7 @@ class Recipe:
     upsampling: str = "transposed"
     winograd: bool = False
     decodes_batched: bool = False
+    opset: int | None = None
 
     @property
     def quantizes_layers(self) -> bool:

@@ -85,7 +85,8 @@ class BackendSession(Session):
         provider = self.backend.option
         if provider == _CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where there are any
-        path = self.model_folder / self.bucket.graph
+        kept = self.compiled
+        path = self._graph() if kept is None else kept.folder / _KEPT
         options = session_options(
             ort,
             saturates=may_saturate(self.manifest, self.backend.name),
@@ -95,8 +96,7 @@ class BackendSession(Session):
             options.optimized_model_filepath = str(self.keep_in / _KEPT)
             for entry, value in _KEEP.items():
                 options.add_session_config_entry(entry, value)
-        if self.compiled is not None:
-            path = self.compiled.folder / _KEPT
+        if kept is not None:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if provider != _CPU:
             # An operator without a kernel there is an error, not a quiet trip to the CPU.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ _NO_INT8_ON_ARM = (2026, 4)
 _SETTINGS, _LONGEST_HEADER = "settings.json", 1 << 16
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention")
 _FEWEST_ROWS = 16
-_IN_MEMORY = b"*/_ORT_MEM_ADDR_/*"  # for a file of weights; the offset is then an address
 
 
 def hints(
@@ -102,7 +100,7 @@ class BackendSession(Session):
         if self.compiled is not None:
             self._compiled = self._import_kept(vendor, core, self.compiled.folder)
             return self._tensors()
-        graph = self.model_folder / self.bucket.graph
+        graph = self._graph()
         _check_onnx(graph)
         files = [self.model_folder / file.path for file in self.manifest.files]
         model, spans = map_files(lambda: core.read_model(str(graph)), files)
@@ -173,8 +171,7 @@ class BackendSession(Session):
 
 def _check_onnx(path: Path) -> None:
     """Raises: BackendError. `Core.read_model` would try its other formats on what is no ONNX: they
-    print, and follow other rules about what they open. And it takes weights from any address in
-    this process's memory, if a graph names one.
+    print, and follow other rules about what they open.
     """
     from openvino.frontend import FrontEndManager
 
@@ -183,12 +180,6 @@ def _check_onnx(path: Path) -> None:
             f"OpenVINO finds no ONNX graph in {path}. `python -m runtime verify` tells whether the "
             "bundle is whole and right here."
         )
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as graph:
-        if graph.find(_IN_MEMORY) >= 0:
-            raise BackendError(
-                f"{path} names weights by their address in memory, as no bundle does. Do not use "
-                "it."
-            )
 
 
 def _addresses(model: Any) -> Iterator[int]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.cores import restricted_cores
+from runtime.backends.graph_files import check_weight_files
 from runtime.backends.pool import Pool
 from runtime.backends.process import Home
 from runtime.backends.versions import KnownVersions, too_old, version_of
@@ -232,13 +233,24 @@ class Session(ABC):
         """
         vendor = import_vendor(self.backend)
         self.version = version_of(vendor)
-        if needed := too_old(self.version, self.backend.known, self.manifest.opset):
+        manifest = self.manifest
+        if needed := too_old(self.version, self.backend.known, manifest.opset, manifest.precision):
             raise BackendError(
                 f"{self.backend.product} {self.version} is installed, which cannot open or answers "
                 f"wrong a graph of ONNX opset {self.manifest.opset} as in {self.folder}: it "
                 f"{needed}"
             )
         return vendor
+
+    def _graph(self) -> Path:
+        """The bucket's ONNX graph, which takes weights from the bundle's files alone.
+
+        Raises: UnsafePathError; BackendError for what is no ONNX graph.
+        """
+        path = self.model_folder / self.bucket.graph
+        if self.manifest.files:  # a bundle that is being built lists none yet
+            check_weight_files(path, {file.path for file in self.manifest.files})
+        return path
 
     @abstractmethod
     def _open(self) -> Tensors: ...
