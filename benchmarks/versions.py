@@ -19,12 +19,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import arm
 from benchmarks.rows import ROOT, parse_arguments, write_rows
 from export.pipeline import build
 from export.progress import Progress
 from export.settings import BuildSettings
+from export.targets import TARGETS
 from runtime.errors import LotusError
 
 FOLDER = ROOT / "out" / "versions"
@@ -79,6 +81,8 @@ class Line:
         """What pytest is given."""
         return OTHERS.get(self.backend) or [CONTRACT, "-k", f"[{self.backend}]"]
 
+
+_INT8: dict[str, Any] = {"precision": "int8", "calibration_images": 2, "budget": (10.0,)}
 
 LINES = (
     Line(backend="onnxruntime", version="1.23.0"),
@@ -254,14 +258,19 @@ def _bundles(opset: int) -> Path:
 
 
 def _build_bundles(opsets: set[int]) -> None:
-    """For each backend `d` and `g`, as the contract wants them, and `map`, a trained one."""
+    """For each backend `d`, `g` and `int8`, as the contract wants them, and `map`, a trained one.
+
+    int8 has the opset of its recipe, unless an older one is asked for.
+    """
     square, wide = (64, 64), (64, 104)
     for opset in sorted(opsets):
         for target in ("onnxruntime", "openvino"):
-            for name, checkpoint, sizes, seed in (
-                ("d", "tiny/depth-d", (square, wide), 0),
-                ("g", "tiny/normal-g", (square,), 7),
-                ("map", "tiny/disparity-d", ((256, 256),), 0),
+            older = opset < TARGETS[target].opset
+            for name, checkpoint, sizes, more in (
+                ("d", "tiny/depth-d", (square, wide), {"opset": opset}),
+                ("g", "tiny/normal-g", (square,), {"opset": opset, "seed": 7}),
+                ("map", "tiny/disparity-d", ((256, 256),), {"opset": opset}),
+                ("int8", "tiny/depth-d", (square,), _INT8 | ({"opset": opset} if older else {})),
             ):
                 output = _bundles(opset) / target / name
                 if output.exists():
@@ -273,9 +282,8 @@ def _build_bundles(opsets: set[int]) -> None:
                             checkpoint=checkpoint,
                             resolutions=sizes,
                             target=target,
-                            opset=opset,
-                            seed=seed,
                             output=output,
+                            **more,
                         )
                     )
 

@@ -220,6 +220,12 @@ def bundle_int8(checkpoint_d: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle_int8_openvino(checkpoint_d: Path, once: Once) -> Path:
+    """The same for OpenVINO."""
+    return once("int8-openvino", build_bundle, checkpoint_d, target="openvino", **INT8)
+
+
+@pytest.fixture(scope="session")
 def folded(checkpoint_d: Path) -> SinglePass:
     """The network that `bundle_int8` is traced from. Tests that change it take a copy."""
     from export.folds import apply_folds

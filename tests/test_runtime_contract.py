@@ -41,15 +41,19 @@ CONTRACT = [
 ]
 
 
+KINDS = ("d", "g", "int8")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bundles:
-    """A backend, and two bundles it can open: mode D (depth, a square and a wide bucket), mode G
-    (normals, seed 7).
+    """A backend, and bundles it can open: mode D (depth, a square and a wide bucket), mode G
+    (normals, seed 7), and mode D in int8, where it has a target of its own on the CPU.
     """
 
     backend: str
     d: Path
     g: Path
+    int8: Path | None = None
 
 
 @pytest.fixture(scope="module", params=CONTRACT)
@@ -66,7 +70,7 @@ def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         g = write_null_bundle(folder / "g", task="normal", mode="g", buckets=[square], noise_seed=7)
         return Bundles(backend=name, d=d, g=g)
     if ready := os.environ.get("LOTUS_EDGE_CONTRACT"):  # benchmarks/versions.py: nothing to build
-        return Bundles(backend=name, d=Path(ready, name, "d"), g=Path(ready, name, "g"))
+        return Bundles(backend=name, **{kind: Path(ready, name, kind) for kind in KINDS})
     try:
         if name in TARGETS and name != "onnxruntime":
             return _built_for(name, request, tmp_path_factory.mktemp(name))
@@ -79,7 +83,8 @@ def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         if f"has no {BACKENDS[name].option}" not in str(error):
             raise
         pytest.skip(f"never run here: {error}")
-    return Bundles(backend=name, **both)
+    int8 = request.getfixturevalue("bundle_int8") if name == "onnxruntime" else None
+    return Bundles(backend=name, **both, int8=int8)
 
 
 def _built_for(name: str, request: pytest.FixtureRequest, folder: Path) -> Bundles:
@@ -110,7 +115,8 @@ def _built_for(name: str, request: pytest.FixtureRequest, folder: Path) -> Bundl
         target=name,
         seed=7,
     )
-    return Bundles(backend=name, d=d, g=g)
+    int8 = request.getfixturevalue("bundle_int8_openvino") if name == "openvino" else None
+    return Bundles(backend=name, d=d, g=g, int8=int8)
 
 
 def first(engine: LotusEngine) -> AbstractContextManager[Session]:
@@ -156,6 +162,13 @@ class TestContract:
             assert result.backend == bundles.backend
             assert result.tolerance == golden_on(manifest, bundles.backend).tolerance
             assert set(result.errors) == {str(bucket) for bucket in manifest.buckets}
+
+    def test_verifies_in_int8(self, bundles: Bundles) -> None:
+        if bundles.int8 is None:
+            pytest.skip(f"no int8 on a CPU with {bundles.backend}")
+        with LotusEngine(bundles.int8, backend=bundles.backend) as engine:
+            (error,) = engine.verify().errors.values()
+        assert error.mean < 0.1
 
     def test_is_deterministic_and_depends_on_its_input(
         self, bundles: Bundles, photo: np.ndarray
