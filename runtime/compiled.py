@@ -36,7 +36,6 @@ SMALLEST = 256_000_000
 """Bytes of a bundle below which nothing is kept: it opens in a second or two."""
 
 _LARGEST = 24_000_000_000  # bytes of all entries
-_GROWTH = 2.2  # bytes of an entry, at most, for each of the bundle
 _RECORD = "record.json"
 _STALE = 86_400.0  # seconds after which a folder that a process was writing is nobody's
 
@@ -87,7 +86,7 @@ def find(key: Mapping[str, Any]) -> Kept | None:
 
 def make(key: Mapping[str, Any], size: int, write: Callable[[Path], None]) -> Kept | None:
     """A new entry under this key, with what `write` puts into the folder that it is given. None
-    where it cannot be kept: no folder, or no room for an entry of a bundle of `size` bytes.
+    where it cannot be kept: no folder, or no room for `size` bytes.
 
     Raises: what `write` raises, but for OSError.
     """
@@ -97,7 +96,7 @@ def make(key: Mapping[str, Any], size: int, write: Callable[[Path], None]) -> Ke
     partial = None
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _make_room(folder.parent, round(size * _GROWTH)):
+        if not _make_room(folder.parent, size):
             return None
         partial = private_folder(folder.parent)
         write(partial)

@@ -29,7 +29,7 @@ class SchemaError(BundleError):
 
 
 class UnsafePathError(BundleError):
-    """A path in the manifest leads outside the bundle."""
+    """A path in the manifest, or of a graph's weights, leads outside the bundle's files."""
 
 
 class DamagedBundleError(BundleError):

@@ -292,6 +292,12 @@ class Manifest:
         """As the function `output_shapes`, for this bundle."""
         return output_shapes(bucket, self.tasks)
 
+    def files_of(self, bucket: Bucket) -> list[File]:
+        """What opening this bucket reads: all listed files but those of other buckets."""
+        others = {name for other in self.buckets for name in (other.graph, other.engine)}
+        others -= {bucket.graph, bucket.engine}
+        return [file for file in self.files if file.path not in others]
+
     @cached_property
     def checksum(self) -> str:
         """SHA-256 in hex over all that the manifest says, the files' checksums among it."""

@@ -16,7 +16,6 @@ from runtime.compiled import Kept
 from runtime.console import one_line, say
 from runtime.contents import ContentCheck
 from runtime.errors import BackendError, DamagedBundleError, VerificationError
-from runtime.files import File
 from runtime.golden import GoldenError, golden_error
 from runtime.layout import plain_folder
 from runtime.machine import describe_machine, knows_target
@@ -84,7 +83,7 @@ class Opening:
     def _open(
         self, bucket: Bucket, kept: Kept | None = None, keep_in: Path | None = None
     ) -> Session:
-        files = files_of(self.manifest, bucket)
+        files = self.manifest.files_of(bucket)
         checks: list[ContentCheck] = []
         # What is kept answers for all that open this bundle later, also for those who check.
         if keep_in is not None or (self.check and os.environ.get(UNCHECKED) != "0"):
@@ -128,7 +127,8 @@ class Opening:
         try:
             kept = compiled.find(key)
             if kept is None and self.make:
-                size = bytes_of(self.manifest, bucket)
+                growth = find_backend(self.backend).growth
+                size = round(growth * bytes_of(self.manifest, bucket))
                 kept = compiled.make(key, size, partial(self._keep, bucket))
             return None if kept is None else (self._open(bucket, kept), kept)
         except (BackendError, DamagedBundleError):
@@ -148,15 +148,14 @@ class Opening:
         worth = self.keep and is_worth_keeping(self.manifest, bucket, backend)
         if not (worth and knows_target(backend, self.device)):
             return None
-        return {
+        key = {
             "format": compiled.FORMAT,
             "bundle": self.manifest.checksum,
             "bucket": str(bucket),
             "machine": describe_machine(backend),
             "parallel": self.parallel,
-            "threads": self.threads,
-            "cores": usable_cores(),
         }
+        return key if backend.on_gpu else {**key, "threads": self.threads, "cores": usable_cores()}
 
     def _keep(self, bucket: Bucket, folder: Path) -> None:
         name = one_line(f"{self.manifest.name} ({bucket})")
@@ -171,11 +170,4 @@ def is_worth_keeping(manifest: Manifest, bucket: Bucket, backend: Backend) -> bo
 
 def bytes_of(manifest: Manifest, bucket: Bucket) -> int:
     """Of the files that opening this bucket reads."""
-    return sum(file.bytes for file in files_of(manifest, bucket))
-
-
-def files_of(manifest: Manifest, bucket: Bucket) -> list[File]:
-    """What opening this bucket reads: all listed files but those of other buckets."""
-    others = {name for other in manifest.buckets for name in (other.graph, other.engine)}
-    others -= {bucket.graph, bucket.engine}
-    return [file for file in manifest.files if file.path not in others]
+    return sum(file.bytes for file in manifest.files_of(bucket))

@@ -6,10 +6,13 @@ import ctypes
 import threading
 import types
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from runtime.backends import BACKENDS, cuda
 from runtime.backends import tensorrt as backend
@@ -296,7 +299,7 @@ class FakeKernels:
         self.held = b""
 
     def serialize(self) -> bytes | None:
-        return self.held and self.writes and self.held
+        return self.writes and self.held
 
     def deserialize(self, content: bytes) -> bool:
         self.held = content if content == b"all" else self.held
@@ -362,3 +365,27 @@ class FakeContext:
 
 def image(seed: int) -> dict[str, Any]:
     return {"image": np.random.default_rng(seed).uniform(-1, 1, SHAPES["image"]).astype(np.float32)}
+
+
+@contextmanager
+def faked(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[tuple[FakeVendor, FakeCudart]]:
+    """A fake vendor of both flavours, a fake CUDA, and an engine file; nothing may be left
+    allocated at the end.
+    """
+    cudart = FakeCudart()
+    vendor = FakeVendor(cudart)
+    monkeypatch.setattr(backend, "load_vendor", lambda flavour: vendor)
+    monkeypatch.setattr(cuda, "_load_cudart", lambda flavour: cudart)
+    monkeypatch.setattr(backend, "compute_capability", lambda: "{}.{}".format(*cudart.capability))
+    (folder / "model.engine").write_bytes(b"engine")
+    yield vendor, cudart
+    assert cudart.alive == {}, "not freed"
+
+
+def assert_mean(session: backend.BackendSession, seed: int) -> None:
+    given = image(seed)
+    answer = session(given)
+    assert list(answer) == ["disparity"]
+    np.testing.assert_allclose(
+        answer["disparity"], given["image"].mean(axis=1, keepdims=True), rtol=1e-6
+    )

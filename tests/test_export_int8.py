@@ -36,6 +36,8 @@ from runtime.backends.openvino import hints
 from runtime.backends.versions import numbers
 from runtime.manifest import Manifest
 
+NO_QUANTIZE_23 = "ONNX Runtime before 1.24 has no kernel for QuantizeLinear of opset 23"
+
 
 @pytest.mark.slow
 def test_layers_are_the_nodes_of_the_graph(folded: SinglePass, bundle_int8: Path) -> None:
@@ -96,7 +98,7 @@ def test_int8_of_sizes_with_and_without_the_fold(checkpoint_d: Path, tmp_path: P
 def test_the_older_opset_of_the_file_means_the_same(bundle_int8: Path, tmp_path: Path) -> None:
     """The graph was traced at 23: under its own name and under that one, the same bits."""
     if numbers(onnxruntime.__version__) < (1, 24):
-        pytest.skip("ONNX Runtime before 1.24 has no kernel for QuantizeLinear of opset 23")
+        pytest.skip(NO_QUANTIZE_23)
     bundle = shutil.copytree(bundle_int8, tmp_path / "bundle")
     path = bundle / "model-64x64.onnx"
     feed = {"image": np.random.default_rng(0).uniform(-1, 1, (1, 3, BUCKET, BUCKET))}
@@ -240,6 +242,8 @@ def test_openvino_answers_as_onnxruntime(
     """OpenVINO once answered int8 networks wrongly. Of its own graph ONNX Runtime has no int8
     kernels: it computes what is written there, in fp32.
     """
+    if numbers(onnxruntime.__version__) < (1, 24):
+        pytest.skip(NO_QUANTIZE_23)
     settings = {
         "task": "depth",
         "resolutions": ((BUCKET, BUCKET),),

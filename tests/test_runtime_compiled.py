@@ -119,7 +119,7 @@ def test_the_least_recently_used_makes_room(monkeypatch: pytest.MonkeyPatch) -> 
         assert made is not None
         os.utime(made.folder / "record.json", (number, number))
     assert compiled.find(keys[0]) is not None  # used now
-    monkeypatch.setattr(compiled, "_LARGEST", 2000 + round(1000 * compiled._GROWTH))
+    monkeypatch.setattr(compiled, "_LARGEST", 3000)
     assert compiled.make(keys[2], 1000, _write(bytes(1000))) is not None
     assert [compiled.find(key) is not None for key in keys] == [True, False, True]
     assert compiled.make({"bucket": "large"}, 10**6, _write(b"")) is None, "no room at all"
@@ -127,7 +127,7 @@ def test_the_least_recently_used_makes_room(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_never_fits_takes_no_others_place() -> None:
     assert compiled.make(KEY, 1, _write(b"1")) is not None
-    assert compiled.make({"bucket": "huge"}, compiled._LARGEST, _write(b"")) is None
+    assert compiled.make({"bucket": "huge"}, compiled._LARGEST + 1, _write(b"")) is None
     assert compiled.find(KEY) is not None
 
 
@@ -154,7 +154,7 @@ def test_an_entry_that_cannot_be_touched_is_used(monkeypatch: pytest.MonkeyPatch
 def test_a_disk_that_is_nearly_full_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=3)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert compiled.make(KEY, 1, _write(b"1")) is None
+    assert compiled.make(KEY, 2, _write(b"1")) is None
 
 
 @pytest.mark.parametrize("variable", ["LOTUS_EDGE_COMPILED", "LOTUS_EDGE_CACHE"])

@@ -331,23 +331,10 @@ def test_numbers_of_a_version(version: str, parsed: tuple[int, ...]) -> None:
 def test_versions_that_are_known_to_be_wrong(
     name: str, version: str, opset: int, needed: str | None
 ) -> None:
-    told = too_old(version, BACKENDS[name].known, opset, "fp32")
+    told = too_old(version, BACKENDS[name].known, opset)
     assert told == needed or (needed is not None and told is not None and told.startswith(needed))
     assert (told is None) == (needed is None)
     assert needed != "needs 2026.3 or newer" or told == needed, "no opset to offer"
-
-
-@pytest.mark.parametrize(
-    ("version", "opset", "needed"),
-    [
-        ("1.23.2", 21, None),
-        ("1.23.2", 23, "needs 1.24 or newer, or a bundle of opset 20: `--opset 20`"),
-        ("1.24.1", 23, None),
-        ("1.22.0", 21, "needs 1.23 or newer"),
-    ],
-)
-def test_int8_needs_newer_kernels(version: str, opset: int, needed: str | None) -> None:
-    assert too_old(version, BACKENDS["onnxruntime"].known, opset, "int8") == needed
 
 
 def test_a_version_that_is_known_to_be_wrong_never_sees_the_graph(

@@ -18,52 +18,30 @@ import pytest
 from tensorrt_fakes import (
     BUCKET,
     SHAPES,
-    FakeConfig,
     FakeContext,
     FakeCudart,
-    FakeKernels,
     FakeVendor,
+    assert_mean,
+    faked,
     image,
     make_manifest,
     open_session,
 )
 
-from runtime import compiled, opening
-from runtime.backends import BACKENDS, cuda
-from runtime.backends import tensorrt as backend
 from runtime.errors import (
     BackendError,
     DamagedBundleError,
     ForeignEngineError,
     UnfinishedBundleError,
 )
-from runtime.opening import Opening
 
 
 @pytest.fixture
 def fakes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[tuple[FakeVendor, FakeCudart]]:
-    """A fake vendor of both flavours, a fake CUDA, and an engine file; nothing may be left
-    allocated at the end.
-    """
-    cudart = FakeCudart()
-    vendor = FakeVendor(cudart)
-    monkeypatch.setattr(backend, "load_vendor", lambda flavour: vendor)
-    monkeypatch.setattr(cuda, "_load_cudart", lambda flavour: cudart)
-    monkeypatch.setattr(backend, "compute_capability", lambda: "{}.{}".format(*cudart.capability))
-    (tmp_path / "model.engine").write_bytes(b"engine")
-    yield vendor, cudart
-    assert cudart.alive == {}, "not freed"
-
-
-def assert_mean(session: backend.BackendSession, seed: int) -> None:
-    given = image(seed)
-    answer = session(given)
-    assert list(answer) == ["disparity"]
-    np.testing.assert_allclose(
-        answer["disparity"], given["image"].mean(axis=1, keepdims=True), rtol=1e-6
-    )
+    with faked(monkeypatch, tmp_path) as both:
+        yield both
 
 
 def test_fake_tensorrt_runs_plain_once_then_launches_one_captured_graph(fakes, tmp_path):
@@ -303,79 +281,3 @@ def test_a_bundle_without_an_engine_says_how_to_build_it(fakes, tmp_path):
     command = f"python export/build_engine.py --from-bundle {tmp_path} --target tensorrt"
     with pytest.raises(UnfinishedBundleError, match=command):
         open_session(tmp_path, manifest)
-
-
-@pytest.fixture
-def rtx_opening(
-    fakes: tuple[FakeVendor, FakeCudart], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Opening:
-    """Of an engine that counts as large, on a GPU that counts as known."""
-    pytest.importorskip("tensorrt_rtx", reason="names the version of what is kept")
-    fakes[0].CudaGraphStrategy = types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
-    monkeypatch.setenv("LOTUS_EDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiled, "SMALLEST", 0)
-    monkeypatch.setattr(opening, "knows_target", lambda *_: True)
-    return Opening(
-        folder=tmp_path,
-        manifest=make_manifest("tensorrt-rtx", "10.3.0"),
-        backend="tensorrt-rtx",
-        prove=False,
-        parallel=2,
-    )
-
-
-def test_fake_rtx_compiles_once_and_keeps_its_kernels(fakes, rtx_opening, tmp_path):
-    vendor, _ = fakes
-    for _ in range(2):
-        with rtx_opening(BUCKET) as session:
-            assert_mean(session, 0)
-            assert session.opened_from
-    (entry,) = (tmp_path / "cache" / "compiled").iterdir()
-    assert (entry / "kernels").read_bytes() == b"all"
-    assert vendor.compilations == 1
-    assert vendor.strategies == ["whole"] * 3  # to keep, and two openings
-
-
-def test_fake_rtx_runners_share_the_kernels(fakes, rtx_opening):
-    vendor, _ = fakes
-    with rtx_opening(BUCKET) as session:
-        first, second = session._new_runner(), session._new_runner()
-        assert first.config._kernels is second.config._kernels
-    assert vendor.compilations == 1
-
-
-def test_fake_rtx_that_refuses_what_was_kept_compiles_and_keeps_anew(
-    fakes, rtx_opening, tmp_path, monkeypatch
-):
-    vendor, _ = fakes
-    rtx_opening(BUCKET).close()
-    folder = tmp_path / "cache" / "compiled"
-    with monkeypatch.context() as patch:
-        patch.setattr(FakeKernels, "deserialize", lambda *_: False)
-        with rtx_opening(BUCKET) as session:
-            assert_mean(session, 0)
-            assert not session.opened_from
-    assert not [*folder.iterdir()]
-    with rtx_opening(BUCKET) as session:
-        assert session.opened_from
-    assert vendor.compilations == 3
-
-
-@pytest.mark.parametrize("fault", ["writes nothing", "takes none", "no such strategies"])
-def test_fake_rtx_that_keeps_nothing_opens_the_engine(
-    fakes, rtx_opening, tmp_path, monkeypatch, fault
-):
-    if fault == "writes nothing":
-        monkeypatch.setattr(FakeKernels, "writes", None)
-    elif fault == "takes none":
-        monkeypatch.setattr(FakeConfig, "set_runtime_cache", lambda *_: False)
-    else:
-        del fakes[0].CudaGraphStrategy
-    with rtx_opening(BUCKET) as session:
-        assert_mean(session, 0)
-        assert not session.opened_from
-    assert not [*(tmp_path / "cache" / "compiled").iterdir()]
-
-
-def test_tensorrt_keeps_nothing_since_its_engine_is_compiled():
-    assert BACKENDS["tensorrt"].keeps == ()

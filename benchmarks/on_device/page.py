@@ -149,7 +149,8 @@ _LEGEND = (
     "are by its engine's own profiler, in a run of its own; what an engine merged over several "
     "stages stands in no column. *Least by roofline*: if all is fused - "
     "if every operator is a kernel of its own; bounds, no measurements. *First* is opening and the "
-    "first prediction, with TensorRT-RTX also the kernels that it compiles on the device. "
+    "first prediction. `verify` opened the bundle before: what is compiled of a large one, with "
+    "TensorRT-RTX the kernels, is kept since. "
     "By default PyTorch's convolutions in fp32 use TF32 on GPUs that have it."
 )
 

@@ -23,7 +23,6 @@ from runtime.golden import golden_on, worst
 from runtime.image import fit_to_bucket, load
 from runtime.layout import plain_folder
 from runtime.manifest import Bucket, Manifest
-from runtime.opening import files_of
 
 _MOST_PROFILED = 20  # runs
 _UNTIMED = 2  # the first prediction may be plain, the next one captures
@@ -186,7 +185,7 @@ def _tensorrt_stages(
     from benchmarks.on_device.events import device_times, layer_times
 
     bucket = manifest.buckets[0]
-    with plain_folder(folder, files_of(manifest, bucket)) as plain:
+    with plain_folder(folder, manifest.files_of(bucket)) as plain:
         with open_session(backend, folder, manifest, bucket, model_folder=plain) as session:
             by_stage = layer_times(session, feeds)  # type: ignore[arg-type]
         with open_session(backend, folder, manifest, bucket, model_folder=plain) as session:

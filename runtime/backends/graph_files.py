@@ -1,8 +1,9 @@
 """Which files an ONNX graph takes its weights from, told without the package onnx.
 
 Inference engines follow rules of their own about these places: ONNX Runtime before 1.24 reads any
-file that a graph names, and OpenVINO any address in memory. Ours is one rule for all: a graph may
-name the files of its bundle, which are compared with their checksums, and nothing else.
+file that a graph names, and OpenVINO any address in memory. Ours is one rule, for both: files
+beside the graph that its bundle lists, and nothing else. What this reader does not understand is
+refused, since another one might.
 
 Source: onnx.proto of ONNX 1.22 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto), and
 https://protobuf.dev/programming-guides/encoding.
@@ -13,8 +14,11 @@ from __future__ import annotations
 import mmap
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from runtime.errors import BackendError, UnsafePathError
+
+Fields: TypeAlias = Iterator[tuple[int, int, int]]
 
 _TENSOR, _ENTRY = "TensorProto", "StringStringEntryProto"
 # The fields in which messages hold messages that lead to a tensor, by their numbers.
@@ -37,13 +41,15 @@ _LEADS_TO = {
     _ENTRY: {},
 }
 _KEY, _VALUE = 1, 2  # the fields of an entry
+_DEEPEST = 100  # messages in one another; readers of protobuf end there too
+_LONGEST_NAME = 4096
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # types on the wire
 _WIDTH = {_FIXED64: 8, _FIXED32: 4}
 
 
 def check_weight_files(graph: Path, listed: Collection[str]) -> None:
-    """Refuse a graph that takes weights from elsewhere than the files of its bundle, whose names
-    are `listed`.
+    """Refuse a graph that takes weights from elsewhere than the files beside it whose names are
+    `listed`.
 
     Raises: UnsafePathError; BackendError for what is no ONNX graph.
     """
@@ -67,26 +73,43 @@ def check_weight_files(graph: Path, listed: Collection[str]) -> None:
 
 def _places(content: mmap.mmap) -> Iterator[str]:
     """Every value that may be a tensor's location. Raises: ValueError, IndexError."""
-    found = [("ModelProto", 0, len(content))]
-    while found:
-        kind, start, end = found.pop()
-        if kind == _ENTRY:
-            texts = [
-                (number, content[begin:stop])
-                for number, begin, stop in _fields(content, start, end)
-            ]
-            if (_KEY, b"location") in texts:
-                for number, text in texts:
-                    if number == _VALUE:
-                        yield text.decode(errors="backslashreplace")
-            continue
-        leads_to = _LEADS_TO[kind]
-        for number, begin, stop in _fields(content, start, end):
-            if number in leads_to:
-                found.append((leads_to[number], begin, stop))
+    within: list[tuple[str, Fields]] = [("ModelProto", _fields(content, 0, len(content)))]
+    while within:
+        kind, fields = within[-1]
+        for number, start, end in fields:
+            inner = _LEADS_TO[kind].get(number)
+            if inner == _ENTRY:
+                yield from _locations(content, start, end)
+            elif inner is not None:
+                if len(within) == _DEEPEST:
+                    raise ValueError(f"more than {_DEEPEST} messages in one another")
+                within.append((inner, _fields(content, start, end)))
+                break
+        else:
+            within.pop()
 
 
-def _fields(content: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _locations(content: mmap.mmap, start: int, end: int) -> Iterator[str]:
+    """All values of an entry that has this key; of several, readers take the last."""
+    keys = (
+        content[begin:stop] == b"location"
+        for number, begin, stop in _fields(content, start, end)
+        if number == _KEY and stop - begin == len(b"location")
+    )
+    if not any(keys):
+        return
+    empty = True
+    for number, begin, stop in _fields(content, start, end):
+        if number == _VALUE:
+            if stop - begin > _LONGEST_NAME:
+                raise ValueError("a file's name that is too long")
+            empty = False
+            yield content[begin:stop].decode(errors="backslashreplace")
+    if empty:
+        yield ""
+
+
+def _fields(content: mmap.mmap, at: int, end: int) -> Fields:
     """Number, start and end of each field of bytes in a message."""
     while at < end:
         tag, at = _varint(content, at)

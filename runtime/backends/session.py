@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias
 
@@ -26,7 +26,13 @@ from runtime.backends.pool import Pool
 from runtime.backends.process import Home
 from runtime.backends.versions import KnownVersions, too_old, version_of
 from runtime.compiled import Kept
-from runtime.errors import BackendError, BackendMissingError, DamagedBundleError, LotusError
+from runtime.errors import (
+    BackendError,
+    BackendMissingError,
+    DamagedBundleError,
+    LotusError,
+    UnsafePathError,
+)
 from runtime.extras import how_to_install
 from runtime.manifest import Bucket, Manifest
 
@@ -48,7 +54,8 @@ class Backend:
     device is chosen, and the number of threads can be chosen. `known` says from which version on
     the package is right. With `replays` a run records what later runs replay. `keeps` names the
     precisions of bundles whose compiled networks are worth keeping (runtime/compiled.py): opening
-    from them is faster, or takes less memory. `environment` are variables that are set before the
+    from them is faster, or takes less memory; such a network takes at most `growth` bytes on the
+    disk for each of the bundle. `environment` are variables that are set before the
     package is imported; one that is set already stays. `without`: optional packages that it must
     not find then.
     """
@@ -67,6 +74,7 @@ class Backend:
     known: tuple[KnownVersions, ...] = ()
     replays: bool = False
     keeps: tuple[str, ...] = ()
+    growth: float = 2.2
     environment: tuple[tuple[str, str], ...] = ()
     without: tuple[str, ...] = ()
 
@@ -233,8 +241,7 @@ class Session(ABC):
         """
         vendor = import_vendor(self.backend)
         self.version = version_of(vendor)
-        manifest = self.manifest
-        if needed := too_old(self.version, self.backend.known, manifest.opset, manifest.precision):
+        if needed := too_old(self.version, self.backend.known, self.manifest.opset):
             raise BackendError(
                 f"{self.backend.product} {self.version} is installed, which cannot open or answers "
                 f"wrong a graph of ONNX opset {self.manifest.opset} as in {self.folder}: it "
@@ -243,13 +250,17 @@ class Session(ABC):
         return vendor
 
     def _graph(self) -> Path:
-        """The bucket's ONNX graph, which takes weights from the bundle's files alone.
+        """The bucket's ONNX graph, which takes weights from files beside it that were listed, and
+        are compared with their checksums, for this bucket.
 
         Raises: UnsafePathError; BackendError for what is no ONNX graph.
         """
-        path = self.model_folder / self.bucket.graph
+        name, path = PurePosixPath(self.bucket.graph), self.model_folder / self.bucket.graph
+        if name.suffix != ".onnx":  # by another ending OpenVINO reads other formats
+            raise UnsafePathError(f"{path} is not opened: the name of a graph ends in .onnx")
         if self.manifest.files:  # a bundle that is being built lists none yet
-            check_weight_files(path, {file.path for file in self.manifest.files})
+            listed = [PurePosixPath(file.path) for file in self.manifest.files_of(self.bucket)]
+            check_weight_files(path, {file.name for file in listed if file.parent == name.parent})
         return path
 
     @abstractmethod

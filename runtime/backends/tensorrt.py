@@ -276,11 +276,14 @@ class BackendSession(Session):
         """How a context is made; None where the vendor needs no telling."""
         vendor, engine = self._vendor, self._engine
         captures = FLAVOURS[self.backend.name].captures_itself
-        if not (captures and hasattr(vendor, "CudaGraphStrategy")):
+        captures = captures and hasattr(vendor, "CudaGraphStrategy")
+        keeps = self.compiled is not None or self.keep_in is not None
+        if not (captures or keeps):
             return None
         config = engine.create_runtime_config()
-        config.cuda_graph_strategy = vendor.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        if self.compiled is not None or self.keep_in is not None:
+        if captures:
+            config.cuda_graph_strategy = vendor.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if keeps:
             if self._kernels is None:  # the first runner's, and the others'
                 self._kernels = self._load_kernels(config)
             if not config.set_runtime_cache(self._kernels):
@@ -300,16 +303,15 @@ class BackendSession(Session):
 
     def _keep_kernels(self, runner: _Runner, folder: Path) -> None:
         """Leave the compiled kernels in the folder, after a run: some are compiled only then."""
-        if (kernels := self._kernels) is None:
-            raise self._failed("keeps no compiled kernels")
+        kernels = self._kernels
         for name in self.input_shapes:
             runner.buffers[name].array.fill(0)
         self._enqueue(runner)
         self._cuda("cudaStreamSynchronize", runner.stream)
         content = kernels.serialize()
-        if content is None:
+        if content is None or not (written := memoryview(content).cast("B")).nbytes:
             raise self._failed("does not write down its compiled kernels")
-        (folder / _KERNELS).write_bytes(memoryview(content).cast("B"))
+        (folder / _KERNELS).write_bytes(written)
 
     def _allocate(self, runner: _Runner, name: str, shape: tuple[int, ...]) -> _Buffer:
         count = int(np.prod(shape))

@@ -10,14 +10,13 @@ from typing import Any
 @dataclass(frozen=True, kw_only=True)
 class KnownVersions:
     """For graphs of ONNX opset `opset`, up to that of the next row: the vendor's first version that
-    opens them and answers right. `precision`: of bundles in this one alone; "" is every one.
+    opens them and answers right.
 
     Later versions are taken to be right; the golden proves or refutes them.
     """
 
     opset: int
     oldest: str
-    precision: str = ""
 
 
 def version_of(vendor: Any) -> str:
@@ -33,14 +32,12 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, match[0].split("."))) if match else ()
 
 
-def too_old(
-    version: str, known: tuple[KnownVersions, ...], opset: int, precision: str
-) -> str | None:
-    """What to do about a version that is known to be wrong for a graph of this opset, in a bundle
-    of this precision, in words; None for a version that may be right.
+def too_old(version: str, known: tuple[KnownVersions, ...], opset: int) -> str | None:
+    """What to do about a version that is known to be wrong for a graph of this opset, in words;
+    None for a version that may be right.
     """
     here = numbers(version)
-    rows = [row for row in known if row.opset <= opset and row.precision in ("", precision)]
+    rows = [row for row in known if row.opset <= opset]
     if not here or not rows:
         return None
     row = max(rows, key=lambda row: row.opset)
