@@ -86,11 +86,11 @@ class Build:
             quantisation = None
             if plan.recipe.quantizes_layers:
                 ranges, quantisation = choose_int8(network, plan, stage, sources.entries)
-            memory = write_graphs(network, plan, stage, ranges)
+            memory, opset = write_graphs(network, plan, stage, ranges)
             del network  # the engine builder and the golden run need the memory
             gc.collect()
             description = self._describe(sources, folds, quantisation)
-            description = dataclasses.replace(description, memory=memory)
+            description = dataclasses.replace(description, memory=memory, opset=opset)
             finalize(stage, description, engine="if possible" if plan.engine else "later")
         shutil.rmtree(plan.search_cache, ignore_errors=True)
         return plan.output

@@ -40,8 +40,9 @@ class Plan:
 
     `checkpoints` are one for each task; they share the autoencoder, which is the first one's.
     `tolerance` is the golden's: largest and mean absolute difference. `budgets` are the limits of
-    an int8 build by task, each in its unit. `opset` is that of the files. `asked_precision` is what
-    was asked for, where the target builds another `precision` instead.
+    an int8 build by task, each in its unit. `opset` is that of the files, where it has all that
+    is left of the graph. `asked_precision` is what was asked for, where the target builds another
+    `precision` instead.
     """
 
     checkpoints: tuple[Description, ...]

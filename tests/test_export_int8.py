@@ -19,7 +19,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from export.bundle.costs import read_costs
 from export.folds.flatten_tokens import LeanBlock
 from export.graph.stages import layer_of
+from export.graph.write_graphs import _declare_opset
 from export.network.single_pass import SinglePass
+from export.plan import make_plan
 from export.quantize.layers import (
     LARGEST,
     OUTPUT,
@@ -30,6 +32,7 @@ from export.quantize.layers import (
 )
 from export.quantize.policy import LayerChoice, Policy
 from export.quantize.ranges import choose_ranges
+from export.settings import BuildSettings
 from export.targets import TARGETS
 from runtime import LotusEngine
 from runtime.backends.openvino import hints
@@ -115,6 +118,23 @@ def test_the_older_opset_of_the_file_means_the_same(bundle_int8: Path, tmp_path:
         answers.append(session.run(None, feed)[0])
     np.testing.assert_array_equal(*answers)
     assert Manifest.load(bundle_int8).opset == 21
+
+
+@pytest.mark.parametrize(
+    ("node", "opset"),
+    [
+        (ir.node("Relu", [ir.val("x")]), 21),
+        (ir.node("Attention", [ir.val("q"), ir.val("k"), ir.val("v")]), 23),
+        (ir.node("QuantizeLinear", [ir.val("x"), ir.val("s")], {"precision": 1}), 23),
+        (ir.node("MultiHeadAttention", [ir.val("q")], domain="com.microsoft"), 21),
+    ],
+)
+def test_a_file_is_of_the_older_opset_where_that_has_all_operators(
+    node: ir.Node, opset: int
+) -> None:
+    plan = make_plan(BuildSettings(checkpoint="tiny/disparity-d", precision="int8"))
+    graph = ir.Graph([], [], nodes=[node], opset_imports={"": 23})
+    assert _declare_opset(graph, plan) == graph.opset_imports[""] == opset
 
 
 @pytest.mark.slow

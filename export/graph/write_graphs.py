@@ -26,19 +26,22 @@ from export.quantize.layers import Ranges
 from runtime.manifest import Bucket, Memory
 
 
-def write_graphs(network: SinglePass, plan: Plan, stage: Path, ranges: Ranges) -> Memory:
+def write_graphs(
+    network: SinglePass, plan: Plan, stage: Path, ranges: Ranges
+) -> tuple[Memory, int]:
     """Write the graph of each bucket, and `model.onnx.data` for all, into the folder `stage`, and
-    return what decides how much memory they take.
+    return what decides how much memory they take, and their ONNX opset (of several, the newest).
 
     The layers of `ranges` become int8. Raises: BuildError when the exporter or the ONNX checker
     refuses; OSError.
     """
     with (stage / WEIGHTS).open("wb") as stream:
-        weights = WeightFile(stream)
+        weights, opsets = WeightFile(stream), []
         for bucket in plan.buckets:
             say(f"tracing the {bucket} graph (ONNX opset {plan.traced_opset})")
             traced = trace(network, plan.input_shapes(bucket), plan.traced_opset)
             _rewrite(traced, plan, bucket, ranges)
+            opsets.append(_declare_opset(traced.model.graph, plan))
             weights.externalise(traced.model.graph)
             ir.save(traced.model, stage / bucket.graph)
             del traced
@@ -47,12 +50,13 @@ def write_graphs(network: SinglePass, plan: Plan, stage: Path, ranges: Ranges) -
             onnx.checker.check_model(str(stage / bucket.graph))
         except onnx.checker.ValidationError as error:
             raise BuildError(f"the ONNX checker refuses the {bucket} graph: {error}") from error
-    return Memory(
+    memory = Memory(
         weights=dict(weights.bytes_by_type),
         activations={
             str(bucket): read_costs(stage / bucket.graph)["all"].peak for bucket in plan.buckets
         },
     )
+    return memory, max(opsets)
 
 
 def _rewrite(traced: Traced, plan: Plan, bucket: Bucket, ranges: Ranges) -> None:
@@ -69,4 +73,17 @@ def _rewrite(traced: Traced, plan: Plan, bucket: Bucket, ranges: Ranges) -> None
     if recipe.stored is not None:
         store_weights(graph, HALVES[recipe.stored])
     RemoveUnusedNodesPass()(traced.model)
-    graph.opset_imports[""] = plan.opset
+
+
+def _declare_opset(graph: ir.Graph, plan: Plan) -> int:
+    """Let the file be of the plan's opset, where that has all of its operators, and return which
+    it is of. Without folds, attention over a constant prompt needs the one that is traced.
+    """
+    own = [node for node in graph if not node.domain]
+    fits = all(
+        onnx.defs.has(node.op_type, plan.opset)
+        and {*node.attributes} <= {*onnx.defs.get_schema(node.op_type, plan.opset).attributes}
+        for node in own
+    )
+    graph.opset_imports[""] = opset = plan.opset if fits else plan.traced_opset
+    return opset
