@@ -267,7 +267,7 @@ def test_a_graph_that_is_no_graph_is_a_backend_error(null_bundle: Path) -> None:
     for backend in {"onnxruntime", "openvino"} & set(installed()):
         with (
             LotusEngine(null_bundle, backend=backend) as engine,
-            pytest.raises(BackendError, match=r"cannot open|finds no ONNX graph"),
+            pytest.raises(BackendError, match="is no ONNX graph"),
         ):
             engine(RGB)
 
