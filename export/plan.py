@@ -39,7 +39,7 @@ class Plan:
     """A build, decided and checked; no weight is loaded yet.
 
     `checkpoints` are one for each task; they share the autoencoder, which is the first one's.
-    `tolerance` is the golden's: largest and mean absolute difference. `budgets` are the limits of
+    `budgets` are the limits of
     an int8 build by task, each in its unit. `opset` is that of the files, where it has all that
     is left of the graph. `asked_precision` is what was asked for, where the target builds another
     `precision` instead.
@@ -53,7 +53,6 @@ class Plan:
     asked_precision: str
     traced_opset: int
     opset: int
-    tolerance: tuple[float, float]
     buckets: tuple[Bucket, ...]
     noise_seed: int
     fixed_noise: bool
@@ -208,6 +207,13 @@ class Plan:
         return rows
 
     @property
+    def tolerance(self) -> tuple[float, float]:
+        """The golden's: largest and mean absolute difference."""
+        largest, mean = self.recipe.tolerance
+        older = self.traced_opset < self.target.opset
+        return max(largest, _OLDER_TOLERANCE if older else 0.0), mean
+
+    @property
     def _falls_back(self) -> bool:
         return self.precision != self.asked_precision
 
@@ -285,7 +291,6 @@ def _decide(settings: BuildSettings) -> Plan:
         asked_precision=settings.precision,
         traced_opset=traced_opset,
         opset=settings.opset or recipe.opset or traced_opset,
-        tolerance=_tolerance(recipe, older=traced_opset < target.opset),
         buckets=buckets,
         noise_seed=settings.seed,
         fixed_noise=settings.fixed_noise,
@@ -299,12 +304,6 @@ def _decide(settings: BuildSettings) -> Plan:
         overwrite=settings.overwrite,
         command=settings.command,
     )
-
-
-def _tolerance(recipe: Recipe, *, older: bool) -> tuple[float, float]:
-    """The golden's; `older` than the target's own is the opset that is traced."""
-    largest, mean = recipe.tolerance
-    return max(largest, _OLDER_TOLERANCE if older else 0.0), mean
 
 
 def _note(family: Family, end: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ import threading
 import types
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -367,8 +366,10 @@ def image(seed: int) -> dict[str, Any]:
     return {"image": np.random.default_rng(seed).uniform(-1, 1, SHAPES["image"]).astype(np.float32)}
 
 
-@contextmanager
-def faked(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[tuple[FakeVendor, FakeCudart]]:
+@pytest.fixture
+def fakes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[tuple[FakeVendor, FakeCudart]]:
     """A fake vendor of both flavours, a fake CUDA, and an engine file; nothing may be left
     allocated at the end.
     """
@@ -377,7 +378,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[tuple[FakeV
     monkeypatch.setattr(backend, "load_vendor", lambda flavour: vendor)
     monkeypatch.setattr(cuda, "_load_cudart", lambda flavour: cudart)
     monkeypatch.setattr(backend, "compute_capability", lambda: "{}.{}".format(*cudart.capability))
-    (folder / "model.engine").write_bytes(b"engine")
+    (tmp_path / "model.engine").write_bytes(b"engine")
     yield vendor, cudart
     assert cudart.alive == {}, "not freed"
 

@@ -27,8 +27,8 @@ def refused(folder: Path, *, opset: int = 23, provider: str = CUDA) -> str:
     return str(caught.value)
 
 
-# Versions of operators for which ONNX Runtime 1.25 has CUDA kernels in float32, of those that our
-# graphs may have. A kernel serves no newer version of its operator. Source: docs/OperatorKernels.md
+# Versions of operators for which ONNX Runtime (about 1.25) has CUDA kernels in float32, of those
+# that our graphs may have. A kernel serves no newer version. Source: docs/OperatorKernels.md
 # and VerifyVersion in core/framework/kernel_registry.cc of its repository.
 CUDA_KERNELS = {
     "": {

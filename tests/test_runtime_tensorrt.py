@@ -9,20 +9,16 @@ from __future__ import annotations
 import dataclasses
 import threading
 import types
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorrt_fakes
 from tensorrt_fakes import (
     BUCKET,
     SHAPES,
     FakeContext,
-    FakeCudart,
-    FakeVendor,
     assert_mean,
-    faked,
     image,
     make_manifest,
     open_session,
@@ -35,13 +31,7 @@ from runtime.errors import (
     UnfinishedBundleError,
 )
 
-
-@pytest.fixture
-def fakes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[tuple[FakeVendor, FakeCudart]]:
-    with faked(monkeypatch, tmp_path) as both:
-        yield both
+fakes = tensorrt_fakes.fakes  # the fixture
 
 
 def test_fake_tensorrt_runs_plain_once_then_launches_one_captured_graph(fakes, tmp_path):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tensorrt_fakes
 from tensorrt_fakes import (
     BUCKET,
     FakeConfig,
@@ -14,7 +14,6 @@ from tensorrt_fakes import (
     FakeKernels,
     FakeVendor,
     assert_mean,
-    faked,
     make_manifest,
 )
 
@@ -23,13 +22,7 @@ from runtime.backends import BACKENDS
 from runtime.backends import tensorrt as backend
 from runtime.opening import Opening
 
-
-@pytest.fixture
-def fakes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[tuple[FakeVendor, FakeCudart]]:
-    with faked(monkeypatch, tmp_path) as both:
-        yield both
+fakes = tensorrt_fakes.fakes  # the fixture
 
 
 @pytest.fixture

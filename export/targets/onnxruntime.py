@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from export.targets.target import INT8_TOLERANCE, Int8, Recipe, Target
 
-_OPSET_OF_INT8 = 21
-"""1.23, the last for Python 3.10, has no kernel for QuantizeLinear of opset 23."""
-
 ONNXRUNTIME = Target(
     name="onnxruntime",
     opset=23,
@@ -24,7 +21,8 @@ ONNXRUNTIME = Target(
             # not everywhere, and where the two meet the layer is fp32; a zero point costs it
             # nothing (docs/experiments.md).
             int8=Int8(extra_tensors=("output",), zero_points=True),
-            opset=_OPSET_OF_INT8,
+            # Version 1.23, the last for Python 3.10, has no kernel for QuantizeLinear of opset 23.
+            opset=21,
             group_norm="rows",
             attention="contrib",
             upsampling="shuffle",

@@ -38,7 +38,6 @@ _LEADS_TO = {
     },
     "SparseTensorProto": {1: _TENSOR, 2: _TENSOR},
     _TENSOR: {13: _ENTRY},  # external_data
-    _ENTRY: {},
 }
 _KEY, _VALUE = 1, 2  # the fields of an entry
 _DEEPEST = 100  # messages in one another; readers of protobuf end there too

@@ -257,7 +257,9 @@ class Session(ABC):
         """
         name, path = PurePosixPath(self.bucket.graph), self.model_folder / self.bucket.graph
         if name.suffix != ".onnx":  # by another ending OpenVINO reads other formats
-            raise UnsafePathError(f"{path} is not opened: the name of a graph ends in .onnx")
+            raise UnsafePathError(
+                f"{path} is not opened: a graph's name ends in .onnx. Do not use this bundle."
+            )
         if self.manifest.files:  # a bundle that is being built lists none yet
             listed = [PurePosixPath(file.path) for file in self.manifest.files_of(self.bucket)]
             check_weight_files(path, {file.name for file in listed if file.parent == name.parent})
