@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from runtime.errors import LotusError
+from runtime.there import exists, is_dir, is_file
 
 T = TypeVar("T")
 _BLOCK = 512  # bytes; a tar ends with two such blocks of zeros
@@ -78,7 +79,7 @@ class FolderSource:
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
-        return (self.path / name).is_file()
+        return is_file(self.path / name)
 
     def size(self, name: str) -> int:
         """Its bytes, of one that is there."""
@@ -131,7 +132,7 @@ class TarSource:
 
 def open_source(path: Path) -> Source:
     """The files of a folder, or of a tar. Raises: DataSetError."""
-    return FolderSource(path) if path.is_dir() else TarSource(path)
+    return FolderSource(path) if is_dir(path) else TarSource(path)
 
 
 def find_layout(name: str, kind: str) -> Layout:
@@ -147,7 +148,7 @@ def find_source(root: Path, layout: Layout) -> Source | None:
         folder = root / place
         tar = folder.with_name(f"{folder.name}.tar")
         for path in (folder, tar):
-            if path.is_file() or (path.is_dir() and _holds_data(path)):
+            if is_file(path) or (is_dir(path) and _holds_data(path)):
                 return open_source(path)
     return None
 
@@ -180,10 +181,10 @@ def calibration_pictures(path: Path) -> tuple[Source, list[str]] | None:
     where it is no known set. Raises: DataSetError for a damaged tar.
     """
     candidates = [path]
-    if path.is_dir():
+    if is_dir(path):
         lasts = dict.fromkeys(Path(place).name for layout in LAYOUTS for place in layout.places)
         candidates += [path / f"{last}{ending}" for last in lasts for ending in ("", ".tar")]
-    for candidate in filter(Path.exists, candidates):
+    for candidate in filter(exists, candidates):
         source = open_source(candidate)
         names = source.names()
         for layout in LAYOUTS:
@@ -222,7 +223,7 @@ def _members(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
 
 def _holds_data(folder: Path) -> bool:
     """Whether there is more in a folder than tars and text, which may lie beside it."""
-    return any(path.is_dir() or path.suffix not in (".tar", ".txt") for path in folder.iterdir())
+    return any(is_dir(path) or path.suffix not in (".tar", ".txt") for path in folder.iterdir())
 
 
 _ENDING = r"\.(?:png|jpe?g)"

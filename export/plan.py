@@ -20,6 +20,7 @@ from export.targets import TARGETS, Recipe, Target
 from runtime.manifest import Bucket, Latent, Preprocess, Shape, input_shapes, noise_shape
 from runtime.memory import estimate_needs
 from runtime.tasks import Task
+from runtime.there import exists
 
 # At an opset older than the target's own, group norms are InstanceNormalization, which ONNX Runtime
 # sums less exactly.
@@ -170,7 +171,7 @@ class Plan:
             "tolerance": "{:g} at most, {:g} in the mean".format(*self.tolerance),
             "calibration": str(self.calibration) if recipe.half or recipe.int8 else "-",
             "int8": self._int8_words() if recipe.quantizes_layers else "-",
-            "output": f"{self.output}{' (replaces an old bundle)' if self.output.exists() else ''}",
+            "output": f"{self.output}{' (replaces an old bundle)' if exists(self.output) else ''}",
             "disk": f"{self.disk_bytes / 1e9:.2f} GB at most" if self.weight_bytes else _UNKNOWN,
             "memory": f"about {self.memory_bytes / 1e9:.1f} GB (measured at 512x512)"
             if self.weight_bytes

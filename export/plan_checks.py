@@ -13,6 +13,7 @@ from export.settings import BuildSettings
 from export.targets import Recipe, Target
 from runtime.manifest import Bucket
 from runtime.manifest_check import LARGEST_AREA, LARGEST_BATCH, LARGEST_EDGE, MOST_BUCKETS
+from runtime.there import is_file
 
 _NAMED = 6  # buckets in the default name of a bundle
 
@@ -36,7 +37,7 @@ def check_int8(settings: BuildSettings) -> None:
             raise BuildError(f"a budget must be a positive number, found {limit}")
     if settings.policy is None:
         return
-    if not settings.policy.is_file():
+    if not is_file(settings.policy):
         raise BuildError(
             f"no policy {settings.policy}; a bundle of --precision int8 holds one (policy.json)"
         )

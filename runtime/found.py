@@ -13,6 +13,7 @@ from pathlib import Path
 from runtime.errors import ImageError, OutputError
 from runtime.image import IMAGE_SUFFIXES, why_not_read
 from runtime.marker import TASK, made_by_us
+from runtime.pictures.formats import ending
 from runtime.saving import DEFAULT, result_marks, saved_paths, task_stems
 
 # Why files in a folder are left out.
@@ -177,8 +178,8 @@ def _with_folder(picture: Picture) -> Path:
 
 
 def _with_ending(picture: Picture) -> Path:
-    ending = picture.path.suffix[1:]
-    return picture.name.with_name(f"{picture.name.name}-{ending}") if ending else picture.name
+    kind = ending(picture.path)[1:]
+    return picture.name.with_name(f"{picture.name.name}-{kind}") if kind else picture.name
 
 
 def _named(path: Path) -> Iterator[Picture | str]:
@@ -187,7 +188,8 @@ def _named(path: Path) -> Iterator[Picture | str]:
 
 def _without_ending(path: Path) -> Path:
     """The rest of `..png` and `...png` would be a folder: these keep their ending."""
-    return path if path.stem in ("", ".", "..") else path.with_name(path.stem)
+    stem = path.name.removesuffix(ending(path))
+    return path if stem in ("", ".", "..") else path.with_name(stem)
 
 
 def _walk(folder: Path, output: Path) -> Iterator[Picture | str]:
@@ -216,7 +218,7 @@ def _walk(folder: Path, output: Path) -> Iterator[Picture | str]:
 
 def _why_not(path: Path, in_output: bool) -> str | None:
     """Why a file in a folder is left out; None for a picture, empty for what is none."""
-    suffix = path.suffix.lower()
+    suffix = ending(path).lower()
     if path.name.startswith("._"):  # what macOS writes beside a file on foreign disks
         return ""
     if suffix not in IMAGE_SUFFIXES:

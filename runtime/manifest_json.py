@@ -18,6 +18,7 @@ from typing import Any
 from runtime.errors import SchemaError
 from runtime.files import read_bounded
 from runtime.tasks import TASKS
+from runtime.there import exists, is_dir, is_file
 
 MANIFEST = "manifest.json"
 # The format that is written, and the oldest that is read.
@@ -32,7 +33,7 @@ def read_json(folder: Path) -> dict[str, Any]:
     """The object in the folder's manifest, as it lies there. Raises: SchemaError."""
     path = folder / MANIFEST
     try:
-        if not path.exists():  # nor a link to something that exists
+        if not exists(path):  # nor a link to something that exists
             raise SchemaError(_no_manifest(folder))
         text = read_bounded(path, _LARGEST).decode()
         body = json.loads(text, parse_constant=_finite, parse_float=_finite)
@@ -57,12 +58,12 @@ def _finite(text: str) -> float:
 
 def _no_manifest(folder: Path) -> str:
     """Raises: OSError."""
-    if folder.is_file():
+    if is_file(folder):
         return (
             f"{folder} is a file; a bundle is a folder: pass {folder.absolute().parent} (an "
             "archive must be unpacked first)."
         )
-    if not folder.is_dir():
+    if not is_dir(folder):
         return f"there is no folder {folder}."
     return (
         f"{folder} is not a bundle: it has no {MANIFEST}. "

@@ -45,6 +45,7 @@ VENDORS = {
     "cv2": "runtime/motion.py",
     "pycolmap": "apps/views/colmap.py",
 }
+UNSURE = {"exists", "is_file", "is_dir"}  # of pathlib: see runtime/there.py
 DATA = {
     "tests/test_export_command.py": "/home" + "/me",  # goes into a command, and must not come out
 }
@@ -147,6 +148,16 @@ def test_nothing_reaches_a_vendor_that_tells_its_maker_past_the_runtime() -> Non
     """`import_vendor` switches the telemetry of these two off. Tests have it off from the start."""
     paths = tracked("benchmarks/*.py", "export/*.py", "tiny/*.py", "tools/*.py")
     wrong = [path for path in paths if {"onnxruntime", "openvino"} & {*imported(parsed(path))}]
+    assert wrong == []
+
+
+def test_no_path_is_asked_whether_it_is_there() -> None:
+    wrong = [
+        f"{path}:{node.lineno}"
+        for path in tracked("runtime/*.py", "export/*.py", "apps/*.py", "lotus_edge/*.py")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Attribute) and node.attr in UNSURE
+    ]
     assert wrong == []
 
 

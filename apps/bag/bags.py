@@ -12,6 +12,7 @@ import numpy as np
 
 from apps.bag.maps import Made
 from runtime.errors import ImageError, OutputError
+from runtime.there import exists
 
 _VERSION = 9  # of the format of rosbag2's metadata
 _TIME = "builtin_interfaces/msg/Time"
@@ -34,10 +35,10 @@ class Reader:
     def __init__(self, path: Path) -> None:
         from rosbags.highlevel import AnyReader, AnyReaderError
 
-        if not path.exists():
+        if not exists(path):
             raise ImageError(f"there is no bag {path}")
         # A file of a ROS 2 bag stands for its folder.
-        if path.suffix in (".mcap", ".db3") and (path.parent / "metadata.yaml").exists():
+        if path.suffix in (".mcap", ".db3") and exists(path.parent / "metadata.yaml"):
             path = path.parent
         self._path, self._error = path, AnyReaderError
         try:
@@ -134,7 +135,7 @@ class Writer:
         """Put the bag in its place. Raises: OutputError."""
         try:
             self._bag.close()
-            if overwrite and self._final.exists():
+            if overwrite and exists(self._final):
                 shutil.rmtree(self._final)
             self._inner.replace(self._final)
             self._partial.rmdir()

@@ -22,6 +22,7 @@ from runtime.engine import LotusEngine
 from runtime.errors import GeometryError, ImageError, OutputError
 from runtime.extras import require
 from runtime.tasks import TASKS
+from runtime.there import exists
 
 _PICTURES = (IMAGE, "sensor_msgs/msg/CompressedImage")
 _ANCHORS = (IMAGE, "sensor_msgs/msg/PointCloud2")
@@ -269,9 +270,9 @@ def _seconds(message: Any) -> float:
 def _check_free(given: Path, output: Path, overwrite: bool) -> None:
     """Refuse an output that is there, but for another bag to be replaced. Raises: OutputError."""
     read = (given, *given.resolve().parents)
-    if given.exists() and output.exists() and any(map(output.samefile, read)):
+    if exists(given) and exists(output) and any(map(output.samefile, read)):
         raise OutputError(f"{given} is, or lies in, the output {output}: choose another name")
-    if output.exists() and not (overwrite and (output / "metadata.yaml").exists()):
+    if exists(output) and not (overwrite and exists(output / "metadata.yaml")):
         what = "is no bag, so it is not overwritten" if overwrite else "exists: pass --overwrite"
         raise OutputError(f"{output} {what}")
 

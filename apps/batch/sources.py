@@ -23,6 +23,8 @@ from runtime.console import one_line
 from runtime.errors import ImageError
 from runtime.image import IMAGE_SUFFIXES, why_not_read
 from runtime.marker import made_by_us
+from runtime.pictures.formats import ending
+from runtime.there import exists, is_dir
 
 PICTURES = pa.schema(
     [
@@ -60,15 +62,15 @@ def find(source: str, output: str, *, column: str | None = None, name: str | Non
     ImageError where nothing is found, or where it is not clear what is meant.
     """
     skipped: Counter[str] = Counter()
-    ending = posixpath.splitext(source.partition("?")[0])[1].lower()
+    kind = posixpath.splitext(source.partition("?")[0])[1].lower()
     used = ""
-    if ending in _TABLES or _holds_tables(source):
-        opened = _open_table(source, _TABLES.get(ending, "parquet"))
+    if kind in _TABLES or _holds_tables(source):
+        opened = _open_table(source, _TABLES.get(kind, "parquet"))
         used = _column(source, opened.schema, column)
         table = _collected(_rows_of_table(source, opened, used, name))
-    elif ending in _LISTS:
+    elif kind in _LISTS:
         table = _collected(_named(source, _lines(source)))
-    elif ending in IMAGE_SUFFIXES:
+    elif kind in IMAGE_SUFFIXES:
         table = _collected(_named(source, [source]))
     elif is_remote(source):
         table = _collected(_remote_folder(source, output, skipped))
@@ -123,8 +125,8 @@ def _block(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
 
 def _local_folder(folder: Path, output: Path, skipped: Counter[str]) -> Iterator[tuple[Any, ...]]:
     """Pictures below a folder by their endings; results of this project are left out."""
-    if not folder.is_dir():
-        what = "is no folder, list, table or picture" if folder.exists() else "does not exist"
+    if not is_dir(folder):
+        what = "is no folder, list, table or picture" if exists(folder) else "does not exist"
         raise ImageError(
             f"{folder} {what}. A source is a folder, a list (.txt, a path in each line), or a "
             "table (.parquet, .csv, .jsonl)."
@@ -148,7 +150,7 @@ def _local_folder(folder: Path, output: Path, skipped: Counter[str]) -> Iterator
 
 def _why_not(path: Path) -> str | None:
     """Why a file is left out; None for a picture, empty for what is none."""
-    suffix = path.suffix.lower()
+    suffix = ending(path).lower()
     if path.name.startswith("._"):  # what macOS writes beside a file
         return ""
     if suffix not in IMAGE_SUFFIXES:

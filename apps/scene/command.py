@@ -33,6 +33,7 @@ from runtime.image import load
 from runtime.prediction import TaskMap
 from runtime.reconstruct import Reconstruction, Sky, reconstruct
 from runtime.saving import fingerprint
+from runtime.there import exists
 from runtime.writing import write_together
 
 _MOST_POINTS = 1_000_000
@@ -244,7 +245,7 @@ def _contents(
 
 def _check_free(folder: Path, picture: str, overwrite: bool) -> None:
     """Refuse to write over files that are not this picture's scene. Raises: OutputError."""
-    there = [name for name in files.FILES if (folder / name).exists()]
+    there = [name for name in files.FILES if exists(folder / name)]
     if not there or overwrite:
         return
     try:

@@ -19,6 +19,7 @@ from runtime.errors import OutputError
 from runtime.files import real_file
 from runtime.manifest import MANIFEST, Manifest
 from runtime.tasks import TASKS
+from runtime.there import exists
 
 _MARK = "# lotus-edge"
 _VERSION = "1"
@@ -63,7 +64,7 @@ def write_model(
             for name in (*(file.path for file in manifest.files), MANIFEST):
                 (version / BUNDLE / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(real_file(folder / name), version / BUNDLE / name)
-            if model.exists():
+            if exists(model):
                 old = Path(tempfile.mkdtemp(prefix=f".{model.name}-old-", dir=model.parent))
                 model.replace(old / model.name)
                 scratch.replace(model)

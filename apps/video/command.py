@@ -22,6 +22,7 @@ from runtime.errors import ImageError, LotusError, OutputError
 from runtime.extras import require
 from runtime.files import sha256_of
 from runtime.tasks import TASKS
+from runtime.there import exists, is_dir
 
 
 def _rate(text: str) -> Fraction:
@@ -196,18 +197,18 @@ def _form(arguments: argparse.Namespace) -> Form:
     """The form that was asked for, or that the output's name speaks of. Raises: OutputError."""
     output: Path = arguments.output
     ending = output.suffix.lower()
-    looks_like_film = ending in FORMS["color"].suffixes and not output.is_dir()
+    looks_like_film = ending in FORMS["color"].suffixes and not is_dir(output)
     form = FORMS[arguments.form or ("color" if looks_like_film else "frames")]
     if form.film and ending not in form.suffixes:
         raise OutputError(
             f"--form {form.name} is a file that ends with {', '.join(form.suffixes)}, "
             f"found {output}"
         )
-    if form.film and output.is_dir():
+    if form.film and is_dir(output):
         raise OutputError(f"cannot write {output}: there is a folder of this name")
     if not form.film and looks_like_film:
         raise OutputError(f"--form {form.name} fills a folder, and {output} has the name of a film")
-    if not form.film and output.exists() and not output.is_dir():
+    if not form.film and exists(output) and not is_dir(output):
         raise OutputError(f"--form {form.name} fills a folder, and {output} is a file")
     return form
 
@@ -216,7 +217,7 @@ def _check_apart(source: Source, output: Path) -> None:
     """Refuse an output that is the input, or a folder above it. Raises: OutputError."""
     folders = {file.parent.resolve() for file in source.files}
     read = {*source.files, *folders, *(above for folder in folders for above in folder.parents)}
-    if output.exists() and any(map(output.samefile, read)):
+    if exists(output) and any(map(output.samefile, read)):
         raise OutputError(f"{source.name} is, or lies in, the output {output}: choose another name")
 
 
@@ -268,11 +269,11 @@ def _is_done(arguments: argparse.Namespace, form: Form, job: dict[str, Any]) -> 
     output: Path = arguments.output
     work = _work_folder(output, form)
     if form.film:
-        beside, there = output.with_name(f"{output.name}.json"), output.exists()
+        beside, there = output.with_name(f"{output.name}.json"), exists(output)
     else:
         beside = output / "video.json"
-        there = output.is_dir() and any(path != work for path in output.iterdir())
-    if not there or arguments.overwrite or (arguments.resume and work.exists()):
+        there = is_dir(output) and any(path != work for path in output.iterdir())
+    if not there or arguments.overwrite or (arguments.resume and exists(work)):
         if arguments.overwrite and not form.film:
             _remove_results(output)
         return False
@@ -282,7 +283,7 @@ def _is_done(arguments: argparse.Namespace, form: Form, job: dict[str, Any]) -> 
         before = {}
     if arguments.resume and isinstance(before, dict) and before.get("job") == job:
         return True
-    if work.exists() and not form.film:
+    if exists(work) and not form.film:
         return False  # an unfinished run, of which `Work` says what to do
     what = "exists" if form.film else "is not empty"
     raise OutputError(f"{output} {what}: choose another name, or replace it with --overwrite")
@@ -292,7 +293,7 @@ def _remove_results(folder: Path) -> None:
     """The results of an earlier run that `video.json` or our unfinished work stands for: all else
     stays. Names are those that `apps.video.forms` gives.
     """
-    ours = (folder / "video.json").exists() or (folder / ".lotus-video").exists()
+    ours = exists(folder / "video.json") or exists(folder / ".lotus-video")
     if not ours:
         return
     numbered = "[0-9]" * 6

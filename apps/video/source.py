@@ -22,6 +22,8 @@ from apps.video.convert import Scaler, View, as_picture, film_frame, to_rgb, tur
 from apps.video.packets import Clock, open_film, readable, why
 from runtime.errors import ImageError
 from runtime.image import IMAGE_SUFFIXES, load
+from runtime.pictures.formats import ending
+from runtime.there import exists, is_dir, is_file
 
 _MARK = 1 << 20  # bytes at the beginning and the end, by which a film is known again
 _SAFE_STEP = Fraction(1, 1000)
@@ -92,7 +94,7 @@ def open_source(name: str, choice: Choice, rate: Fraction) -> Source:
     """
     if name.startswith("camera:"):
         return Camera(name, choice)
-    if Path(name).is_dir() or (any(mark in name for mark in "*?[") and not Path(name).exists()):
+    if is_dir(Path(name)) or (any(mark in name for mark in "*?[") and not exists(Path(name))):
         return Pictures(name, choice, rate)
     return Film(name, choice)
 
@@ -222,11 +224,11 @@ class Pictures:
         self.notes: list[str] = []
         self.rate, self.time_base = rate, 1 / rate
         found = (
-            [path for path in Path(name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-            if Path(name).is_dir()
+            [path for path in Path(name).iterdir() if ending(path).lower() in IMAGE_SUFFIXES]
+            if is_dir(Path(name))
             else [Path(path) for path in glob.glob(name)]  # noqa: PTH207  (of any folder)
         )
-        self.files: Sequence[Path] = sorted(filter(Path.is_file, found), key=_natural)
+        self.files: Sequence[Path] = sorted(filter(is_file, found), key=_natural)
         if not self.files:
             raise ImageError(f"{name}: there are no pictures")
         self.total = _count(len(self.files), rate, choice)

@@ -16,6 +16,7 @@ from apps.video.forms import ChunkWriter, save_arrays
 from apps.video.frames import Answer
 from runtime.errors import OutputError
 from runtime.steady import Step
+from runtime.there import exists
 from runtime.writing import write_together
 
 LONGEST = 24  # frames of a chunk: so many are done again at most after a kill
@@ -43,9 +44,9 @@ class Work:
     def __init__(self, folder: Path, job: Mapping[str, Any], *, resume: bool, anew: bool) -> None:
         self.folder = folder
         path = folder / "job.json"
-        if anew and folder.exists():
+        if anew and exists(folder):
             shutil.rmtree(folder)
-        if folder.exists():
+        if exists(folder):
             if not resume:
                 raise OutputError(
                     f"an unfinished run lies in {folder}: go on with --resume, or begin anew with "
@@ -69,7 +70,7 @@ class Work:
     def chunks(self, kind: str) -> int:
         """How many are done, one after the other from the first on."""
         done = 0
-        while self.path(kind, done).exists():
+        while exists(self.path(kind, done)):
             done += 1
         return done
 

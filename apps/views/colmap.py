@@ -12,6 +12,7 @@ from apps.views.colmap_files import check_whole
 from apps.views.model import Lens, Model, Source, View, pose
 from runtime.errors import GeometryError
 from runtime.extras import require
+from runtime.there import is_dir
 
 _BLANK = 0.0  # share of pixels without a picture after undistortion: none, so it is cropped
 
@@ -55,7 +56,7 @@ def _images_beside(folder: Path) -> Path:
     folder = folder.resolve()
     places = [above / "images" for above in (folder, *list(folder.parents)[:3])]
     for place in places:
-        if place.is_dir():
+        if is_dir(place):
             return place
     raise GeometryError(
         f"the pictures of the COLMAP model {folder} were not found ({places[0]}, {places[1]}, "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import GeometryError
+from runtime.there import is_file
 
 _SENSOR, _POSE, _ID = 8, 7 * 8, 4
 
@@ -39,7 +40,7 @@ def check_whole(folder: Path, parameters: Callable[[int], int]) -> None:
     """
     for name, record in _RECORDS.items():
         path = folder / f"{name}.bin"
-        if not path.is_file():
+        if not is_file(path):
             continue
         try:
             walk = _Walk(path.read_bytes(), parameters)

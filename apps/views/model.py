@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import GeometryError
+from runtime.there import is_dir, is_file
 
 Floats = NDArray[np.float64]
 
@@ -95,15 +96,15 @@ def find_model(path: Path) -> Source:
     """What `--views` names: a model's folder, a folder above it as COLMAP and nerfstudio make it,
     or a `transforms.json`. Raises: GeometryError.
     """
-    if path.is_file():
+    if is_file(path):
         if path.suffix.lower() == ".json":
             return Source(path=path, files=[path])
         raise GeometryError(f"--views {path}: give the folder of a COLMAP model, or a .json file")
-    if not path.is_dir():
+    if not is_dir(path):
         raise GeometryError(f"--views {path}: there is no such folder")
     if files := _colmap_files(path):
         return Source(path=path, files=files)
-    if (path / "transforms.json").is_file():
+    if is_file(path / "transforms.json"):
         return Source(path=path / "transforms.json", files=[path / "transforms.json"])
     for inner in ("sparse/0", "sparse", "0", "colmap/sparse/0"):
         if files := _colmap_files(path / inner):
@@ -117,7 +118,7 @@ def find_model(path: Path) -> Source:
 def _colmap_files(folder: Path) -> list[Path]:
     for ending in (".bin", ".txt"):
         files = [folder / f"{name}{ending}" for name in ("cameras", "images", "points3D")]
-        if all(path.is_file() for path in files):
+        if all(is_file(path) for path in files):
             return files
     return []
 
@@ -132,7 +133,7 @@ def read_model(path: Path, images: Path | None = None, points: Path | None = Non
     from apps.views.transforms import read_transforms
 
     source = find_model(path)
-    if images is not None and not images.is_dir():
+    if images is not None and not is_dir(images):
         raise GeometryError(f"--images {images}: there is no such folder")
     if source.path.suffix.lower() == ".json":
         model = read_transforms(source, images, points)

@@ -14,6 +14,7 @@ from apps.views.combine import Combined
 from apps.views.files import FILES
 from apps.views.model import Model
 from runtime.errors import OutputError
+from runtime.there import exists
 
 _GENERATOR = "lotus-edge scene --views"
 _LONGEST_STEM = 60  # characters of a picture's name in that of its depth
@@ -98,7 +99,7 @@ def encode_report(
 
 def check_free(folder: Path, known_by: str, overwrite: bool) -> None:
     """Refuse to write over files that are not of this model's scene. Raises: OutputError."""
-    there = [name for name in FILES if (folder / name).exists()]
+    there = [name for name in FILES if exists(folder / name)]
     if not there or overwrite:
         return
     ours = _report(folder)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from apps.views.model import Floats, Lens, Model, Source, View, pose
 from runtime.errors import GeometryError
+from runtime.there import is_file
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 _PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
@@ -104,7 +105,7 @@ def _picture(folder: Path, name: str) -> Path:
     places = [folder / name, folder / Path(name).name]
     if not Path(name).suffix:
         places += [place.with_name(f"{place.name}.png") for place in places]
-    return next((place for place in places if place.is_file()), places[0])
+    return next((place for place in places if is_file(place)), places[0])
 
 
 def _size(picture: Path, *told: Mapping[str, Any]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from runtime.errors import BackendMissingError, DeviceMissingError
 from runtime.golden import GoldenError, check_tolerance, golden_error, worst
 from runtime.manifest import Bucket, EngineInfo, Manifest, Measured, describe_file
 from runtime.proof import remember_proof
+from runtime.there import is_dir, is_file
 
 When: TypeAlias = Literal["now", "if possible", "later"]
 """When the engine of a target is built; later is on the device."""
@@ -39,9 +40,7 @@ def finalize(stage: Path, description: Manifest, *, engine: When = "if possible"
     target = TARGETS[description.target]
     buckets, built = _build_engines(stage, description.buckets, target, engine)
     say("computing checksums")
-    paths = sorted(
-        path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()
-    )
+    paths = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if is_file(path))
     manifest = dataclasses.replace(
         description,
         buckets=buckets,
@@ -81,7 +80,7 @@ def finish_on_device(
     engines = {bucket.engine for bucket in manifest.buckets}
     carried = [file for file in manifest.files if file.path not in engines]
     # Each engine holds the weights again; and on another disk they cannot be linked.
-    parent = next(folder for folder in destination.resolve().parents if folder.is_dir())
+    parent = next(folder for folder in destination.resolve().parents if is_dir(folder))
     copies = len(manifest.buckets) + (parent.stat().st_dev != source.stat().st_dev)
     needed = sum(file.bytes for file in carried) * copies
     with staged(destination, overwrite=overwrite or in_place, needed_bytes=needed) as stage:

@@ -26,6 +26,7 @@ from pathlib import Path
 from export.progress import say
 from runtime.errors import BundleError
 from runtime.manifest import Manifest
+from runtime.there import exists, is_dir
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux; elsewhere nothing is swept
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -70,11 +71,11 @@ def clear_up(destination: Path) -> None:
 
     Raises: OSError.
     """
-    if not destination.parent.is_dir():
+    if not is_dir(destination.parent):
         return
     with turn(destination.parent) as alone:
         for old in _left(destination, "old"):
-            if not destination.exists():
+            if not exists(destination):
                 say(f"bringing back {destination}, which a killed build had moved to {old.name}")
                 old.rename(destination)
             elif _is_whole(destination):
@@ -99,7 +100,7 @@ def take_place(stage: Path, destination: Path) -> None:
     what was there before is there still.
     """
     sync_tree(stage)
-    if not destination.exists():
+    if not exists(destination):
         stage.rename(destination)
     elif not exchange(stage, destination):
         _rename_twice(stage, destination)
@@ -145,7 +146,7 @@ def _rename_twice(stage: Path, destination: Path) -> None:
         destination.rename(aside)
         stage.rename(destination)
     except BaseException:
-        if aside.exists() and not destination.exists():
+        if exists(aside) and not exists(destination):
             aside.rename(destination)
         raise
     shutil.rmtree(aside, ignore_errors=True)

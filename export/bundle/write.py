@@ -15,6 +15,7 @@ from export.bundle.replace import clear_up, new_stage, take_place, turn
 from export.errors import BuildError
 from runtime.errors import BundleError
 from runtime.manifest import MANIFEST, OLDEST_SCHEMA, SCHEMA, Manifest
+from runtime.there import exists, is_dir
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
 
     Raises: BuildError.
     """
-    if not destination.exists():
+    if not exists(destination):
         return
     if not overwrite:
         raise BuildError(
@@ -81,7 +82,7 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
     present = {
         path.relative_to(destination).as_posix()
         for path in destination.rglob("*")
-        if not path.is_dir()
+        if not is_dir(path)
     }
     if foreign := sorted(present - listed - {MANIFEST}):
         raise BuildError(

@@ -29,6 +29,7 @@ from export.network.weights import count_parameters
 from export.progress import say
 from runtime.manifest import Latent
 from runtime.tasks import Task
+from runtime.there import exists, is_dir
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +122,7 @@ def public_id(name: str) -> str:
     A snapshot in the hub's cache, `models--OWNER--NAME/snapshots/HASH`, has the name of its
     repository.
     """
-    if not Path(name).is_dir():
+    if not is_dir(Path(name)):
         return name
     folder = Path(name).resolve()
     repository = folder.parent.parent.name
@@ -142,7 +143,7 @@ def describe(
     bare, revision = split_revision(name)
     if bare in known_ids():
         resolve_task(bare, task)  # another task than the known one is refused before a download
-    elif not Path(bare).exists():
+    elif not exists(Path(bare)):
         refuse_by_id(bare)
     check_base(bare, named_family(bare, family), base)
     if bare in _RANDOM:

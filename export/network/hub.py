@@ -16,6 +16,7 @@ from export.errors import CheckpointError
 from export.network.weights import choose_weights
 from export.network.what_it_is import what_it_is
 from export.progress import say
+from runtime.there import exists, is_dir, is_file
 
 _HUB_SECONDS = 5.0  # the hub's own client tries for two minutes where nothing answers
 _CONFIGS = ("*config.json", "model_index.json")
@@ -64,9 +65,9 @@ def find_folder(name: str, source: CheckpointSource) -> Path | None:
     """
     embedded = name.startswith("tiny/")
     path = embedded_checkpoints() / name.removeprefix("tiny/") if embedded else Path(name)
-    if path.is_dir() and (path / source.marker).is_file():
+    if is_dir(path) and is_file(path / source.marker):
         return path
-    if path.exists() and not embedded:
+    if exists(path) and not embedded:
         what = what_it_is(path, source.marker)
         end = "\n" if "\n" in what else ". "  # a command stands in a line of its own
         raise CheckpointError(f"{name!r} is {what}{end}Wanted is a {source.description}")
@@ -93,7 +94,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
     Raises: CheckpointError where one of the two is empty.
     """
-    if "@" not in name or Path(name).exists():
+    if "@" not in name or exists(Path(name)):
         return name, None
     bare, _, revision = name.partition("@")
     if not bare or not revision:
@@ -190,7 +191,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """
     config = folder / name
     try:
-        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        content = json.loads(config.read_text(encoding="utf-8")) if is_file(config) else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {config}: {error}") from error
     if not isinstance(content, dict):

@@ -18,6 +18,7 @@ from export.network.hub import read_config
 from export.network.parts import PROMPT_FILE, Parts, check_folder, has_prompt
 from export.network.weights import NETWORK, TEXT_ENCODER, find_weights
 from export.progress import say
+from runtime.there import is_file
 
 # diffusers, transformers, safetensors and json each raise their own types for a damaged folder.
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
@@ -134,7 +135,7 @@ def _load_prompt(folder: Path) -> torch.Tensor:
     and end token, not 77.
     """
     stored = folder / PROMPT_FILE
-    if stored.is_file():
+    if is_file(stored):
         try:
             return load_file(stored)["prompt_embedding"].float()
         except (OSError, KeyError, SafetensorError) as error:

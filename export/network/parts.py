@@ -18,6 +18,7 @@ from export.network.hub import (
     split_revision,
 )
 from export.network.weights import NETWORK, TEXT_ENCODER, choose_weights, find_weights
+from runtime.there import is_dir, is_file
 
 PROMPT_FILE = "prompt_embedding.safetensors"
 STABLE_DIFFUSION = "stabilityai/stable-diffusion-2-1"
@@ -115,7 +116,7 @@ def is_whole(name: str) -> bool:
     and local folders with UNet, autoencoder and prompt. Of other ids nothing is known.
     """
     folder, bare = Path(name), split_revision(name)[0]
-    if folder.is_dir():
+    if is_dir(folder):
         return _own_vae(folder) is not None and has_prompt(folder)
     if name.startswith(("tiny/", "random/")):
         return True
@@ -125,8 +126,8 @@ def is_whole(name: str) -> bool:
 
 def has_prompt(folder: Path) -> bool:
     """Whether the empty prompt lies there, stored or as text encoder and tokenizer."""
-    encoder = (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()
-    return encoder or (folder / PROMPT_FILE).is_file()
+    encoder = is_dir(folder / "text_encoder") and is_dir(folder / "tokenizer")
+    return encoder or is_file(folder / PROMPT_FILE)
 
 
 def check_base(name: str, family: Family | None, base: str | None) -> None:
@@ -142,7 +143,7 @@ def check_base(name: str, family: Family | None, base: str | None) -> None:
             )
         return
     alone = family is not None and family.unet_alone
-    if alone and not Path(name).is_dir() and not is_whole(name):
+    if alone and not is_dir(Path(name)) and not is_whole(name):
         raise CheckpointError(
             f"{name!r} is a UNet alone: pass --base with the folder or id of the rest, the "
             f"autoencoder and the text encoder of Stable Diffusion 2.1, such as {STABLE_DIFFUSION}"
@@ -151,7 +152,7 @@ def check_base(name: str, family: Family | None, base: str | None) -> None:
 
 def check_folder(folder: Path) -> None:
     """Refuse a module's folder without config or whole weights. Raises: CheckpointError."""
-    if not (folder / "config.json").is_file():
+    if not is_file(folder / "config.json"):
         files = sorted(path.name for path in folder.glob("*")) or "nothing"
         raise CheckpointError(
             f"{folder} needs config.json and safetensors (a module's folder of diffusers); found "
@@ -162,7 +163,7 @@ def check_folder(folder: Path) -> None:
 
 def _unet_and_base(name: str, base: str, *, configs_only: bool) -> Parts:
     root = Path(name)
-    if not root.is_dir():
+    if not is_dir(root):
         root = download(name, _UNET, configs_only=configs_only)
     rest = _base_folder(base, configs_only=configs_only)
     unet = next(_with_weights(root), root)
@@ -172,7 +173,7 @@ def _unet_and_base(name: str, base: str, *, configs_only: bool) -> Parts:
             f"neither {name!r} nor {base!r} has the config.json of a UNet: copy that of Stable "
             "Diffusion 2.1 beside the weights"
         )
-    own, given = _own_vae(root), Path(name).is_dir()
+    own, given = _own_vae(root), is_dir(Path(name))
     vae = _vae_folder(rest) if own is None else own
     whose = _is_local(base) if own is None else given
     local = (*((unet,) if given else ()), *((vae,) if whose else ()))
@@ -183,12 +184,12 @@ def _unet_and_base(name: str, base: str, *, configs_only: bool) -> Parts:
 def _own_vae(root: Path) -> Path | None:
     """The autoencoder that belongs to the folder of a checkpoint, and not of a UNet alone."""
     vae = _vae_folder(root)
-    return vae if (root / "unet").is_dir() and vae.is_dir() else None
+    return vae if is_dir(root / "unet") and is_dir(vae) else None
 
 
 def _with_weights(root: Path) -> Iterator[Path]:
     for folder in (root / "unet", root):
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        names = [path.name for path in folder.iterdir()] if is_dir(folder) else []
         if choose_weights(names, NETWORK) is not None:
             yield folder
 
@@ -198,15 +199,15 @@ def _is_unet(folder: Path) -> bool:
 
 
 def _is_local(base: str) -> bool:
-    return base.startswith("tiny/") or Path(base).is_dir()
+    return base.startswith("tiny/") or is_dir(Path(base))
 
 
 def _base_folder(base: str, *, configs_only: bool) -> Path:
     if base.startswith("tiny/"):
         folder = embedded_checkpoints() / base.removeprefix("tiny/")
-        if folder.is_dir():
+        if is_dir(folder):
             return folder
-    elif Path(base).is_dir():
+    elif is_dir(Path(base)):
         check_folder(_vae_folder(Path(base)))
         return Path(base)
     bare, _ = split_revision(base)
@@ -217,4 +218,4 @@ def _vae_folder(folder: Path) -> Path:
     """The checkpoint's own autoencoder, or the one beside its folder, which a whole series of
     checkpoints shares."""
     beside = folder.resolve().parent / "vae"
-    return beside if not (folder / "vae").is_dir() and beside.is_dir() else folder / "vae"
+    return beside if not is_dir(folder / "vae") and is_dir(beside) else folder / "vae"

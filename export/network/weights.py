@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import CheckpointError
+from runtime.there import is_dir, is_file
 
 NETWORK, TEXT_ENCODER = "diffusion_pytorch_model", "model"
 """What the names begin with: diffusers' modules, and those of transformers."""
@@ -110,7 +111,7 @@ def find_weights(folder: Path, stem: str = NETWORK) -> Weights:
 
     Raises: CheckpointError, naming the file that is missing or damaged.
     """
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = sorted(path.name for path in folder.iterdir()) if is_dir(folder) else []
     chosen = choose_weights(names, stem)
     if chosen is None:
         raise CheckpointError(
@@ -223,7 +224,7 @@ def _files(folder: Path, chosen: WeightNames) -> Iterable[Path]:
         names = _all_shards(chosen.shards[0])
         source = f"a shard beside {chosen.shards[0]}"
     for name in sorted(names):
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             raise CheckpointError(f"{folder / name} is missing, {source}: copy it too")
         yield folder / name
 

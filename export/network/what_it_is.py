@@ -10,6 +10,7 @@ from typing import Any
 from export.errors import CheckpointError
 from export.network.weights import PICKLES, converting_command, read_header
 from runtime.manifest import MANIFEST
+from runtime.there import is_file
 
 _LORA = (
     "a LoRA, which only changes another network: load both in diffusers, fuse them "
@@ -35,7 +36,7 @@ _BY_SUFFIX = {
 
 def what_it_is(path: Path, marker: str) -> str:
     """What an existing path is that lacks `marker`, the file of a checkpoint; without a verb."""
-    return _what_file(path) if path.is_file() else _what_folder(path, marker)
+    return _what_file(path) if is_file(path) else _what_folder(path, marker)
 
 
 def _what_file(path: Path) -> str:

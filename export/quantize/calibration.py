@@ -25,6 +25,8 @@ from runtime.errors import ImageError
 from runtime.image import IMAGE_SUFFIXES, fit_to_bucket, load
 from runtime.manifest import Bucket
 from runtime.marker import made_by_us
+from runtime.pictures.formats import ending
+from runtime.there import exists, is_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,15 +109,15 @@ class Calibration:
     def _found(self) -> list[Callable[[], NDArray[np.uint8]]]:
         """What reads each picture."""
         assert self.folder is not None
-        if not self.folder.exists():
+        if not exists(self.folder):
             raise BuildError(f"no folder {self.folder} to calibrate with")
         images = (
             sorted(
                 path
                 for path in self.folder.iterdir()
-                if path.suffix.lower() in IMAGE_SUFFIXES and not made_by_us(path)
+                if ending(path).lower() in IMAGE_SUFFIXES and not made_by_us(path)
             )
-            if self.folder.is_dir()
+            if is_dir(self.folder)
             else []
         )
         if images:

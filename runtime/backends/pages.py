@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from runtime.there import exists
+
 T = TypeVar("T")
 Span = tuple[int, int]
 """First address of a map, and the one behind its last."""
@@ -75,7 +77,7 @@ def giving_back(spans: Iterable[Span]) -> Iterator[None]:
 
 
 def _spans(paths: set[str]) -> Iterator[Span]:
-    if not _MAPS.exists():
+    if not exists(_MAPS):
         return
     for line in _MAPS.read_text().splitlines():
         span, rights, *_, path = [*line.split(maxsplit=5), ""][:6]

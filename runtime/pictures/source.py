@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from runtime.errors import ImageError
 from runtime.files import open_at_once
+from runtime.there import exists, is_dir, is_file
 
 SECTOR = 512  # bytes: the least that disks lose
 _ZEROS, _OTHER = bytes(SECTOR), re.compile(rb"[^\0]")
@@ -140,13 +141,13 @@ def open_regular(path: Path, largest: int) -> BinaryIO:
     Raises: ImageError where there is none, for a folder, for what is no regular file (reading a
     FIFO or a device could wait for ever), and for a larger file.
     """
-    if path.is_dir():
+    if is_dir(path):
         raise ImageError("is a folder, not an image")
-    if not path.exists():
+    if not exists(path):
         raise ImageError("no such file")
     # Asked before it is opened, since opening a device may do something; and again afterwards,
     # since the name may mean another file by then.
-    if not path.is_file():
+    if not is_file(path):
         raise ImageError("is no regular file (a pipe, a socket or a device)")
     file = open_at_once(path)
     state = os.fstat(file.fileno())
