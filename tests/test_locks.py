@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from tools import audit, demo, install, lock
 
-PYTHONS = ("3.10.12", "3.11.7", "3.12.1", "3.13.0")
+PYTHONS = ("3.10.12", "3.11.7", "3.12.1", "3.13.0", "3.14.0")
 SYSTEMS = {
     ("linux", "Linux", "x86_64"),
     ("linux", "Linux", "aarch64"),
