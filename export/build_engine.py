@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         with Progress(sys.stderr):
             act = _finish if arguments.from_bundle else _build
             outcome = act(arguments, command)
-    except LotusError as error:
+    except (LotusError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from runtime.extras import explain_missing_packages
 
@@ -75,6 +75,10 @@ def run(commands: Sequence[AddCommand], argv: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     """Writes as the commands do, also where nobody listens."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.color = False  # of Python 3.14: control characters, which are written as `\x1b`
 
     def print_help(self, file: object = None) -> None:
         show(self.format_help().rstrip())

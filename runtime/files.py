@@ -74,10 +74,13 @@ def real_file(path: Path) -> Path:
 def open_at_once(path: str | os.PathLike[str]) -> BinaryIO:
     """The file opened to be read. Never waits, as a pipe without a writer would make it.
 
+    Small pieces are read, also where Python's own are 128 KiB: often only the beginning is wanted.
+
     Raises: OSError.
     """
     without_waiting = getattr(os, "O_NONBLOCK", 0)
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | without_waiting))
+    opener = lambda name, flags: os.open(name, flags | without_waiting)  # noqa: E731
+    return open(path, "rb", buffering=8192, opener=opener)
 
 
 def read_bounded(path: Path, most: int) -> bytes:

@@ -202,7 +202,9 @@ def _walk(folder: Path, output: Path) -> Iterator[Picture | str]:
     unlisted: list[OSError] = []
     for here, folders, names in os.walk(folder, onerror=unlisted.append):
         folders.sort()
-        yield from (_LINK for name in folders if Path(here, name).is_symlink())
+        for name in folders:
+            if os.path.islink(Path(here, name)):  # noqa: PTH114  (no error where it may not look)
+                yield _LINK
         real = Path(os.path.realpath(here))
         in_output = results.is_relative_to(root) and real.is_relative_to(results)
         for path in (Path(here, name) for name in sorted(names)):

@@ -1,8 +1,8 @@
 """Whether a path is there, with an error where that cannot be told.
 
 `Path.exists` and its like answer False from Python 3.14 on for a name that is too long, in a folder
-that may not be searched and on a disk that fails. What is there would then be taken for absent:
-another source in its place, or a place to write to that is taken.
+that may not be searched and on a disk that fails. What is there would be taken for absent: another
+source would be used in its place, and a taken place to write to would count as free.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ABSENT_ON_WINDOWS = frozenset((21, 123, 1921))  # no disk in the drive, no such
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything, where `path` is a link at its end. Raises: OSError."""
+    """Whether there is anything; of a link, at its target. Raises: OSError."""
     return _mode(path) is not None
 
 

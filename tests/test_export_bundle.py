@@ -126,6 +126,20 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert name_of(tmp_path / "real") == "new"
 
 
+def test_a_link_to_itself_is_refused_before_the_work(tmp_path: Path) -> None:
+    """`Path.resolve` raises a RuntimeError for it up to Python 3.12."""
+    loop, source = tmp_path / "loop", write_null_bundle(tmp_path / "x", target="onnxruntime")
+    loop.symlink_to(loop)
+    with (
+        pytest.raises(BuildError, match="a link that leads to itself"),
+        staged(loop, overwrite=True),
+    ):
+        pytest.fail("the block must not run")
+    with pytest.raises(BuildError, match="a link that leads to itself"):
+        finish_on_device(source, target_name="tensorrt", output=loop, overwrite=True, command="")
+    assert sorted(os.listdir(tmp_path)) == ["loop", "x"]
+
+
 def test_too_small_a_disk_is_refused_before_the_work(tmp_path: Path) -> None:
     with (
         pytest.raises(BuildError, match="GB free; this bundle needs about"),

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_null_bundle
 
 from export.build_engine import main, without_folders
+from export.network.what_it_is import what_it_is
 from runtime.manifest import Manifest
 
 SCRIPT = str(ROOT / "export" / "build_engine.py")
@@ -143,6 +144,21 @@ def test_wrong_usage_is_status_2(
         main(arguments)
     assert caught.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_looked_at_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_null_bundle(tmp_path / "x", target="onnxruntime")
+    words = ["--from-bundle", str(source), "--target", "tensorrt", "--output", "x" * 300]
+    assert main(words) == 1
+    assert "too long" in capsys.readouterr().err
+
+
+def test_a_dangling_link_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model_index.json").symlink_to("nowhere")
+    assert "pass one of" not in what_it_is(tmp_path, "model_index.json")
 
 
 def test_paths_of_the_machine_stay_out_of_the_recorded_command() -> None:

@@ -154,6 +154,19 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
     assert "error: " in shown.splitlines()[-1]
 
 
+def test_help_and_usage_are_plain_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.14 colours them there, and the console writes control characters out."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for words in (["--help"], ["predict", "--help"], ["predict"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown = "".join(capsys.readouterr())
+        assert "usage: lotus-edge" in shown
+        assert "x1b" not in shown
+
+
 def test_the_null_backend_is_not_offered(
     null_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from runtime.files import open_at_once
 from runtime.marker import MARKER, made_by_us
 
 PICTURE = Image.fromarray(np.zeros((4, 5, 3), np.uint8))
@@ -21,6 +22,13 @@ def png(path: Path, **texts: str) -> Path:
         info.add_text(keyword, text)
     PICTURE.save(path, pnginfo=info)
     return path
+
+
+def test_the_beginning_of_a_file_is_read_in_small_pieces(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(1 << 20))
+    with open_at_once(tmp_path / "a") as stream:
+        stream.read(8)
+        assert os.lseek(stream.fileno(), 0, os.SEEK_CUR) <= 8192
 
 
 def test_a_png_with_our_mark_is_ours_whatever_its_name(tmp_path: Path) -> None:

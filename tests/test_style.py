@@ -45,7 +45,7 @@ VENDORS = {
     "cv2": "runtime/motion.py",
     "pycolmap": "apps/views/colmap.py",
 }
-UNSURE = {"exists", "is_file", "is_dir"}  # of pathlib: see runtime/there.py
+UNSURE = {"exists", "is_file", "is_dir", "is_symlink"}  # of pathlib: see runtime/there.py
 DATA = {
     "tests/test_export_command.py": "/home" + "/me",  # goes into a command, and must not come out
 }

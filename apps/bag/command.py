@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -269,7 +270,7 @@ def _seconds(message: Any) -> float:
 
 def _check_free(given: Path, output: Path, overwrite: bool) -> None:
     """Refuse an output that is there, but for another bag to be replaced. Raises: OutputError."""
-    read = (given, *given.resolve().parents)
+    read = (given, *Path(os.path.realpath(given)).parents)
     if exists(given) and exists(output) and any(map(output.samefile, read)):
         raise OutputError(f"{given} is, or lies in, the output {output}: choose another name")
     if exists(output) and not (overwrite and exists(output / "metadata.yaml")):

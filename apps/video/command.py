@@ -21,6 +21,7 @@ from runtime.engine import LotusEngine
 from runtime.errors import ImageError, LotusError, OutputError
 from runtime.extras import require
 from runtime.files import sha256_of
+from runtime.pictures.formats import ending
 from runtime.tasks import TASKS
 from runtime.there import exists, is_dir
 
@@ -196,10 +197,10 @@ def _check(arguments: argparse.Namespace) -> None:
 def _form(arguments: argparse.Namespace) -> Form:
     """The form that was asked for, or that the output's name speaks of. Raises: OutputError."""
     output: Path = arguments.output
-    ending = output.suffix.lower()
-    looks_like_film = ending in FORMS["color"].suffixes and not is_dir(output)
+    kind = ending(output).lower()
+    looks_like_film = kind in FORMS["color"].suffixes and not is_dir(output)
     form = FORMS[arguments.form or ("color" if looks_like_film else "frames")]
-    if form.film and ending not in form.suffixes:
+    if form.film and kind not in form.suffixes:
         raise OutputError(
             f"--form {form.name} is a file that ends with {', '.join(form.suffixes)}, "
             f"found {output}"

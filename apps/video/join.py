@@ -18,6 +18,7 @@ from apps.video.packets import open_film, readable
 from apps.video.source import Choice, Source
 from apps.video.work import Records, Work
 from runtime.errors import OutputError
+from runtime.pictures.formats import ending
 
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
@@ -38,14 +39,14 @@ def join(work: Work, records: Records, source: Source, choice: Choice, output: P
     """
     import av
 
-    partial = work.folder / f"joined{output.suffix}.partial"
+    partial = work.folder / f"joined{ending(output)}.partial"
     shift = int(records.pts[0]) if choice.start else 0
     notes: list[str] = []
     try:
         with av.open(
             str(partial),
             "w",
-            format=_FORMATS[output.suffix.lower()],
+            format=_FORMATS[ending(output).lower()],
             options={"fflags": "+bitexact"},
         ) as container:
             films = _films(work, records, shift, source.time_base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def _parameters(model: int) -> int:
 
 def _images_beside(folder: Path) -> Path:
     """Where COLMAP's users have the pictures of a model. Raises: GeometryError."""
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     places = [above / "images" for above in (folder, *list(folder.parents)[:3])]
     for place in places:
         if is_dir(place):

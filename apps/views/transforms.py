@@ -17,6 +17,7 @@ from PIL import Image
 
 from apps.views.model import Floats, Lens, Model, Source, View, pose
 from runtime.errors import GeometryError
+from runtime.pictures.formats import ending
 from runtime.there import is_file
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -103,7 +104,7 @@ def _picture(folder: Path, name: str) -> Path:
     the scenes of NeRF.
     """
     places = [folder / name, folder / Path(name).name]
-    if not Path(name).suffix:
+    if not ending(Path(name)):
         places += [place.with_name(f"{place.name}.png") for place in places]
     return next((place for place in places if is_file(place)), places[0])
 

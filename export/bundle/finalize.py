@@ -80,7 +80,8 @@ def finish_on_device(
     engines = {bucket.engine for bucket in manifest.buckets}
     carried = [file for file in manifest.files if file.path not in engines]
     # Each engine holds the weights again; and on another disk they cannot be linked.
-    parent = next(folder for folder in destination.resolve().parents if is_dir(folder))
+    parents = Path(os.path.realpath(destination)).parents
+    parent = next(folder for folder in parents if is_dir(folder))
     copies = len(manifest.buckets) + (parent.stat().st_dev != source.stat().st_dev)
     needed = sum(file.bytes for file in carried) * copies
     with staged(destination, overwrite=overwrite or in_place, needed_bytes=needed) as stage:
@@ -110,7 +111,7 @@ def _where(
     named = with_name(source)
     beside = named.with_name(f"{named.name}-{target.name}")
     destination = output or (source if unfinished else beside)
-    here, there = source.resolve(), destination.resolve()
+    here, there = (Path(os.path.realpath(folder)) for folder in (source, destination))
     if here in there.parents:
         raise BuildError(f"{destination} lies inside the bundle {source}; pass another --output")
     if here == there and not unfinished and not overwrite:

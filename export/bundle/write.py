@@ -6,6 +6,7 @@ Imports no torch: a Jetson finishes a bundle with NumPy and TensorRT alone.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iter
     Raises: BuildError when `destination` exists (and is not an old bundle to overwrite) or the disk
     is full.
     """
-    destination = destination.resolve()
+    destination = Path(os.path.realpath(destination))
     try:
         clear_up(destination)
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def staged(destination: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iter
 
 def with_name(folder: Path) -> Path:
     """The folder by a path that ends in its name; ".", ".." and "" have none."""
-    return folder if folder.name not in ("", "..") else folder.resolve()
+    return folder if folder.name not in ("", "..") else Path(os.path.realpath(folder))
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
@@ -64,6 +65,8 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
     Raises: BuildError.
     """
     if not exists(destination):
+        if os.path.islink(os.path.realpath(destination)):  # noqa: PTH114
+            raise BuildError(f"{destination} is a link that leads to itself; pass another --output")
         return
     if not overwrite:
         raise BuildError(

@@ -58,7 +58,8 @@ def _what_file(path: Path) -> str:
 
 def _what_folder(folder: Path, marker: str) -> str:
     names = sorted(path.name for path in folder.iterdir())
-    inner = sorted({*folder.glob(f"*/{marker}"), *folder.glob(f"snapshots/*/{marker}")})
+    marked = {*folder.glob(f"*/{marker}"), *folder.glob(f"snapshots/*/{marker}")}
+    inner = sorted(filter(is_file, marked))
     if inner:
         depth = len(Path(marker).parts)
         places = [path.parents[depth - 1].relative_to(folder).as_posix() for path in inner]

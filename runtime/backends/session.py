@@ -256,7 +256,7 @@ class Session(ABC):
         Raises: UnsafePathError; BackendError for what is no ONNX graph.
         """
         name, path = PurePosixPath(self.bucket.graph), self.model_folder / self.bucket.graph
-        if name.suffix != ".onnx":  # by another ending OpenVINO reads other formats
+        if not name.name.endswith(".onnx"):  # by another ending OpenVINO reads other formats
             raise UnsafePathError(
                 f"{path} is not opened: a graph's name ends in .onnx. Do not use this bundle."
             )
