@@ -44,7 +44,7 @@ def load_open3d() -> Any:
     except (ImportError, OSError) as error:
         raise GeometryError(
             f"Open3D is installed and cannot be loaded: {error}. A library of the system is "
-            "missing; on Debian and Ubuntu: `apt install libusb-1.0-0 libgl1 libgomp1`"
+            "missing; on Debian and Ubuntu: `apt install libusb-1.0-0 libgl1 libegl1 libgomp1`"
         ) from error
     return open3d
 
