@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.color = False  # of Python 3.14: control characters, which are written as `\x1b`
+        self.color = False  # Python 3.14 colours help; the console would show the codes
 
     def print_help(self, file: object = None) -> None:
         show(self.format_help().rstrip())

@@ -71,6 +71,19 @@ def real_file(path: Path) -> Path:
     return real
 
 
+def ending(path: Path) -> str:
+    """The end of a file's name from its last dot on, "" where it has none.
+
+    As `Path.suffix` up to Python 3.13; 3.14 has other answers for `..png` and `a.`. Results are
+    called after pictures, and a run may go on under another Python.
+
+    >>> [ending(Path(name)) for name in ("a.b.PNG", "..png", ".png", "a.")]
+    ['.PNG', '.png', '', '']
+    """
+    at = path.name.rfind(".")
+    return path.name[at:] if 0 < at < len(path.name) - 1 else ""
+
+
 def open_at_once(path: str | os.PathLike[str]) -> BinaryIO:
     """The file opened to be read. Never waits, as a pipe without a writer would make it.
 
@@ -79,8 +92,7 @@ def open_at_once(path: str | os.PathLike[str]) -> BinaryIO:
     Raises: OSError.
     """
     without_waiting = getattr(os, "O_NONBLOCK", 0)
-    opener = lambda name, flags: os.open(name, flags | without_waiting)  # noqa: E731
-    return open(path, "rb", buffering=8192, opener=opener)
+    return open(path, "rb", 8192, opener=lambda name, flags: os.open(name, flags | without_waiting))
 
 
 def read_bounded(path: Path, most: int) -> bytes:

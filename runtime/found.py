@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import ImageError, OutputError
+from runtime.files import ending
 from runtime.image import IMAGE_SUFFIXES, why_not_read
 from runtime.marker import TASK, made_by_us
-from runtime.pictures.formats import ending
 from runtime.saving import DEFAULT, result_marks, saved_paths, task_stems
 
 # Why files in a folder are left out.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.files import ending
 from runtime.there import exists, is_dir, is_file
 
 QUESTIONS = (exists, is_file, is_dir)
@@ -43,3 +44,8 @@ def test_what_cannot_be_told_is_an_error(
     monkeypatch.setattr(Path, "stat", refused)
     with pytest.raises(PermissionError):
         ask(tmp_path)
+
+
+def test_an_ending_is_the_same_under_each_python() -> None:
+    names = ("a.b.PNG", "..png", "...png", ".png", "a.", "a", "d.x/a")
+    assert [ending(Path(name)) for name in names] == [".PNG", ".png", ".png", "", "", "", ""]

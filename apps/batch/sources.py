@@ -21,9 +21,9 @@ from pyarrow import fs as arrow
 from apps.batch.store import is_remote, name_of_uri, open_place, uri_in, without_secrets
 from runtime.console import one_line
 from runtime.errors import ImageError
+from runtime.files import ending
 from runtime.image import IMAGE_SUFFIXES, why_not_read
 from runtime.marker import made_by_us
-from runtime.pictures.formats import ending
 from runtime.there import exists, is_dir
 
 PICTURES = pa.schema(

@@ -20,8 +20,7 @@ from runtime.console import say, show
 from runtime.engine import LotusEngine
 from runtime.errors import ImageError, LotusError, OutputError
 from runtime.extras import require
-from runtime.files import sha256_of
-from runtime.pictures.formats import ending
+from runtime.files import ending, sha256_of
 from runtime.tasks import TASKS
 from runtime.there import exists, is_dir
 

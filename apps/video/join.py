@@ -18,7 +18,7 @@ from apps.video.packets import open_film, readable
 from apps.video.source import Choice, Source
 from apps.video.work import Records, Work
 from runtime.errors import OutputError
-from runtime.pictures.formats import ending
+from runtime.files import ending
 
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 

@@ -21,8 +21,8 @@ from PIL import Image
 from apps.video.convert import Scaler, View, as_picture, film_frame, to_rgb, turns_of
 from apps.video.packets import Clock, open_film, readable, why
 from runtime.errors import ImageError
+from runtime.files import ending
 from runtime.image import IMAGE_SUFFIXES, load
-from runtime.pictures.formats import ending
 from runtime.there import exists, is_dir, is_file
 
 _MARK = 1 << 20  # bytes at the beginning and the end, by which a film is known again

@@ -17,7 +17,7 @@ from PIL import Image
 
 from apps.views.model import Floats, Lens, Model, Source, View, pose
 from runtime.errors import GeometryError
-from runtime.pictures.formats import ending
+from runtime.files import ending
 from runtime.there import is_file
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])

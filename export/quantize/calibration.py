@@ -22,10 +22,10 @@ from export.embedded import rendered_scenes
 from export.errors import BuildError
 from runtime.engine import draw_noise
 from runtime.errors import ImageError
+from runtime.files import ending
 from runtime.image import IMAGE_SUFFIXES, fit_to_bucket, load
 from runtime.manifest import Bucket
 from runtime.marker import made_by_us
-from runtime.pictures.formats import ending
 from runtime.there import exists, is_dir
 
 if TYPE_CHECKING:

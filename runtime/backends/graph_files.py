@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from runtime.errors import BackendError, UnsafePathError
+from runtime.files import open_at_once
 
 Fields: TypeAlias = Iterator[tuple[int, int, int]]
 
@@ -54,7 +55,7 @@ def check_weight_files(graph: Path, listed: Collection[str]) -> None:
     """
     try:
         with (
-            graph.open("rb") as stream,
+            open_at_once(graph) as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
             for place in _places(content):

@@ -34,6 +34,7 @@ from runtime.errors import (
     UnsafePathError,
 )
 from runtime.extras import how_to_install
+from runtime.files import ending
 from runtime.manifest import Bucket, Manifest
 
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]
@@ -256,7 +257,7 @@ class Session(ABC):
         Raises: UnsafePathError; BackendError for what is no ONNX graph.
         """
         name, path = PurePosixPath(self.bucket.graph), self.model_folder / self.bucket.graph
-        if not name.name.endswith(".onnx"):  # by another ending OpenVINO reads other formats
+        if ending(path) != ".onnx":  # by another ending OpenVINO reads other formats
             raise UnsafePathError(
                 f"{path} is not opened: a graph's name ends in .onnx. Do not use this bundle."
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 MAX_PIXELS = 200_000_000
@@ -119,19 +118,6 @@ _UNREAD = dict.fromkeys(
     ),
     _CONVERT,
 )
-
-
-def ending(path: Path) -> str:
-    """The end of a file's name from its last dot on, "" where it has none.
-
-    As `Path.suffix` up to Python 3.13; 3.14 has other answers for `..png` and `a.`. Results are
-    called after pictures, and a run may go on under another Python.
-
-    >>> [ending(Path(name)) for name in ("a.b.PNG", "..png", ".png", "a.")]
-    ['.PNG', '.png', '', '']
-    """
-    at = path.name.rfind(".")
-    return path.name[at:] if 0 < at < len(path.name) - 1 else ""
 
 
 def why_not_read(suffix: str) -> str | None:
